@@ -1,0 +1,247 @@
+"""The conductor: starts every asked-for stage as soon as what it needs is there.
+
+One per run, by lock. It holds no state that matters: what is done is read from the run folder, what is wanted arrives
+as request files in `conductor/requests/`, and what runs is seen from the stages' locks. So when it is killed the stages
+go on, and the next conductor adopts them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from picollm.run import events as ev
+from picollm.run import launch, lease, pipeline
+from picollm.run.errors import UserError
+from picollm.run.folder import ACTIVE, Run, StageStatus, write_atomic
+from picollm.run.machine import MachineRecorder
+
+POLL_S = 0.1
+
+
+class Request(msgspec.Struct, kw_only=True):
+    """What the app or the command line asks for.
+
+    `stages`: make these done, in order. `redo`: run these even if done or stale. `fresh`: and ignore their
+    checkpoints. `stop`: drop everything and ask the running stage to stop; `kill`: do not ask.
+    """
+
+    stages: list[str] = []
+    redo: list[str] = []
+    fresh: list[str] = []
+    stop: bool = False
+    kill: bool = False
+
+
+def ask(run: Run, request: Request) -> None:
+    """Leave a request, and make sure that a conductor is there to read it."""
+    for name in (*request.stages, *request.redo, *request.fresh):
+        pipeline.stage(name)
+    text = msgspec.json.encode(request).decode()
+    write_atomic(run.dir / "conductor" / "requests" / f"{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.json", text)
+    if not request.stop:
+        argv = [sys.executable, "-m", "stages.conductor", "--run", str(run.dir)]
+        launch.spawn_detached(argv, run.dir / "conductor" / "console.log")
+
+
+def stop(run: Run, kill: bool = False) -> list[str]:
+    """Stop whatever runs, with or without a conductor; returns the stages that were asked. A second call kills."""
+    write_request = lease.is_held(run.conductor_lock)
+    if write_request:
+        ask(run, Request(stop=True))
+    asked = []
+    for status in run.statuses():
+        if status.state in ACTIVE:
+            asked.append(status.name)
+            if kill or status.state == "stopping":
+                launch.kill_stage(run, status.name)
+            else:
+                run.request_stop(status.name)
+    return asked
+
+
+def plan_request(run: Run, stages: list[str], redo: bool = False, fresh: bool = False) -> Request:
+    """A request for `stages`, refused when it would silently rerun or trust something stale.
+
+    Raises `UserError` naming each stale stage and its reason.
+    """
+    statuses = {status.name: status for status in run.statuses()}
+    if redo:
+        return Request(stages=stages, redo=stages, fresh=stages if fresh else [])
+    wanted = set(stages)
+    for name in stages:
+        wanted |= set(pipeline.upstream(name))
+    stale = [statuses[name] for name in pipeline.NAMES if name in wanted and statuses[name].state == "stale"]
+    if stale:
+        reasons = "; ".join(f"{status.name} ({status.reason})" for status in stale)
+        raise UserError(
+            f"{run.name}: stale: {reasons}. Put the setting back, or redo from there: "
+            f"picollm run --run {run.name} --from {stale[0].name}"
+        )
+    return Request(stages=stages, fresh=stages if fresh else [])
+
+
+class Conductor:
+    """One run's conductor; `conduct()` returns when nothing that was asked for can go on."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.goals: list[str] = []
+        self.redo: set[str] = set()
+        self.fresh: set[str] = set()
+        self.running: dict[str, int] = {}
+        self.failed = False
+        self.dumped: set[tuple[str, int]] = set()
+        self.children: list = []
+
+    def conduct(self) -> int:
+        """Returns 0 when every goal is done, 1 when one failed, 3 when stopped, 4 when another conductor is at work."""
+        lock = lease.Lock(self.run.conductor_lock)
+        if not lock.exclusive(patience=5.0):
+            return 4
+        stopping = threading.Event()
+        recorder = MachineRecorder(self.run.machine_file, self.run.dir)
+        thread = threading.Thread(target=recorder.record, args=(stopping,), daemon=True)
+        thread.start()
+        self._say("started")
+        try:
+            return self._loop()
+        except UserError as error:
+            self._say("failed", str(error))
+            return 2
+        finally:
+            stopping.set()
+            thread.join(timeout=3)
+            lock.release()
+
+    def _loop(self) -> int:
+        outcome = 0
+        while True:
+            if self._read_requests():
+                outcome = 3
+                self._say("stopped")
+            statuses = {status.name: status for status in self.run.statuses()}
+            self._watch(statuses)
+            active = [status for status in statuses.values() if status.state in ACTIVE or status.name in self.running]
+            for name in list(self.goals):
+                if name not in self.redo and statuses[name].state == "done" and name not in self.running:
+                    self.goals.remove(name)
+            if not active and self.goals:
+                name = self._next(statuses)
+                if name is None:
+                    waiting = ", ".join(self.goals)
+                    missing = [o for o in pipeline.upstream(self.goals[0]) if statuses[o].state != "done"]
+                    self._say("failed", f"{waiting}: waiting for {', '.join(missing)}, which nobody asked for")
+                    return 1
+                self._launch(name)
+            elif not active and not self.goals:
+                if self._requests():
+                    continue
+                if outcome == 0:
+                    outcome = 1 if self.failed else 0
+                    self._say("failed" if self.failed else "finished")
+                return outcome
+            time.sleep(POLL_S)
+
+    def _next(self, statuses: dict[str, StageStatus]) -> str | None:
+        for name in pipeline.NAMES:
+            if name in self.goals and all(
+                statuses[other].state == "done" and other not in self.goals for other in pipeline.upstream(name)
+            ):
+                return name
+        return None
+
+    def _launch(self, name: str) -> None:
+        before = max(self.run.attempts(name), default=0)
+        child = launch.start_launcher(self.run, name, fresh=name in self.fresh)
+        self.children.append(child)
+        self.running[name] = before
+        self.redo.discard(name)
+        self.fresh.discard(name)
+        self._say("launched", name)
+        end = time.monotonic() + 10
+        while time.monotonic() < end and child.poll() is None:
+            if max(self.run.attempts(name), default=0) > before and lease.is_held(self.run.lock_file(name)):
+                return
+            time.sleep(0.02)
+
+    def _watch(self, statuses: dict[str, StageStatus]) -> None:
+        """Adopt what runs, notice what ended, take the stack of what stalled."""
+        self.children = [child for child in self.children if child.poll() is None]
+        for name, status in statuses.items():
+            if status.state in ACTIVE and name not in self.running:
+                self.running[name] = status.attempt - 1
+                if name not in self.goals:
+                    self.goals.append(name)
+                self._say("adopted", name)
+            if status.state == "stalled" and (name, status.attempt) not in self.dumped:
+                self.dumped.add((name, status.attempt))
+                launch.dump_stack(self.run, name)
+                self._say("stalled", f"{name}: {status.reason}; its stack is in {name}'s console log")
+            if name in self.running and status.state not in ACTIVE:
+                if lease.is_held(self.run.lock_file(name)):
+                    continue
+                del self.running[name]
+                self._ended(name, status)
+
+    def _ended(self, name: str, status: StageStatus) -> None:
+        if status.state == "done":
+            return
+        if name not in self.goals:
+            return
+        lost = [goal for goal in self.goals if goal == name or goal in _later(name)]
+        self.goals = [goal for goal in self.goals if goal not in lost]
+        self.failed = True
+        self._say(status.state, f"{name}: {status.reason}")
+
+    def _requests(self) -> list[Path]:
+        return sorted((self.run.dir / "conductor" / "requests").glob("*.json"))
+
+    def _read_requests(self) -> bool:
+        """Take in what was asked; True when the last word was to stop."""
+        stopped = False
+        for path in self._requests():
+            try:
+                request = msgspec.json.decode(path.read_bytes(), type=Request)
+            except (OSError, msgspec.DecodeError) as error:
+                self._say("ignored", f"{path.name}: {error}")
+                request = Request()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            if request.stop:
+                self.goals, self.redo, self.fresh = [], set(), set()
+                stopped = True
+                continue
+            if request.stages:
+                stopped = False
+            self.failed = False
+            self.goals = [n for n in pipeline.NAMES if n in self.goals or n in request.stages]
+            self.redo |= set(request.redo)
+            self.fresh |= set(request.fresh)
+        return stopped
+
+    def _say(self, what: str, text: str = "") -> None:
+        with contextlib.suppress(OSError):
+            ev.append(self.run.conductor_events, ev.Conductor(what=what, text=text, pid=os.getpid()))
+
+
+def _later(name: str) -> tuple[str, ...]:
+    return pipeline.from_stage(name)[1:]
+
+
+def main(folder: Path) -> int:
+    """What `python -m stages.conductor` runs: ignore the terminal, conduct, return the exit code."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    run = Run(folder.absolute())
+    if not run.exists():
+        print(f"error: {run.dir} is not a run folder (no config.toml)", file=sys.stderr)
+        return 2
+    return Conductor(run).conduct()

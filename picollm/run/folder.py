@@ -1,0 +1,425 @@
+"""The run folder: where things are, and what state every stage is in.
+
+State is derived, never stored: it is the fold of the newest attempt's events plus liveness (`lease`). Nothing here
+writes anything but the configuration, a request to stop, and what `create` lays out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+
+from picollm.run import config as settings
+from picollm.run import events as ev
+from picollm.run import lease, pipeline
+from picollm.run.errors import UserError
+
+FORMAT = 1
+STATES = (
+    "waiting", "ready", "running", "stalled", "stopping", "stopped", "failed", "crashed", "done", "stale", "skipped",
+)  # fmt: skip
+ACTIVE = ("running", "stalled", "stopping")
+
+
+def picollm_home() -> Path:
+    """Shared between runs: texts, token shards, the compile cache. `$PICOLLM_HOME`, else the user's cache folder."""
+    return Path(os.environ.get("PICOLLM_HOME") or platformdirs.user_cache_dir("picollm")).expanduser().absolute()
+
+
+def runs_folder() -> Path:
+    """`$PICOLLM_RUNS`, else `./runs`."""
+    return Path(os.environ.get("PICOLLM_RUNS") or "runs").expanduser().absolute()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write beside and rename: a reader sees the old file or the new one. Raises `UserError` where it cannot."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from None
+
+
+class StageStatus(msgspec.Struct, kw_only=True):
+    """What one row of the rail, of `picollm status` and of the report's table says.
+
+    `seconds`: time spent in the newest attempt; `eta`: seconds still to go (None: unknown); `started`: unix seconds.
+    """
+
+    name: str
+    state: str
+    attempt: int = 0
+    step: int = 0
+    steps: int = 0
+    started: float | None = None
+    seconds: float = 0.0
+    eta: float | None = None
+    predicted_s: float | None = None
+    reason: str = ""
+    phase: str = ""
+    pid: int = 0
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """What preflight resolved: `values` fills the settings left at 0, `seconds` predicts every stage."""
+
+    values: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    choices: dict[str, str] = {}
+    figures: dict[str, dict[str, float]] = {}
+    notes: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
+
+
+class Run:
+    """One run folder. `Run.create`, `Run.open` and `Run.all` are the ways in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dir = folder
+        self.name = folder.name
+
+    @classmethod
+    def create(cls, name: str, config: settings.Config) -> Run:
+        """Lay out a new run. Raises `UserError` for a bad name, an existing run or a folder that cannot be written."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            raise UserError(f"run name '{name}': expected letters, digits, dot, dash or underscore, at most 64")
+        run = cls(runs_folder() / name)
+        if run.exists():
+            raise UserError(f"run '{name}' exists already in {run.dir.parent}; resume it or choose another name")
+        write_atomic(run.dir / "prompts.txt", "\n".join(DEFAULT_PROMPTS) + "\n")
+        write_atomic(run.dir / "format", f"{FORMAT}\n")
+        run.save_config(config)
+        return run
+
+    @classmethod
+    def open(cls, name: str) -> Run:
+        """Raises `UserError` when there is no such run, its settings are broken or its format is newer than ours."""
+        folder = Path(name).expanduser().absolute() if os.sep in name else runs_folder() / name
+        run = cls(folder)
+        if not run.exists():
+            known = ", ".join(r.name for r in cls.all()) or "none yet"
+            raise UserError(
+                f"no run '{name}' in {folder.parent} (runs there: {known}); "
+                f"start it with: picollm run --run {folder.name}"
+            )
+        format_file = folder / "format"
+        if format_file.exists():
+            text = format_file.read_text().strip()
+            if not text.isdigit() or int(text) > FORMAT:
+                raise UserError(
+                    f"{format_file}: run format {text!r} is newer than this picollm ({FORMAT}); update picollm"
+                )
+        return run
+
+    @classmethod
+    def all(cls) -> list[Run]:
+        """Every run in the runs folder, newest activity first."""
+        try:
+            folders = [p for p in runs_folder().iterdir() if (p / "config.toml").is_file()]
+        except OSError:
+            return []
+        return [cls(p) for p in sorted(folders, key=lambda p: -p.stat().st_mtime)]
+
+    def exists(self) -> bool:
+        return (self.dir / "config.toml").is_file()
+
+    # settings -------------------------------------------------------------------------------------------------------
+
+    def save_config(self, config: settings.Config) -> None:
+        """Write `config.toml`; what it replaces is kept in `revisions/`."""
+        file = self.dir / "config.toml"
+        if file.exists():
+            old = file.read_text(encoding="utf-8")
+            if old == settings.dump(config):
+                return
+            revisions = self.dir / "revisions"
+            number = len(list(revisions.glob("*.toml"))) + 1
+            write_atomic(revisions / f"{number:03d}.toml", old)
+        write_atomic(file, settings.dump(config))
+
+    def wishes(self) -> settings.Config:
+        """`config.toml` as the person wrote it, with 0 where preflight plans. Raises `UserError` with file and line."""
+        return settings.load_file(self.dir / "config.toml")
+
+    def plan(self) -> Plan | None:
+        """What preflight wrote; None before it."""
+        try:
+            return msgspec.json.decode((self.dir / "plan.json").read_bytes(), type=Plan)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            raise UserError(f"{self.dir / 'plan.json'}: {error}; delete it and run preflight again") from None
+
+    def config(self) -> settings.Config:
+        """The wishes with every planned value filled in."""
+        return apply_plan(self.wishes(), self.plan())
+
+    def set(self, sets: list[str]) -> None:
+        """`--set` on an existing run: a new revision of its settings."""
+        if sets:
+            values = settings.flat(self.wishes()) | settings.parse_sets(sets)
+            self.save_config(settings.build(values))
+
+    # places ---------------------------------------------------------------------------------------------------------
+
+    def stage_dir(self, name: str) -> Path:
+        return self.dir / "stages" / name
+
+    def lock_file(self, name: str) -> Path:
+        return self.stage_dir(name) / "lock"
+
+    def stop_file(self, name: str) -> Path:
+        return self.stage_dir(name) / "stop"
+
+    def attempts(self, name: str) -> list[int]:
+        """Attempt numbers that left anything, ascending."""
+        numbers = {
+            int(match[1])
+            for path in self.stage_dir(name).glob("attempt-*")
+            if (match := re.match(r"attempt-(\d+)\.", path.name))
+        }
+        return sorted(numbers)
+
+    def events_file(self, name: str, attempt: int) -> Path:
+        return self.stage_dir(name) / f"attempt-{attempt:03d}.events.jsonl"
+
+    def console_file(self, name: str, attempt: int) -> Path:
+        return self.stage_dir(name) / f"attempt-{attempt:03d}.console.log"
+
+    def config_file(self, name: str, attempt: int) -> Path:
+        return self.stage_dir(name) / f"attempt-{attempt:03d}.config.toml"
+
+    @property
+    def conductor_events(self) -> Path:
+        return self.dir / "conductor" / "events.jsonl"
+
+    @property
+    def conductor_lock(self) -> Path:
+        return self.dir / "conductor" / "lock"
+
+    @property
+    def machine_file(self) -> Path:
+        return self.dir / "conductor" / "machine.jsonl"
+
+    def prompts(self) -> list[str]:
+        """The comparison prompts: the file the person edits, blank lines and # comments left out."""
+        own = self.wishes().chat.prompts
+        file = Path(own).expanduser() if own else self.dir / "prompts.txt"
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            if own:
+                raise UserError(f"prompts file {file} does not exist; create it or unset chat.prompts") from None
+            return list(DEFAULT_PROMPTS)
+        return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+    # what happened --------------------------------------------------------------------------------------------------
+
+    def finished(self, name: str) -> ev.Finished | None:
+        """The newest attempt that finished, if any: its artifacts are what later stages read."""
+        found = self._finished(name)
+        return found[1] if found else None
+
+    def _finished(self, name: str) -> tuple[int, ev.Finished] | None:
+        for attempt in reversed(self.attempts(name)):
+            for event in reversed(ev.tail_events(self.events_file(name, attempt))):
+                if isinstance(event, ev.Finished):
+                    return attempt, event
+        return None
+
+    def output(self, name: str, key: str) -> Path:
+        """Where a finished stage put `key`. Raises `UserError` when it is not done or its artifact is gone."""
+        done = self.finished(name)
+        if done is None or key not in done.paths:
+            raise UserError(f"{self.name}: '{name}' has not finished, and this needs its {key}; run it first")
+        path = self.dir / done.paths[key]
+        if not path.exists():
+            raise UserError(
+                f"{path} is gone, and this needs it; run '{name}' again (picollm run --run {self.name} --from {name})"
+            )
+        return path
+
+    def inputs(self, name: str, config: settings.Config | None = None) -> dict[str, Any]:
+        """Everything that decides a stage's result: its settings, the seed, what it is fed, its version."""
+        row = pipeline.stage(name)
+        config = config or self.config()
+        values = settings.flat(config)
+        found: dict[str, Any] = {"version": row.version, "run.seed": config.run.seed}
+        for key, knob in settings.knobs().items():
+            if key.partition(".")[0] in row.tables and knob.affects == "result":
+                found[key] = values[key]
+        if name == "preflight":
+            found = {k: v for k, v in found.items() if k != "run.seed"} | plan_inputs(self.wishes())
+        for need in row.needs:
+            done = self.finished(need)
+            for artifact, digest in (done.artifacts if done else {}).items():
+                found[f"{need}:{artifact}"] = digest
+        return found
+
+    def status(self, name: str, now: float | None = None, config: settings.Config | None = None) -> StageStatus:
+        """The state of one stage, from the tail of its newest attempt and its lock."""
+        now = time.time() if now is None else now
+        plan = self.plan()
+        predicted = (plan.seconds.get(name) if plan else None) or pipeline.stage(name).typical_s
+        status = StageStatus(name=name, state="waiting", predicted_s=predicted, eta=predicted)
+        attempts = self.attempts(name)
+        alive = lease.is_held(self.lock_file(name))
+        if not attempts:
+            if alive:
+                status.state = "running"
+            return status
+        status.attempt = attempts[-1]
+        file = self.events_file(name, status.attempt)
+        head, tail = ev.head_events(file), ev.tail_events(file)
+        _fold(status, head, tail, now)
+        last = tail[-1] if tail else None
+        terminal = next((event for event in reversed(tail) if isinstance(event, ev.TERMINAL)), None)
+        if isinstance(terminal, ev.Finished):
+            status.state, status.seconds, status.eta = "done", terminal.seconds, 0.0
+            reasons = self._stale_reasons(name, head, terminal, config)
+            if reasons:
+                status.state, status.reason = "stale", "; ".join(reasons)
+        elif isinstance(terminal, ev.Failed):
+            status.state, status.reason = "failed", terminal.error + (f"; {terminal.hint}" if terminal.hint else "")
+        elif isinstance(terminal, ev.Stopped):
+            status.state, status.reason = "stopped", f"stopped at step {terminal.step}" if terminal.step else "stopped"
+        elif alive:
+            quiet = now - (last.time if last else file.stat().st_mtime if file.exists() else now)
+            allowed = (config or self.config()).machine.stall_after * (5 if status.phase == "compile" else 1)
+            if self.stop_file(name).exists():
+                status.state, status.reason = "stopping", "stop asked for"
+            elif quiet > allowed:
+                status.state, status.reason = "stalled", f"alive, but no sign for {quiet:.0f} s"
+            else:
+                status.state = "running"
+        else:
+            status.state, status.reason, status.eta = "crashed", self._cause(name, status.attempt), None
+        return status
+
+    def statuses(self, now: float | None = None) -> list[StageStatus]:
+        """Every stage in pipeline order; done stages downstream of a stale or unfinished one are stale too."""
+        config = self.config()
+        found: dict[str, StageStatus] = {}
+        for row in pipeline.STAGES:
+            status = self.status(row.name, now, config)
+            if status.state == "done":
+                for need in row.needs:
+                    if found[need].state == "stale":
+                        status.state, status.reason = "stale", f"{need} is stale"
+                    elif found[need].state != "done":
+                        status.state, status.reason = "stale", f"{need} is being made again ({found[need].state})"
+            elif status.state == "waiting" and all(
+                found[other].state == "done" for other in pipeline.upstream(row.name)
+            ):
+                status.state = "ready"
+            found[row.name] = status
+        return list(found.values())
+
+    def _stale_reasons(
+        self, name: str, head: list[ev.AnyEvent], finished: ev.Finished, config: settings.Config | None
+    ) -> list[str]:
+        started = next((event for event in head if isinstance(event, ev.Started)), None)
+        reasons = [f"{path} is gone" for path in finished.paths.values() if not (self.dir / path).exists()]
+        if started is None:
+            return [*reasons, "its first event is lost"]
+        then, now = started.inputs, msgspec.to_builtins(self.inputs(name, config))
+        for key in sorted(then.keys() | now.keys()):
+            if then.get(key) != now.get(key):
+                if ":" in key:
+                    reasons.append(f"{key.partition(':')[0]} made a new {key.partition(':')[2]}")
+                else:
+                    reasons.append(f"{key} was {then.get(key)!r}, is now {now.get(key)!r}")
+        return reasons
+
+    def _cause(self, name: str, attempt: int) -> str:
+        """What the launcher saw of a process that left no terminal event."""
+        for event in reversed(ev.tail_events(self.conductor_events)):
+            if isinstance(event, ev.Exited) and (event.stage, event.attempt) == (name, attempt):
+                if event.code < 0:
+                    return f"killed by signal {-event.code}; start it again to resume"
+                return f"exit code {event.code} without a last word; see {self.console_file(name, attempt).name}"
+        return "the process is gone and nobody saw how; start it again to resume"
+
+    # requests -------------------------------------------------------------------------------------------------------
+
+    def request_stop(self, name: str) -> None:
+        """Ask a running stage to save and stop."""
+        write_atomic(self.stop_file(name), f"{time.time():.3f}\n")
+
+
+def _fold(status: StageStatus, head: list[ev.AnyEvent], tail: list[ev.AnyEvent], now: float) -> None:
+    """Times, steps, phase and ETA from both ends of one attempt."""
+    started = next((event for event in head if isinstance(event, ev.Started)), None)
+    if started is not None:
+        status.started, status.pid = started.time, started.pid
+        status.predicted_s = started.predicted_s or status.predicted_s
+    last = tail[-1].time if tail else now
+    points = [event for event in tail if isinstance(event, ev.Progress)]
+    phases = [event.name for event in (*head, *tail) if isinstance(event, ev.Phase)]
+    status.phase = phases[-1] if phases else ""
+    ended = bool(tail) and isinstance(tail[-1], ev.TERMINAL)
+    if status.started is not None:
+        status.seconds = max(0.0, (last if ended else max(now, last)) - status.started)
+    if points:
+        status.step, status.steps = points[-1].step, points[-1].steps
+    status.eta = None if ended else max(0.0, (status.predicted_s or 0.0) - status.seconds)
+    if not ended and len(points) > 1 and points[-1].step > points[0].step and points[-1].time > points[0].time:
+        pace = (points[-1].time - points[0].time) / (points[-1].step - points[0].step)
+        status.eta = max(0.0, (status.steps - status.step) * pace - max(0.0, now - last))
+
+
+def apply_plan(config: settings.Config, plan: Plan | None) -> settings.Config:
+    """Fill the settings left at 0 with what preflight planned; a value the person wrote always wins."""
+    if plan is None:
+        return config
+    values = settings.flat(config)
+    for key, knob in settings.knobs().items():
+        if knob.auto and not values[key] and key in plan.values:
+            values[key] = plan.values[key]
+    return settings.build(values)
+
+
+def plan_inputs(config: settings.Config) -> dict[str, Any]:
+    """The wishes that the plan was made from: change one and the plan is stale."""
+    values = settings.flat(config)
+    keys = [key for key, knob in settings.knobs().items() if knob.auto]
+    keys += [f"{table}.rows" for table in ("pretrain", "midtrain", "sft")]
+    keys += ["run.minutes", "run.nproc", "tokenizer.vocab_size", "rl.questions", "rl.samples", "rl.max_tokens"]
+    return {key: values[key] for key in sorted(keys)}
+
+
+def fingerprint(inputs: dict[str, Any]) -> str:
+    """Hex sha256 of a stage's inputs."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+DEFAULT_PROMPTS = (
+    "Explain tokenization for a beginner.",
+    "Why is the sky blue?",
+    "Use one analogy to explain self-attention.",
+    "Give me a two-step study plan for learning transformers.",
+    "What does str.split do?",
+    "What does json.dumps do?",
+    "Who are you?",
+    "Spell the word harbor.",
+    "What is 27 plus 45?",
+)

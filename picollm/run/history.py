@@ -1,0 +1,108 @@
+"""The history of one stage over all its attempts, read incrementally: what plots, tables and the report draw.
+
+`Resumed(step)` drops the points that the new attempt supersedes, so a curve never doubles back.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any
+
+from picollm.run import events as ev
+from picollm.run.folder import Run
+
+
+class Series:
+    """One metric: ascending `steps`, `values` (NaN where the event said null) and unix `times`."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.values: list[float] = []
+        self.times: list[float] = []
+
+    def add(self, step: int, value: float | None, time: float) -> None:
+        self.steps.append(step)
+        self.values.append(float("nan") if value is None else float(value))
+        self.times.append(time)
+
+    def cut(self, step: int) -> None:
+        """Forget every point after `step`."""
+        keep = bisect_right(self.steps, step)
+        del self.steps[keep:], self.values[keep:], self.times[keep:]
+
+
+class StageHistory:
+    """Call `poll()` now and then; it reads what is new and says whether anything was."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name = run, name
+        self.series: dict[str, Series] = {}
+        self.evals: list[ev.Eval] = []
+        self.samples: list[ev.Sample] = []
+        self.choices: list[ev.Choice] = []
+        self.checks: list[ev.Check] = []
+        self.warnings: list[str] = []
+        self.checkpoints: list[ev.Checkpoint] = []
+        self.finished: ev.Finished | None = None
+        self.started: list[ev.Started] = []
+        self.version = 0
+        self._attempt = 0
+        self._reader: ev.EventReader | None = None
+
+    def poll(self) -> bool:
+        """Read at most 4 MB of new events; True when there may be something new to draw."""
+        changed = False
+        attempts = self.run.attempts(self.name)
+        while True:
+            events = self._reader.poll() if self._reader else []
+            for event in events:
+                self._take(event)
+            if events:
+                self.version += 1
+                return True
+            following = next((number for number in attempts if number > self._attempt), None)
+            if following is None:
+                return changed
+            self._attempt = following
+            self._reader = ev.EventReader(self.run.events_file(self.name, following))
+            changed = True
+
+    def read_all(self) -> StageHistory:
+        """Everything there is now; for reports and tests."""
+        while self.poll():
+            pass
+        return self
+
+    def _take(self, event: Any) -> None:
+        match event:
+            case ev.Metrics():
+                for key, value in event.values.items():
+                    self.series.setdefault(key, Series()).add(event.step, value, event.time)
+            case ev.Eval():
+                self.evals.append(event)
+                for key, value in event.values.items():
+                    self.series.setdefault(f"{event.name}/{key}", Series()).add(event.step, value, event.time)
+            case ev.Resumed():
+                self._resume(event.step)
+            case ev.Sample():
+                self.samples.append(event)
+            case ev.Choice():
+                self.choices.append(event)
+            case ev.Check():
+                self.checks = [check for check in self.checks if check.name != event.name] + [event]
+            case ev.Checkpoint():
+                self.checkpoints.append(event)
+            case ev.Warning():
+                self.warnings.append(event.text)
+            case ev.Started():
+                self.started.append(event)
+                self.checks.clear()
+                self.finished = None
+            case ev.Finished():
+                self.finished = event
+
+    def _resume(self, step: int) -> None:
+        for series in self.series.values():
+            series.cut(step)
+        self.evals = [event for event in self.evals if event.step <= step]
+        self.samples = [event for event in self.samples if event.step <= step]

@@ -1,0 +1,158 @@
+"""Who is alive: flock for processes, and a careful identity for the pids that we signal.
+
+A stage's processes all hold `stages/<stage>/lock` shared; whoever wants to start one must first hold it exclusively.
+The kernel drops a lock with its process, however it dies, and a zombie holds none; a pid proves nothing, since it is
+reused, so it is only ever signalled after its start ticks, boot id and host name were compared.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+
+class Identity(NamedTuple):
+    """One process, for ever: `start_ticks` counts from boot, `boot_id` names the boot."""
+
+    pid: int
+    host: str
+    boot_id: str
+    start_ticks: int
+
+
+def boot_id() -> str:
+    """Linux's boot id; elsewhere the boot time in whole minutes stands in for it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"boot-{round(psutil.boot_time() / 60)}"
+
+
+def start_ticks(pid: int) -> int:
+    """Clock ticks from boot to the start of `pid`; -1 when there is no such living process (a zombie is dead)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return -1 if fields[0] in (b"Z", b"X") else int(fields[19])
+    except FileNotFoundError:
+        pass
+    except (OSError, IndexError, ValueError):
+        return -1
+    if os.path.exists("/proc/self/stat"):
+        return -1
+    try:
+        process = psutil.Process(pid)
+        return (
+            -1
+            if process.status() == psutil.STATUS_ZOMBIE
+            else round((process.create_time() - psutil.boot_time()) * 100)
+        )
+    except psutil.Error:
+        return -1
+
+
+def identify(pid: int | None = None) -> Identity:
+    """The identity of a process, by default of this one."""
+    pid = os.getpid() if pid is None else pid
+    return Identity(pid, platform.node(), boot_id(), start_ticks(pid))
+
+
+def is_same(identity: Identity) -> bool:
+    """Whether that very process still lives on this machine."""
+    return (
+        identity.pid > 1
+        and identity.host == platform.node()
+        and identity.boot_id == boot_id()
+        and identity.start_ticks >= 0
+        and start_ticks(identity.pid) == identity.start_ticks
+    )
+
+
+def signal_process(identity: Identity, number: int) -> bool:
+    """Signal that very process; False when it is gone, elsewhere, or its pid belongs to somebody else now."""
+    if not is_same(identity):
+        return False
+    try:
+        os.kill(identity.pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def kill_group(identity: Identity, number: int = signal.SIGKILL) -> bool:
+    """Signal the whole process group that `identity` leads (we start every stage as a group of its own)."""
+    if not is_same(identity):
+        return False
+    try:
+        os.killpg(identity.pid, number)
+    except (ProcessLookupError, PermissionError):
+        return signal_process(identity, number)
+    return True
+
+
+class Lock:
+    """An flock on a file that is never deleted. `exclusive()` to own, `share()` to be counted among the living."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+
+    def _take(self, how: int) -> bool:
+        if self._fd < 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, how)
+            return True
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+                return False
+            raise
+
+    def exclusive(self, patience: float = 0.0) -> bool:
+        """Own the lock; tries for `patience` seconds, since a reader's probe may hold it for a moment."""
+        end = time.monotonic() + patience
+        while not self._take(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if time.monotonic() >= end:
+                self.release()
+                return False
+            time.sleep(0.02)
+        return True
+
+    def share(self, patience: float = 5.0) -> bool:
+        """Hold it together with the other ranks of the same stage."""
+        end = time.monotonic() + patience
+        while not self._take(fcntl.LOCK_SH | fcntl.LOCK_NB):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def is_held(path: Path) -> bool:
+    """Whether any process holds this lock file now."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+            return True
+        raise
+    finally:
+        os.close(fd)

@@ -1,0 +1,89 @@
+"""What the machine is doing: CPU, memory, disk, and GPUs through NVML where there are any."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from picollm.run import events as ev
+
+EVERY_S = 2.0
+
+
+class Gpus:
+    """NVML, opened once. `reason` says in words why there is nothing to read."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._handles: list[Any] = []
+        try:
+            import pynvml
+
+            self._nvml = pynvml
+            pynvml.nvmlInit()
+            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        except Exception as error:
+            self.reason = f"no GPU readings: {error}"
+
+    def read(self) -> list[dict[str, Any]]:
+        """One record per GPU: name, uuid, utilisation (percent), memory (bytes), power (W), temperature (°C).
+
+        What a GPU does not report is left out of its record, never given as 0.
+        """
+        found = []
+        for handle in self._handles:
+            record: dict[str, Any] = {}
+            nvml = self._nvml
+            readings = {
+                "name": lambda h=handle: nvml.nvmlDeviceGetName(h),
+                "uuid": lambda h=handle: nvml.nvmlDeviceGetUUID(h),
+                "utilisation": lambda h=handle: nvml.nvmlDeviceGetUtilizationRates(h).gpu,
+                "memory_used": lambda h=handle: nvml.nvmlDeviceGetMemoryInfo(h).used,
+                "memory_total": lambda h=handle: nvml.nvmlDeviceGetMemoryInfo(h).total,
+                "power_w": lambda h=handle: nvml.nvmlDeviceGetPowerUsage(h) / 1000,
+                "temperature_c": lambda h=handle: nvml.nvmlDeviceGetTemperature(h, nvml.NVML_TEMPERATURE_GPU),
+            }
+            for key, reading in readings.items():
+                with contextlib.suppress(nvml.NVMLError):
+                    value = reading()
+                    record[key] = value.decode() if isinstance(value, bytes) else value
+            found.append(record)
+        return found
+
+
+def read_machine(gpus: Gpus, folder: Path) -> ev.Machine:
+    """One reading; CPU percentages are since the last call in this process."""
+    memory = psutil.virtual_memory()
+    cores = psutil.cpu_percent(percpu=True)
+    return ev.Machine(
+        cpu=sum(cores) / max(1, len(cores)),
+        cores=cores,
+        memory_used=memory.total - memory.available,
+        memory_total=memory.total,
+        disk_free=shutil.disk_usage(folder).free,
+        gpus=gpus.read(),
+    )
+
+
+class MachineRecorder:
+    """Appends a reading every two seconds to a file that is cut in half when it passes 8 MB."""
+
+    LIMIT_BYTES = 8 << 20
+
+    def __init__(self, file: Path, folder: Path) -> None:
+        self.file, self.folder = file, folder
+
+    def record(self, stopping: threading.Event) -> None:
+        gpus = Gpus()
+        psutil.cpu_percent(percpu=True)
+        while not stopping.wait(EVERY_S):
+            with contextlib.suppress(OSError):
+                if self.file.exists() and self.file.stat().st_size > self.LIMIT_BYTES:
+                    lines = self.file.read_bytes().splitlines(keepends=True)
+                    self.file.write_bytes(b"".join(lines[len(lines) // 2 :]))
+                ev.append(self.file, read_machine(gpus, self.folder))

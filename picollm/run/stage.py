@@ -1,0 +1,221 @@
+"""What a stage process gets: its run, its settings, a voice (events), and ears (the stop file).
+
+    def work(ctx: StageContext) -> Outcome: ...
+    if __name__ == "__main__":
+        main("sft", work)
+
+`main` turns however `work` ends into one terminal event and an exit code: 0 done or stopped as asked, 2 the person's
+mistake (`UserError`), 1 ours (the traceback is in the console log). Under torchrun every rank runs `work`; rank 0 alone
+writes events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import importlib.metadata
+import os
+import platform
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from picollm.run import events as ev
+from picollm.run import lease
+from picollm.run.errors import StopRequested, UserError
+from picollm.run.folder import Run, fingerprint
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What a finished stage leaves: where things are, their content hashes, and figures for the report."""
+
+    paths: dict[str, str] = {}
+    artifacts: dict[str, str] = {}
+    summary: dict[str, Any] = {}
+
+
+class StageContext:
+    """Handed to a stage's `work`. Metrics and progress are thinned so that a fast loop cannot flood the file."""
+
+    def __init__(self, run: Run, name: str, attempt: int, fresh: bool = False) -> None:
+        self.run = run
+        self.name = name
+        self.attempt = attempt
+        self.fresh = fresh
+        self.config = run.config()
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.inputs = run.inputs(name, self.config)
+        self.fingerprint = fingerprint(msgspec.to_builtins(self.inputs))
+        self._writer = ev.EventWriter(run.events_file(name, attempt)) if self.rank == 0 else None
+        self._begun = time.monotonic()
+        self._next_progress = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since this process began its stage."""
+        return time.monotonic() - self._begun
+
+    def emit(self, event: ev.Event) -> None:
+        """Write one event; ranks other than 0 say nothing."""
+        if self._writer is not None:
+            self._writer.write(event)
+
+    def phase(self, name: str) -> None:
+        self.emit(ev.Phase(name=name))
+
+    def progress(self, step: int, steps: int) -> None:
+        """At most five a second, and always the last one."""
+        now = time.monotonic()
+        if now >= self._next_progress or step >= steps:
+            self._next_progress = now + 0.2
+            self.emit(ev.Progress(step=step, steps=steps))
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.emit(ev.Metrics(step=step, values=dict(values)))
+
+    def eval(self, name: str, step: int, values: dict[str, float], n: int | None = None) -> None:
+        self.emit(ev.Eval(name=name, step=step, values=dict(values), n=n))
+
+    def sample(self, prompt: str, text: str, step: int, model: str = "", details: dict[str, Any] | None = None) -> None:
+        self.emit(ev.Sample(prompt=prompt, text=text, step=step, model=model, details=details or {}))
+
+    def choice(self, what: str, chosen: str, figures: dict[str, float]) -> None:
+        self.emit(ev.Choice(what=what, chosen=chosen, figures=figures))
+
+    def check(self, name: str, status: str, found: str, wanted: str = "", fix: str = "") -> None:
+        self.emit(ev.Check(name=name, status=status, found=found, wanted=wanted, fix=fix))
+
+    def checkpoint(self, step: int, path: str, bytes: int = 0, seconds: float = 0.0) -> None:
+        self.emit(ev.Checkpoint(step=step, path=path, bytes=bytes, seconds=seconds))
+
+    def resumed(self, step: int, path: str = "") -> None:
+        """Points after `step` of earlier attempts are superseded from here on."""
+        self.emit(ev.Resumed(step=step, path=path))
+
+    def warning(self, text: str) -> None:
+        self.emit(ev.Warning(text=text))
+        if self.rank == 0:
+            print(f"warning: {text}", flush=True)
+
+    def message(self, text: str) -> None:
+        self.emit(ev.Message(text=text))
+        if self.rank == 0:
+            print(text, flush=True)
+
+    def stop_requested(self) -> bool:
+        """Whether the stop file is there; local, so ranks must agree on the answer among themselves."""
+        return self.run.stop_file(self.name).exists()
+
+    def raise_if_stopped(self) -> None:
+        """For stages without steps to save: leave between two pieces of work."""
+        if self.stop_requested():
+            raise StopRequested()
+
+    def output(self, stage: str, key: str) -> Path:
+        """Where an earlier stage put something. Raises `UserError` when it is not there."""
+        return self.run.output(stage, key)
+
+    def relative(self, path: Path) -> str:
+        """`path` as an event stores it: relative inside the run folder, absolute outside."""
+        return str(path.relative_to(self.run.dir)) if path.is_relative_to(self.run.dir) else str(path)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def main(name: str, work: Callable[[StageContext], Outcome]) -> NoReturn:
+    """Parse `--run DIR --attempt N`, do the work, say how it ended, exit."""
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", description=f"One stage of a run: {name}.")
+    parser.add_argument("--run", required=True, type=Path, help="the run folder")
+    parser.add_argument("--attempt", type=int, default=0, help="attempt number, given by the launcher")
+    parser.add_argument("--fresh", action="store_true", help="start over: ignore this stage's earlier checkpoints")
+    options = parser.parse_args()
+    if not options.attempt:
+        from picollm.run.launch import launch_here
+
+        sys.exit(launch_here(options.run, name, fresh=options.fresh))
+    sys.exit(_attend(name, work, options.run.absolute(), options.attempt, options.fresh))
+
+
+def _attend(name: str, work: Callable[[StageContext], Outcome], folder: Path, attempt: int, fresh: bool) -> int:
+    lock = lease.Lock(folder / "stages" / name / "lock")
+    if not lock.share():
+        print(f"{folder.name}: another process owns stage '{name}'", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
+    run = Run(folder)
+
+    def ask_to_stop(number: int, frame: object) -> None:
+        with contextlib.suppress(UserError):
+            run.request_stop(name)
+
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    signal.signal(signal.SIGINT, ask_to_stop)
+    ctx: StageContext | None = None
+    try:
+        ctx = StageContext(run, name, attempt, fresh)
+        ctx.emit(_started(ctx))
+        outcome = work(ctx)
+        ctx.emit(
+            ev.Finished(seconds=ctx.seconds, paths=outcome.paths, artifacts=outcome.artifacts, summary=outcome.summary)
+        )
+        return 0
+    except StopRequested as stop:
+        if ctx:
+            ctx.emit(ev.Stopped(step=stop.step))
+        return 0
+    except UserError as error:
+        return _fail(ctx, str(error), 2)
+    except OSError as error:
+        traceback.print_exc()
+        where = f" {error.filename}" if error.filename else ""
+        return _fail(ctx, f"{name}:{where} {error.strerror or error}", 2 if error.errno in (13, 28, 30) else 1)
+    except MemoryError:
+        return _fail(ctx, f"{name}: out of memory; make rows, depth or seq_len smaller", 1)
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(ctx, f"{type(error).__name__}: {error}".splitlines()[0][:400], 1)
+    finally:
+        if ctx:
+            ctx.close()
+
+
+def _fail(ctx: StageContext | None, text: str, code: int) -> int:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    if ctx:
+        hint = "" if code == 2 else f"see {ctx.run.console_file(ctx.name, ctx.attempt).name}"
+        ctx.emit(ev.Failed(error=text, hint=hint, code=code))
+    return code
+
+
+def _started(ctx: StageContext) -> ev.Started:
+    me = lease.identify()
+    plan = ctx.run.plan()
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "picollm-tui"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return ev.Started(
+        stage=ctx.name,
+        attempt=ctx.attempt,
+        pid=me.pid,
+        host=me.host,
+        boot_id=me.boot_id,
+        start_ticks=me.start_ticks,
+        world=ctx.world,
+        fingerprint=ctx.fingerprint,
+        inputs=msgspec.to_builtins(ctx.inputs),
+        predicted_s=(plan.seconds.get(ctx.name, 0.0) if plan else 0.0),
+        versions=versions,
+    )
