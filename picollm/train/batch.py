@@ -1,0 +1,73 @@
+"""What every training stage hands to the loop: token ids, what to predict, how much each prediction counts.
+
+B rows, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's share of one micro-batch.
+
+    The loss of a step is Σ weights·nll / denom, summed over micro-batches and ranks, so `denom` is the number of
+    counted tokens of the *whole* step and the same on every rank. It is not Σ weights: the advantages of RL may cancel.
+
+    Attributes:
+        inputs: (B, T) int64 token ids.
+        targets: (B, T) int64, the token that should follow each input.
+        weights: (B, T) float32, or None for 1 everywhere.
+        denom: counted tokens of the step; 0 is allowed when every weight is 0.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor | None
+    denom: float
+
+    @classmethod
+    def from_numpy(
+        cls, inputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None, denom: float | None = None
+    ) -> Batch:
+        """From (B, T) arrays of any integer type; a negative target counts as weight 0.
+
+        Without `denom` the tokens with a weight other than 0 are counted, which is right for one rank and one
+        micro-batch only.
+        """
+        x = torch.from_numpy(inputs.astype(np.int64))
+        y = torch.from_numpy(targets.astype(np.int64))
+        w = None if weights is None else torch.from_numpy(weights.astype(np.float32))
+        if (y < 0).any():
+            w = torch.where(y < 0, 0.0, torch.ones(y.shape) if w is None else w)
+            y = y.clamp(min=0)
+        if denom is None:
+            denom = float(y.numel() if w is None else int((w != 0).sum()))
+        return cls(x, y, w, float(denom))
+
+    @property
+    def tokens(self) -> int:
+        """Positions computed, counted in the loss or not."""
+        return self.inputs.numel()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`, with explicit weights: one graph then serves every stage."""
+        weights = torch.ones(self.targets.shape) if self.weights is None else self.weights
+        if device.type == "cpu":
+            return Batch(self.inputs, self.targets, weights, self.denom)
+        parts = [t.pin_memory() if device.type == "cuda" else t for t in (self.inputs, self.targets, weights)]
+        inputs, targets, weights = (t.to(device, non_blocking=True) for t in parts)
+        return Batch(inputs, targets, weights, self.denom)
+
+    def split(self, rows: int) -> Iterator[Batch]:
+        """Micro-batches of at most `rows` rows; `denom` stays that of the whole step."""
+        for i in range(0, self.inputs.shape[0], rows):
+            part = slice(i, i + rows)
+            weights = None if self.weights is None else self.weights[part]
+            yield Batch(self.inputs[part], self.targets[part], weights, self.denom)

@@ -1,0 +1,108 @@
+"""The one loss: weighted next-token negative log-likelihood over softcapped logits, never holding them all.
+
+N = B·T positions, D model width, V vocabulary. Logits in fp32 are by far the largest tensor of a small model (N·V), so
+they are made for a chunk of positions at a time. As the loss is a weighted sum, the gradient of a chunk's logits is
+known as soon as they are: the training path computes it on the spot (as fused linear cross-entropy kernels do, e.g.
+Hsu et al. 2024, "Liger Kernel"), and no logits are kept or computed twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from picollm.run.scaling import ModelShape
+from picollm.train.batch import Batch
+
+CHUNK_ROWS = 1024
+
+
+class LanguageModel(Protocol):
+    """What the loss needs of a model."""
+
+    shape: ModelShape
+    lm_head: Any
+
+    def hidden(self, ids_BT: Tensor) -> Tensor: ...
+
+
+def chunk_rows_for(rows: int, vocab: int, device: torch.device) -> int:
+    """Positions per chunk: logits small enough for the caches of a CPU, large enough to fill a GPU."""
+    budget = 2**22 if device.type == "cpu" else 2**28  # numbers in one chunk of logits
+    return min(rows, max(256, budget // vocab))
+
+
+class _FusedNll(torch.autograd.Function):
+    """Σ w·nll and, at once, its gradients with respect to the hidden states and the output matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, head_VD: Tensor, targets_N: Tensor, w_N: Tensor, cap: float, chunk: int):
+        head = head_VD.to(x_ND.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
+        grad_x, grad_head = [], torch.zeros(head_VD.shape, dtype=torch.float32, device=x_ND.device)
+        for i in range(0, x_ND.shape[0], chunk):
+            x, target, w = x_ND[i : i + chunk], targets_N[i : i + chunk, None], w_N[i : i + chunk, None]
+            squashed = torch.tanh((x @ head.t()).float() / cap)
+            log_z = torch.logsumexp(squashed * cap, dim=-1, keepdim=True)
+            total = total + (w * (log_z - cap * squashed.gather(1, target))).sum()
+            p = torch.exp(squashed * cap - log_z)
+            hit = torch.arange(p.shape[1], device=p.device) == target
+            grad = (w * (p - hit.float()) * (1 - squashed * squashed)).to(x.dtype)
+            grad_x.append(grad @ head)
+            grad_head = grad_head + (grad.t() @ x).float()
+        ctx.save_for_backward(torch.cat(grad_x), grad_head.to(head_VD.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):  # type: ignore[override]
+        grad_x, grad_head = ctx.saved_tensors
+        return grad_x * grad.to(grad_x.dtype), grad_head * grad.to(grad_head.dtype), None, None, None, None
+
+
+def nll_from_hidden(
+    x_ND: Tensor, head_VD: Tensor, targets_N: Tensor, w_N: Tensor, *, softcap: float, chunk_rows: int | None = None
+) -> Tensor:
+    """Σ w·nll (fp32 scalar) of positions with final hidden states `x_ND`; differentiable in x and head."""
+    chunk = chunk_rows or chunk_rows_for(x_ND.shape[0], head_VD.shape[0], x_ND.device)
+    if torch.is_grad_enabled():
+        return _FusedNll.apply(x_ND, head_VD, targets_N, w_N, softcap, chunk)
+    return (w_N * token_nll(x_ND, head_VD, targets_N, softcap=softcap, chunk_rows=chunk)).sum()
+
+
+@torch.no_grad()
+def token_nll(
+    x_ND: Tensor, head_VD: Tensor, targets_N: Tensor, *, softcap: float, chunk_rows: int | None = None
+) -> Tensor:
+    """nll of each position in nats, (N,) fp32, without gradients: for evaluation."""
+    chunk = chunk_rows or chunk_rows_for(x_ND.shape[0], head_VD.shape[0], x_ND.device)
+    head = head_VD.to(x_ND.dtype)
+    parts = []
+    for i in range(0, x_ND.shape[0], chunk):
+        logits = softcap * torch.tanh((x_ND[i : i + chunk] @ head.t()).float() / softcap)
+        parts.append(torch.logsumexp(logits, -1) - logits.gather(1, targets_N[i : i + chunk, None])[:, 0])
+    return torch.cat(parts)
+
+
+def step_nll(
+    model: LanguageModel,
+    inputs_BT: Tensor,
+    targets_BT: Tensor,
+    weights_BT: Tensor,
+    denom: Tensor,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """`weighted_nll` over plain tensors, which is what gets compiled; `denom` is a 0-d tensor so that it may vary."""
+    x = model.hidden(inputs_BT).flatten(0, 1)
+    # Dividing the weights, not the sum, makes a batch without counted tokens an exact zero instead of 0/0.
+    w = weights_BT.flatten() / denom.clamp(min=1.0)
+    head = model.lm_head.weight[: model.shape.vocab_size]
+    return nll_from_hidden(x, head, targets_BT.flatten(), w, softcap=model.shape.softcap, chunk_rows=chunk_rows)
+
+
+def weighted_nll(model: LanguageModel, batch: Batch, chunk_rows: int | None = None) -> Tensor:
+    """This batch's share of the step's loss: Σ weights·nll / denom, in nats per counted token (fp32 scalar)."""
+    weights = torch.ones_like(batch.targets, dtype=torch.float32) if batch.weights is None else batch.weights
+    denom = torch.tensor(batch.denom, dtype=torch.float32, device=batch.inputs.device)
+    return step_nll(model, batch.inputs, batch.targets, weights, denom, chunk_rows)

@@ -1,0 +1,228 @@
+"""One optimizer for the whole model: Muon for the matrices of the blocks, AdamW for everything else.
+
+Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix, so that every direction is
+learnt at the same rate. The variant here: Nesterov momentum; rows equalised; five Polar Express iterations
+(Amsel et al. 2025) instead of Newton-Schulz; the second moment per neuron of NorMuon (Li et al. 2025); decoupled
+weight decay only where it agrees with the update ("cautious"). Matrices of one shape are stacked, so that a handful
+of batched products serves the whole model.
+
+AdamW (Loshchilov & Hutter 2019) is torch's fused kernel with a learning rate, betas and decay for each group.
+
+State is a flat dict keyed by parameter name: it does not depend on stacking, world size or order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from picollm.run import scaling
+
+POLAR_EXPRESS = (
+    (8.1566, -22.4833, 15.8788),
+    (4.0429, -2.8089, 0.5000),
+    (3.8917, -2.7725, 0.5061),
+    (3.2858, -2.3681, 0.4645),
+    (2.3465, -1.7098, 0.4232),
+)
+EPS = 1e-10
+
+
+@dataclass(frozen=True, slots=True)
+class AdamGroup:
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """Learning rates and the rest, group by group; the defaults are the recipe's base values (batch 2^19, dim 768)."""
+
+    wte: AdamGroup = AdamGroup(0.3, (0.8, 0.995), 0.001)
+    lm_head: AdamGroup = AdamGroup(0.008, (0.8, 0.96), 0.01)
+    value_embeds: AdamGroup = AdamGroup(0.15, (0.8, 0.995), 0.01)
+    resid: AdamGroup = AdamGroup(0.005, (0.8, 0.95), 0.05)
+    x0: AdamGroup = AdamGroup(0.5, (0.96, 0.95), 0.0)
+    smear: AdamGroup = AdamGroup(0.2, (0.8, 0.95), 0.0)
+    matrix_lr: float = 0.02
+    matrix_weight_decay: float = 0.28
+    muon_beta2: float = 0.9
+    muon_dtype: torch.dtype = field(default=torch.float32)
+
+    def scaled(self, factor: float) -> OptimizerSettings:
+        """Every learning rate times `factor` (a later stage's LR as a multiple of pretraining's)."""
+        names = ("wte", "lm_head", "value_embeds", "resid", "x0", "smear")
+        groups = {n: replace(getattr(self, n), lr=getattr(self, n).lr * factor) for n in names}
+        return replace(self, matrix_lr=self.matrix_lr * factor, **groups)
+
+    def for_run(self, dim: int, batch: int | None = None) -> OptimizerSettings:
+        """Scaled by the rules of `picollm.run.scaling`: AdamW by width, all but smear by √batch (tokens) if given."""
+        width = scaling.width_lr_scale(dim)
+        size = 1.0 if batch is None else scaling.batch_lr_scale(batch)
+        tables = ("wte", "lm_head", "value_embeds")
+        groups = {n: replace(getattr(self, n), lr=getattr(self, n).lr * width * size) for n in tables}
+        groups |= {n: replace(getattr(self, n), lr=getattr(self, n).lr * size) for n in ("resid", "x0")}
+        return replace(self, matrix_lr=self.matrix_lr * size, **groups)
+
+
+def polar_express(x_SMN: Tensor) -> Tensor:
+    """The nearest (semi-)orthogonal matrix to each of a stack, by five quintic iterations; ‖x‖ must be at most 1.
+
+    Works on the smaller side, in the dtype given (bf16 is precise enough: the singular values only need to be near 1).
+    """
+    tall = x_SMN.size(-2) > x_SMN.size(-1)
+    x = x_SMN.mT.contiguous() if tall else x_SMN
+    for a, b, c in POLAR_EXPRESS:
+        gram = x @ x.mT
+        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, poly, x, beta=a)
+    return x.mT if tall else x
+
+
+def muon_direction(
+    gradient_SMN: Tensor, momentum_buffer: Tensor, second_moment: Tensor, momentum: Tensor, beta2: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The update of a stack of matrices before its learning rate, (S, M, N) fp32; both buffers change in place.
+
+    Its Frobenius norm is √min(M, N), whatever the gradient's. `second_moment` is (S, M, 1) or (S, 1, N): one number
+    for each neuron along the longer side.
+    """
+    momentum_buffer.lerp_(gradient_SMN, 1 - momentum)
+    g = gradient_SMN.lerp(momentum_buffer, momentum)
+    rows = g.norm(dim=-1, keepdim=True)
+    g = g / (rows + 1e-7)
+    g = g / (g.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)
+    u = polar_express(g.to(dtype)).float()
+    target = float(min(u.shape[-2:])) ** 0.5
+    u = u * (target / u.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS))
+    axis = -1 if second_moment.shape[-1] == 1 else -2
+    second_moment.lerp_(u.square().mean(dim=axis, keepdim=True), 1 - beta2)
+    u = u * second_moment.clamp(min=EPS).rsqrt()
+    return u * (target / u.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS))
+
+
+def muon_update(
+    p_SMN: Tensor, gradient_SMN: Tensor, momentum_buffer: Tensor, second_moment: Tensor, momentum: Tensor, lr: Tensor,
+    weight_decay: Tensor, beta2: float, dtype: torch.dtype,
+) -> Tensor:
+    """The stack of matrices after one step. A gradient of exactly zero moves nothing once the momentum has faded."""
+    u = muon_direction(gradient_SMN, momentum_buffer, second_moment, momentum, beta2, dtype)
+    rate = lr * max(1.0, p_SMN.size(-2) / p_SMN.size(-1)) ** 0.5
+    agrees = (u * p_SMN >= 0).to(p_SMN.dtype)
+    return p_SMN - rate * (u + weight_decay * agrees * p_SMN)
+
+
+class _Stack:
+    """The parameters of one shape with their Muon state; buffers (S, M, N) and (S, M, 1) or (S, 1, N)."""
+
+    def __init__(self, named: list[tuple[str, nn.Parameter]]) -> None:
+        self.names = [name for name, _ in named]
+        self.params = [p for _, p in named]
+        rows, columns = self.params[0].shape
+        like = {"dtype": torch.float32, "device": self.params[0].device}
+        self.momentum = torch.zeros(len(named), rows, columns, **like)
+        second = (len(named), rows, 1) if rows >= columns else (len(named), 1, columns)
+        self.second = torch.zeros(*second, **like)
+
+
+class Optimizer:
+    """Muon and AdamW behind one `step`. Gradients are read from `.grad` (None counts as zero) and left in place."""
+
+    def __init__(
+        self, groups: dict[str, list[tuple[str, nn.Parameter]]], settings: OptimizerSettings, *, compiled: bool = False
+    ) -> None:
+        self.settings = settings
+        shapes: dict[tuple[int, ...], list[tuple[str, nn.Parameter]]] = {}
+        for name, p in groups.get("matrices", []):
+            shapes.setdefault(tuple(p.shape), []).append((name, p))
+        self.stacks = [_Stack(named) for _, named in sorted(shapes.items())]
+        self.adam_params: dict[str, nn.Parameter] = {}
+        adam_groups: list[dict[str, Any]] = []
+        for key, named in groups.items():
+            if key == "matrices":
+                continue
+            rule: AdamGroup = getattr(settings, key)
+            self.adam_params |= dict(named)
+            params = [p for _, p in named]
+            adam_groups.append(
+                {"params": params, "lr": rule.lr, "base_lr": rule.lr, "betas": rule.betas, "weight_decay": rule.weight_decay}
+            )
+        fused = all(p.device.type in ("cpu", "cuda", "mps") for p in self.adam_params.values())
+        self.adam = torch.optim.AdamW(adam_groups, eps=EPS, fused=fused) if adam_groups else None
+        self._muon = torch.compile(muon_update, dynamic=False) if compiled else muon_update
+
+    def params(self) -> Iterable[nn.Parameter]:
+        for stack in self.stacks:
+            yield from stack.params
+        yield from self.adam_params.values()
+
+    @torch.no_grad()
+    def step(self, lr_mult: float = 1.0, momentum: float = 0.95, wd_mult: float = 1.0) -> None:
+        """One update from the gradients at hand; the multipliers come from the schedule (`wd_mult` is Muon's)."""
+        for p in self.params():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if self.adam is not None:
+            for group in self.adam.param_groups:
+                group["lr"] = group["base_lr"] * lr_mult
+            self.adam.step()
+        s = self.settings
+        for stack in self.stacks:
+            # 0-d tensors: a float that changes every step would be compiled anew every step.
+            like = {"dtype": torch.float32, "device": stack.momentum.device}
+            momentum_t = torch.tensor(momentum, **like)
+            lr, decay = torch.tensor(s.matrix_lr * lr_mult, **like), torch.tensor(s.matrix_weight_decay * wd_mult, **like)
+            updated = self._muon(
+                torch.stack(stack.params), torch.stack([p.grad for p in stack.params if p.grad is not None]),
+                stack.momentum, stack.second, momentum_t, lr, decay, s.muon_beta2, s.muon_dtype,
+            )  # fmt: skip
+            torch._foreach_copy_(stack.params, list(updated.unbind(0)))
+
+    def zero_grad(self) -> None:
+        for p in self.params():
+            p.grad = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`<parameter>.momentum`, `.second` (Muon) and `.exp_avg`, `.exp_avg_sq`, `.step` (AdamW), not copied."""
+        state: dict[str, Tensor] = {}
+        for stack in self.stacks:
+            for i, name in enumerate(stack.names):
+                state[f"{name}.momentum"] = stack.momentum[i]
+                state[f"{name}.second"] = stack.second[i]
+        for name, p in self.adam_params.items():
+            for key, value in (self.adam.state[p] if self.adam else {}).items():
+                state[f"{name}.{key}"] = value
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore exactly what `state_dict` gave; KeyError names what is missing or left over."""
+        left = set(state)
+        for stack in self.stacks:
+            for i, name in enumerate(stack.names):
+                for key, buffer in (("momentum", stack.momentum), ("second", stack.second)):
+                    buffer[i].copy_(state[f"{name}.{key}"])
+                    left.discard(f"{name}.{key}")
+        for name, p in self.adam_params.items():
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state]
+            if keys and len(keys) < 3:
+                raise KeyError(f"optimizer state of {name} is incomplete: only {', '.join(keys)}")
+            if self.adam is None or not keys:
+                continue
+            self.adam.state[p] = {
+                key: state[f"{name}.{key}"].detach().clone().to(p.device, torch.float32) for key in keys
+            }
+            left.difference_update(f"{name}.{key}" for key in keys)
+        if left:
+            raise KeyError(f"optimizer state for unknown parameters: {', '.join(sorted(left)[:3])}")
+
+
+def build_optimizer(model: Any, settings: OptimizerSettings, *, compiled: bool = False) -> Optimizer:
+    """The optimizer of `model`, grouped by its `param_groups()`; `compiled` fuses Muon's elementwise work."""
+    return Optimizer(model.param_groups(), settings, compiled=compiled)
