@@ -35,25 +35,25 @@ class Gpus:
 
         What a GPU does not report is left out of its record, never given as 0.
         """
-        found = []
-        for handle in self._handles:
-            record: dict[str, Any] = {}
-            nvml = self._nvml
-            readings = {
-                "name": lambda h=handle: nvml.nvmlDeviceGetName(h),
-                "uuid": lambda h=handle: nvml.nvmlDeviceGetUUID(h),
-                "utilisation": lambda h=handle: nvml.nvmlDeviceGetUtilizationRates(h).gpu,
-                "memory_used": lambda h=handle: nvml.nvmlDeviceGetMemoryInfo(h).used,
-                "memory_total": lambda h=handle: nvml.nvmlDeviceGetMemoryInfo(h).total,
-                "power_w": lambda h=handle: nvml.nvmlDeviceGetPowerUsage(h) / 1000,
-                "temperature_c": lambda h=handle: nvml.nvmlDeviceGetTemperature(h, nvml.NVML_TEMPERATURE_GPU),
-            }
-            for key, reading in readings.items():
-                with contextlib.suppress(nvml.NVMLError):
-                    value = reading()
-                    record[key] = value.decode() if isinstance(value, bytes) else value
-            found.append(record)
-        return found
+        return [self._read_one(handle) for handle in self._handles]
+
+    def _read_one(self, handle: Any) -> dict[str, Any]:
+        nvml = self._nvml
+        readings = {
+            "name": lambda: nvml.nvmlDeviceGetName(handle),
+            "uuid": lambda: nvml.nvmlDeviceGetUUID(handle),
+            "utilisation": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+            "memory_used": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used,
+            "memory_total": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
+            "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+            "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        }
+        record: dict[str, Any] = {}
+        for key, reading in readings.items():
+            with contextlib.suppress(nvml.NVMLError):
+                value = reading()
+                record[key] = value.decode() if isinstance(value, bytes) else value
+        return record
 
 
 def read_machine(gpus: Gpus, folder: Path) -> ev.Machine:
