@@ -46,6 +46,9 @@ class StageHistory:
         self.finished: ev.Finished | None = None
         self.started: list[ev.Started] = []
         self.version = 0
+        self.seconds = 0.0
+        self._before = 0.0
+        self._last_time = 0.0
         self._attempt = 0
         self._reader: ev.EventReader | None = None
 
@@ -74,6 +77,7 @@ class StageHistory:
         return self
 
     def _take(self, event: Any) -> None:
+        self._count(event)
         match event:
             case ev.Metrics():
                 for key, value in event.values.items():
@@ -100,6 +104,16 @@ class StageHistory:
                 self.finished = None
             case ev.Finished():
                 self.finished = event
+
+    def _count(self, event: ev.Event) -> None:
+        """`seconds` spent in this stage over all attempts; a clock that jumps back counts as no time."""
+        if isinstance(event, ev.Finished):
+            self.seconds = self._before + event.seconds
+        elif isinstance(event, ev.Started):
+            self._before = self.seconds
+        else:
+            self.seconds += max(0.0, event.time - self._last_time)
+        self._last_time = event.time
 
     def _resume(self, step: int) -> None:
         for series in self.series.values():

@@ -1,0 +1,225 @@
+"""The doctor's checks: each looks at one thing and gives found, wanted and a fix. No torch is loaded.
+
+A check that cannot look says so as a warning; only what would certainly break the run fails.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from picollm.run.config import Config
+from picollm.run.folder import Run, picollm_home
+from picollm.run.machine import Gpus
+
+GIB = 1 << 30
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """`status` is ok, warn or fail."""
+
+    name: str
+    status: str
+    found: str
+    wanted: str = ""
+    fix: str = ""
+
+
+def run_checks(run: Run, config: Config) -> Iterator[Verdict]:
+    """Every check, one after the other, as they are ready."""
+    checks: tuple[Callable[[Run, Config], Verdict], ...] = (
+        _python, _packages, _torch, _cores, _memory, _disk, _run_folder, _home, _locks, _compiler, _gpu, _text,
+        _network, _token,
+    )  # fmt: skip
+    for check in checks:
+        try:
+            yield check(run, config)
+        except Exception as error:
+            yield Verdict(check.__name__.strip("_"), "warn", f"could not look: {error}")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:3])
+
+
+def _python(run: Run, config: Config) -> Verdict:
+    good = sys.version_info >= (3, 11)
+    fix = "" if good else "make the virtual environment with Python 3.11 or newer"
+    return Verdict("python", "ok" if good else "fail", platform.python_version(), "≥ 3.11", fix)
+
+
+def _packages(run: Run, config: Config) -> Verdict:
+    try:
+        wanted = importlib.metadata.requires("picollm-tui") or []
+    except importlib.metadata.PackageNotFoundError:
+        return Verdict("packages", "warn", "picollm-tui is not installed (run from a folder?)", fix="pip install -e .")
+    wrong = []
+    count = 0
+    for line in wanted:
+        match = re.match(r"([A-Za-z0-9_.-]+)\s*([^;]*)(;.*extra.*)?", line)
+        if not match or match[3]:
+            continue
+        count += 1
+        try:
+            have = importlib.metadata.version(match[1])
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{match[1]} is missing")
+            continue
+        for operator, bound in re.findall(r"(>=|<)([\d.]+)", match[2]):
+            below = _version(have) < _version(bound)
+            if below if operator == ">=" else not below:
+                wrong.append(f"{match[1]} {have}, wanted {operator}{bound}")
+    if wrong:
+        return Verdict("packages", "fail", "; ".join(wrong), "all present", "pip install -e . -c constraints.txt")
+    return Verdict("packages", "ok", f"{count} packages, versions fit")
+
+
+def _torch(run: Run, config: Config) -> Verdict:
+    try:
+        have = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return Verdict("torch", "fail", "not installed", "≥ 2.9", "pip install torch -c constraints.txt")
+    good = _version(have) >= (2, 9)
+    return Verdict("torch", "ok" if good else "fail", have, "≥ 2.9", "" if good else "pip install -U torch")
+
+
+def _cores(run: Run, config: Config) -> Verdict:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    found = f"{usable} usable, load {load:.1f}"
+    if load > 1.5 * usable:
+        return Verdict("cpu", "warn", found, "an idle machine", "other work here makes the plan's times too short")
+    return Verdict("cpu", "ok", found)
+
+
+def _memory(run: Run, config: Config) -> Verdict:
+    free = psutil.virtual_memory().available
+    limit = _cgroup_limit()
+    found = f"{min(free, limit) / GIB:.1f} GiB available"
+    if min(free, limit) < 1.5 * GIB:
+        return Verdict("memory", "fail", found, "≥ 1.5 GiB", "close other programs, or use a smaller model.depth")
+    return Verdict("memory", "ok" if min(free, limit) > 3 * GIB else "warn", found, "≥ 3 GiB")
+
+
+def _cgroup_limit() -> int:
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return int(Path(name).read_text())
+        except (OSError, ValueError):
+            continue
+    return 1 << 62
+
+
+def _disk(run: Run, config: Config) -> Verdict:
+    places = {"run": run.dir, "PICOLLM_HOME": picollm_home()}
+    found, worst = [], 1 << 62
+    for label, path in places.items():
+        while not path.exists():
+            path = path.parent
+        free = shutil.disk_usage(path).free
+        worst = min(worst, free)
+        found.append(f"{label} {free / GIB:.1f} GiB free")
+    wanted = "≥ 2 GiB (checkpoints, shards and compile cache of a pocket run take under 1 GiB)"
+    status = "fail" if worst < 0.5 * GIB else "warn" if worst < 2 * GIB else "ok"
+    return Verdict(
+        "disk", status, ", ".join(found), wanted, "" if status == "ok" else "free space, or set PICOLLM_RUNS"
+    )
+
+
+def _writable(name: str, folder: Path, variable: str) -> Verdict:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return Verdict(
+            name, "fail", f"{folder}: {error.strerror}", "writable", f"fix its permissions or set {variable}"
+        )
+    return Verdict(name, "ok", f"{folder} is writable")
+
+
+def _run_folder(run: Run, config: Config) -> Verdict:
+    return _writable("run folder", run.dir, "PICOLLM_RUNS")
+
+
+def _home(run: Run, config: Config) -> Verdict:
+    return _writable("cache folder", picollm_home(), "PICOLLM_HOME")
+
+
+def _locks(run: Run, config: Config) -> Verdict:
+    """flock must exclude on the run's file system: liveness rests on it."""
+    with tempfile.NamedTemporaryFile(dir=run.dir) as file, open(file.name, "rb") as second:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return Verdict("file locks", "ok", "flock works here")
+    return Verdict("file locks", "fail", "flock does not exclude here", "flock", "put PICOLLM_RUNS on a local disk")
+
+
+def _compiler(run: Run, config: Config) -> Verdict:
+    found = next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
+    if found:
+        return Verdict("compiler", "ok", found)
+    return Verdict("compiler", "warn", "no C++ compiler", "g++ or clang++", "training works without one, more slowly")
+
+
+def _gpu(run: Run, config: Config) -> Verdict:
+    gpus = Gpus()
+    records = gpus.read()
+    if records:
+        names = ", ".join(f"{r.get('name', '?')} {r.get('memory_total', 0) / GIB:.0f} GiB" for r in records)
+        return Verdict("gpu", "ok", names)
+    if config.machine.device == "cuda":
+        return Verdict("gpu", "fail", gpus.reason or "no GPU", "a CUDA GPU", "set machine.device = 'auto'")
+    return Verdict("gpu", "ok", f"none ({gpus.reason or 'NVML lists no device'}): the CPU trains")
+
+
+def _text(run: Run, config: Config) -> Verdict:
+    source = config.data.source
+    if source == "pydocs":
+        found = Path(os.__file__).parent / "pydoc_data" / "topics.py"
+        if found.exists():
+            return Verdict("text", "ok", f"Python {platform.python_version()} documentation on this machine")
+        return Verdict(
+            "text", "warn", f"{found} is missing: the docstrings alone will be read", "", "install python3-doc"
+        )
+    path = Path(source).expanduser()
+    if path.exists() and os.access(path, os.R_OK):
+        return Verdict("text", "ok", str(path))
+    return Verdict("text", "fail", f"{path} does not exist or cannot be read", "a file or folder", "set data.source")
+
+
+def _network(run: Run, config: Config) -> Verdict:
+    """Only the Hub is ever asked for anything, and nothing in this run asks it: so no network is fine."""
+    url = urllib.parse.urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
+        return Verdict("network", "ok", "HF_HUB_OFFLINE is set; this run needs no network")
+    try:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        with socket.create_connection((url.hostname or "", port), timeout=1.0):
+            return Verdict("network", "ok", f"{url.hostname} answers")
+    except OSError as error:
+        return Verdict("network", "ok", f"{url.hostname}: {error}; this run needs no network")
+
+
+def _token(run: Run, config: Config) -> Verdict:
+    """Whether a Hub token is set, never what it is."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    there = bool(os.environ.get("HF_TOKEN")) or (home / "token").exists()
+    return Verdict("hub token", "ok", "set (not validated: nothing here uses it)" if there else "none (none is needed)")
