@@ -9,6 +9,7 @@ Layers: schema defaults < profile < `--config` file < environment (`PICOLLM_SFT_
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import tomllib
@@ -196,12 +197,14 @@ class Knob(msgspec.Struct, frozen=True):
     auto: bool
 
 
+@functools.cache
 def _tables() -> dict[str, type[msgspec.Struct]]:
     return get_type_hints(Config)
 
 
+@functools.cache
 def knobs() -> dict[str, Knob]:
-    """Every knob by its dotted key, in the order of the file."""
+    """Every knob by its dotted key, in the order of the file. Read it only: the one table is shared by all callers."""
     found = {}
     for table, struct in _tables().items():
         for name, kind in get_type_hints(struct, include_extras=True).items():

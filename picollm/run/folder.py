@@ -1,7 +1,6 @@
-"""The run folder: where things are, and what state every stage is in.
+"""The run folder: where things are, and its settings. What state its stages are in is derived in `status`.
 
-State is derived, never stored: it is the fold of the newest attempt's events plus liveness (`lease`). Nothing here
-writes anything but the configuration, a request to stop, and what `create` lays out.
+Nothing here writes anything but the configuration, a request to stop, and what `create` lays out.
 """
 
 from __future__ import annotations
@@ -20,14 +19,13 @@ import platformdirs
 
 from picollm.run import config as settings
 from picollm.run import events as ev
-from picollm.run import lease, pipeline
+from picollm.run import pipeline
 from picollm.run.errors import UserError
+from picollm.run.status import ACTIVE, STATES, StageStatus, status_of, statuses_of
+
+__all__ = ["ACTIVE", "STATES", "Plan", "Run", "StageStatus", "picollm_home", "runs_folder", "write_atomic"]
 
 FORMAT = 1
-STATES = (
-    "waiting", "ready", "running", "stalled", "stopping", "stopped", "failed", "crashed", "done", "stale", "skipped",
-)  # fmt: skip
-ACTIVE = ("running", "stalled", "stopping")
 
 
 def picollm_home() -> Path:
@@ -57,26 +55,6 @@ def write_atomic(path: Path, text: str) -> None:
             raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from None
-
-
-class StageStatus(msgspec.Struct, kw_only=True):
-    """What one row of the rail, of `picollm status` and of the report's table says.
-
-    `seconds`: time spent in the newest attempt; `eta`: seconds still to go (None: unknown); `started`: unix seconds.
-    """
-
-    name: str
-    state: str
-    attempt: int = 0
-    step: int = 0
-    steps: int = 0
-    started: float | None = None
-    seconds: float = 0.0
-    eta: float | None = None
-    predicted_s: float | None = None
-    reason: str = ""
-    phase: str = ""
-    pid: int = 0
 
 
 class Plan(msgspec.Struct, kw_only=True):
@@ -277,114 +255,17 @@ class Run:
 
     def status(self, name: str, now: float | None = None, config: settings.Config | None = None) -> StageStatus:
         """The state of one stage, from the tail of its newest attempt and its lock."""
-        now = time.time() if now is None else now
-        plan = self.plan()
-        predicted = (plan.seconds.get(name) if plan else None) or pipeline.stage(name).typical_s
-        status = StageStatus(name=name, state="waiting", predicted_s=predicted, eta=predicted)
-        attempts = self.attempts(name)
-        alive = lease.is_held(self.lock_file(name))
-        if not attempts:
-            if alive:
-                status.state = "running"
-            return status
-        status.attempt = attempts[-1]
-        file = self.events_file(name, status.attempt)
-        head, tail = ev.head_events(file), ev.tail_events(file)
-        _fold(status, head, tail, now)
-        last = tail[-1] if tail else None
-        terminal = next((event for event in reversed(tail) if isinstance(event, ev.TERMINAL)), None)
-        if isinstance(terminal, ev.Finished):
-            status.state, status.seconds, status.eta = "done", terminal.seconds, 0.0
-            reasons = self._stale_reasons(name, head, terminal, config)
-            if reasons:
-                status.state, status.reason = "stale", "; ".join(reasons)
-        elif isinstance(terminal, ev.Failed):
-            status.state, status.reason = "failed", terminal.error + (f"; {terminal.hint}" if terminal.hint else "")
-        elif isinstance(terminal, ev.Stopped):
-            status.state, status.reason = "stopped", f"stopped at step {terminal.step}" if terminal.step else "stopped"
-        elif alive:
-            quiet = now - (last.time if last else file.stat().st_mtime if file.exists() else now)
-            allowed = (config or self.config()).machine.stall_after * (5 if status.phase == "compile" else 1)
-            if self.stop_file(name).exists():
-                status.state, status.reason = "stopping", "stop asked for"
-            elif quiet > allowed:
-                status.state, status.reason = "stalled", f"alive, but no sign for {quiet:.0f} s"
-            else:
-                status.state = "running"
-        else:
-            status.state, status.reason, status.eta = "crashed", self._cause(name, status.attempt), None
-        return status
+        return status_of(self, name, now, config)
 
     def statuses(self, now: float | None = None) -> list[StageStatus]:
         """Every stage in pipeline order; done stages downstream of a stale or unfinished one are stale too."""
-        config = self.config()
-        found: dict[str, StageStatus] = {}
-        for row in pipeline.STAGES:
-            status = self.status(row.name, now, config)
-            if status.state == "done":
-                for need in row.needs:
-                    if found[need].state == "stale":
-                        status.state, status.reason = "stale", f"{need} is stale"
-                    elif found[need].state != "done":
-                        status.state, status.reason = "stale", f"{need} is being made again ({found[need].state})"
-            elif status.state == "waiting" and all(
-                found[other].state == "done" for other in pipeline.upstream(row.name)
-            ):
-                status.state = "ready"
-            found[row.name] = status
-        return list(found.values())
-
-    def _stale_reasons(
-        self, name: str, head: list[ev.AnyEvent], finished: ev.Finished, config: settings.Config | None
-    ) -> list[str]:
-        started = next((event for event in head if isinstance(event, ev.Started)), None)
-        reasons = [f"{path} is gone" for path in finished.paths.values() if not (self.dir / path).exists()]
-        if started is None:
-            return [*reasons, "its first event is lost"]
-        then, now = started.inputs, msgspec.to_builtins(self.inputs(name, config))
-        for key in sorted(then.keys() | now.keys()):
-            if then.get(key) != now.get(key):
-                if ":" in key:
-                    reasons.append(f"{key.partition(':')[0]} made a new {key.partition(':')[2]}")
-                else:
-                    reasons.append(f"{key} was {then.get(key)!r}, is now {now.get(key)!r}")
-        return reasons
-
-    def _cause(self, name: str, attempt: int) -> str:
-        """What the launcher saw of a process that left no terminal event."""
-        for event in reversed(ev.tail_events(self.conductor_events)):
-            if isinstance(event, ev.Exited) and (event.stage, event.attempt) == (name, attempt):
-                if event.code < 0:
-                    return f"killed by signal {-event.code}; start it again to resume"
-                return f"exit code {event.code} without a last word; see {self.console_file(name, attempt).name}"
-        return "the process is gone and nobody saw how; start it again to resume"
+        return statuses_of(self, now)
 
     # requests -------------------------------------------------------------------------------------------------------
 
     def request_stop(self, name: str) -> None:
         """Ask a running stage to save and stop."""
         write_atomic(self.stop_file(name), f"{time.time():.3f}\n")
-
-
-def _fold(status: StageStatus, head: list[ev.AnyEvent], tail: list[ev.AnyEvent], now: float) -> None:
-    """Times, steps, phase and ETA from both ends of one attempt."""
-    started = next((event for event in head if isinstance(event, ev.Started)), None)
-    if started is not None:
-        status.started, status.pid = started.time, started.pid
-        status.predicted_s = started.predicted_s or status.predicted_s
-    last = tail[-1].time if tail else now
-    points = [event for event in tail if isinstance(event, ev.Progress)]
-    phases = [event.name for event in (*head, *tail) if isinstance(event, ev.Phase)]
-    status.phase = phases[-1] if phases else ""
-    ended = bool(tail) and isinstance(tail[-1], ev.TERMINAL)
-    if status.started is not None:
-        status.seconds = max(0.0, (last if ended else max(now, last)) - status.started)
-    if points:
-        status.step, status.steps = points[-1].step, points[-1].steps
-    status.eta = None if ended else max(0.0, (status.predicted_s or 0.0) - status.seconds)
-    if not ended and len(points) > 1 and points[-1].step > points[0].step and points[-1].time > points[0].time:
-        pace = (points[-1].time - points[0].time) / (points[-1].step - points[0].step)
-        status.eta = max(0.0, (status.steps - status.step) * pace - max(0.0, now - last))
 
 
 def apply_plan(config: settings.Config, plan: Plan | None) -> settings.Config:
