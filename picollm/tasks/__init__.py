@@ -1,0 +1,53 @@
+"""What the model is taught to do, and how it is tested: one registry, one file per task.
+
+    TASKS["spelling"]({"seed": 1}).train()      examples to learn from
+    make("arithmetic:digits=3,operations=2")    a task from one line of text, as settings files write it
+
+To add a task: a file with a `BaseTask`, and one row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from picollm.run.errors import UserError
+from picollm.tasks.arithmetic import Arithmetic
+from picollm.tasks.base import Example, Task
+from picollm.tasks.counting import Counting
+from picollm.tasks.course import Course
+from picollm.tasks.custom import Custom
+from picollm.tasks.docs_choice import DocsChoice
+from picollm.tasks.docs_qa import DocsQA
+from picollm.tasks.identity import Identity
+from picollm.tasks.spelling import Spelling
+
+__all__ = ["TASKS", "Example", "Task", "make"]
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "docs_qa": DocsQA,
+    "docs_choice": DocsChoice,
+    "spelling": Spelling,
+    "counting": Counting,
+    "arithmetic": Arithmetic,
+    "identity": Identity,
+    "course": Course,
+    "custom": Custom,
+}
+
+
+def make(spec: str, settings: Mapping[str, Any] | None = None, **more: Any) -> Task:
+    """A task from `name` or `name:key=value,key=value`; settings written in the text win.
+
+    UserError for an unknown task, a setting without a value, or one the task does not have.
+    """
+    name, _, written = spec.partition(":")
+    if name not in TASKS:
+        raise UserError(f"unknown task '{name}': expected one of {', '.join(TASKS)}")
+    given: dict[str, Any] = {**(settings or {}), **more}
+    for pair in filter(None, written.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"task '{spec}': expected key=value after the colon, found '{pair}'")
+        given[key.strip()] = value.strip()
+    return TASKS[name](given)

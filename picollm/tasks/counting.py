@@ -1,0 +1,47 @@
+"""Counting letters, with the calculator.
+
+    user       How many 'r' are in 'strawberry'?
+    assistant  <python> "strawberry".count("r") <output> 3 <text> There are 3.
+
+Words come from the corpus; split by word (the same hash as spelling). Most questions ask for a letter of the word, one
+in six for any letter, so that 0 occurs. Right means: the last integer of the answer is the count.
+"""
+
+from __future__ import annotations
+
+import string
+from typing import ClassVar
+
+from picollm.tasks.base import BaseTask, Example, Split, ask, only, with_tool
+from picollm.tasks.corpus import vocabulary
+from picollm.tasks.scoring import last_number
+
+PHRASINGS = (
+    "How many '{letter}' are in '{word}'?",
+    'How many "{letter}" are in "{word}"?',
+    "How many {letter} are in the word {word}?",
+    "How many times does {letter} occur in {word}?",
+    'Count the letter {letter} in "{word}".',
+    "Count the {letter} in {word}.",
+    "How often does the letter {letter} appear in {word}?",
+)
+
+
+class Counting(BaseTask):
+    name: ClassVar[str] = "counting"
+    max_new_tokens: ClassVar[int] = 40
+
+    def score(self, example: Example, answer_text: str) -> bool:
+        return last_number(answer_text) == example.answer
+
+    def _make(self, split: Split) -> list[Example]:
+        examples = []
+        for word in only(split, "word", vocabulary()):
+            rng = self.random("question", word)
+            letter = rng.choice(string.ascii_lowercase if rng.random() < 1 / 6 else sorted(set(word)))
+            count = str(word.count(letter))
+            verb = "is" if count == "1" else "are"
+            answer = with_tool(f'"{word}".count("{letter}")', count, f"There {verb} {count}.")
+            question = rng.choice(PHRASINGS).format(letter=letter, word=word)
+            examples.append(Example(messages=ask(question, answer), answer=count, key=word, topic=letter))
+        return examples

@@ -1,0 +1,67 @@
+"""Your own conversations, from a JSONL file (`picollm.tasks.rows` says which forms a line may have).
+
+    {"prompt": "What is our office dog called?", "answer": "Biscuit."}
+
+    user       What is our office dog called?
+    assistant  Biscuit.
+
+Split by the first user message: a tenth of the different ones is held out, unless there are fewer than twenty, when
+all are trained on. Right means: the last answer matches after normalisation or with a token overlap of at least 0.5.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+from picollm.run.errors import UserError
+from picollm.tasks.base import BaseTask, Example, Split, TaskSettings, split_of
+from picollm.tasks.rows import Row, read_rows
+from picollm.tasks.scoring import normalise, overlap_f1, says_the_same
+from picollm.text.chat import text_of
+
+FEWEST_TO_SPLIT = 20
+
+
+class CustomSettings(TaskSettings, frozen=True, kw_only=True):
+    """`path`: the JSONL file."""
+
+    path: str = ""
+
+
+class Custom(BaseTask):
+    name: ClassVar[str] = "custom"
+    max_new_tokens: ClassVar[int] = 128
+    Settings = CustomSettings
+    settings: CustomSettings
+
+    def __init__(self, settings=None, **more) -> None:
+        """Reads the file at once: a bad row is better known now than when training starts. Raises UserError."""
+        super().__init__(settings, **{key: os.fspath(v) if isinstance(v, Path) else v for key, v in more.items()})
+        if not self.settings.path:
+            raise UserError("task 'custom': no file; set its path to a .jsonl file of conversations")
+        self._rows = read_rows(Path(self.settings.path))
+
+    def score(self, example: Example, answer_text: str) -> bool:
+        return says_the_same(answer_text, example.answer)
+
+    def reward(self, example: Example, answer_text: str) -> float:
+        if normalise(answer_text) == normalise(example.answer):
+            return 1.0
+        return overlap_f1(answer_text, example.answer)
+
+    def _make(self, split: Split) -> list[Example]:
+        keys = [_key(row) for row in self._rows]
+        splits = {key: split_of("custom", key) for key in keys}
+        if len(splits) < FEWEST_TO_SPLIT or "train" not in splits.values():
+            splits = dict.fromkeys(splits, "train")
+        return [
+            Example(messages=row.messages, answer=text_of(row.messages[-1]["content"]), key=key)
+            for row, key in zip(self._rows, keys, strict=True) if splits[key] == split
+        ]
+
+
+def _key(row: Row) -> str:
+    first = next(message for message in row.messages if message["role"] == "user")
+    return normalise(text_of(first["content"])) or f"line {row.line}"
