@@ -5,6 +5,7 @@ Nothing here writes anything but the configuration, a request to stop, and what 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -38,14 +39,14 @@ def runs_folder() -> Path:
     return Path(os.environ.get("PICOLLM_RUNS") or "runs").expanduser().absolute()
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside and rename: a reader sees the old file or the new one. Raises `UserError` where it cannot."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(fd, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -101,7 +102,7 @@ class Run:
             )
         format_file = folder / "format"
         if format_file.exists():
-            text = format_file.read_text().strip()
+            text = format_file.read_bytes().decode(errors="replace").strip()
             if not text.isdigit() or int(text) > FORMAT:
                 raise UserError(
                     f"{format_file}: run format {text!r} is newer than this picollm ({FORMAT}); update picollm"
@@ -112,10 +113,11 @@ class Run:
     def all(cls) -> list[Run]:
         """Every run in the runs folder, newest activity first."""
         try:
-            folders = [p for p in runs_folder().iterdir() if (p / "config.toml").is_file()]
+            folders = list(runs_folder().iterdir())
         except OSError:
             return []
-        return [cls(p) for p in sorted(folders, key=lambda p: -p.stat().st_mtime)]
+        found = [(_last_touched(path), path) for path in folders if os.path.isfile(path / "config.toml")]
+        return [cls(path) for _, path in sorted(found, key=lambda pair: (-pair[0], pair[1].name))]
 
     def exists(self) -> bool:
         return (self.dir / "config.toml").is_file()
@@ -154,8 +156,14 @@ class Run:
     def set(self, sets: list[str]) -> None:
         """`--set` on an existing run: a new revision of its settings."""
         if sets:
-            values = settings.flat(self.wishes()) | settings.parse_sets(sets)
-            self.save_config(settings.build(values))
+            old = settings.flat(self.wishes())
+            new = settings.parse_sets(sets)
+            if new.get("run.profile", old["run.profile"]) != old["run.profile"]:
+                raise UserError(
+                    f"run '{self.name}' was made with profile '{old['run.profile']}', which cannot change; "
+                    f"choose another --run name for profile '{new['run.profile']}'"
+                )
+            self.save_config(settings.build(old | new))
 
     # places ---------------------------------------------------------------------------------------------------------
 
@@ -268,6 +276,15 @@ class Run:
         write_atomic(self.stop_file(name), f"{time.time():.3f}\n")
 
 
+def _last_touched(folder: Path) -> float:
+    """Unix time of the newest sign of life; a run that is being deleted meanwhile counts as oldest."""
+    newest = 0.0
+    for name in ("config.toml", "conductor/events.jsonl", "conductor/machine.jsonl"):
+        with contextlib.suppress(OSError):
+            newest = max(newest, (folder / name).stat().st_mtime)
+    return newest
+
+
 def apply_plan(config: settings.Config, plan: Plan | None) -> settings.Config:
     """Fill the settings left at 0 with what preflight planned; a value the person wrote always wins."""
     if plan is None:
@@ -275,7 +292,7 @@ def apply_plan(config: settings.Config, plan: Plan | None) -> settings.Config:
     values = settings.flat(config)
     for key, knob in settings.knobs().items():
         if knob.auto and not values[key] and key in plan.values:
-            values[key] = plan.values[key]
+            values[key] = settings.check(key, plan.values[key], "plan.json (run preflight again)")
     return settings.build(values)
 
 
