@@ -86,6 +86,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $${torch:+--system-site-packages} $(VENV) >$(VENV)/venv.log 2>&1 || { \
 	  cat $(VENV)/venv.log >&2; rm -rf $(VENV); \
 	  echo "error: $(PYTHON) cannot make an environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }; \
+	rm -f $(VENV)/venv.log; \
 	[ -z "$$torch" ] || { \
 	  echo "torch==$$torch" >$(VENV)/shared-torch; \
 	  lender=$$($(PYTHON) -c '$(LENDER)'); \
