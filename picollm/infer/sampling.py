@@ -34,7 +34,7 @@ class Sampling(msgspec.Struct, frozen=True):
     top_k: int = 50
     top_p: float = 1.0
     seed: int = 0
-    stop: list[str] = []  # noqa: RUF012 - msgspec copies it
+    stop: list[str] = []
     logprobs: bool = False
 
     def __post_init__(self) -> None:

@@ -109,20 +109,13 @@ class KVCache:
         self.pos += steps
         self.bound += steps
 
-    def repeat(self, times: int) -> None:
-        """Turn a cache of one row into `times` equal rows (one prompt, several samples)."""
-        self.k = self.k.repeat_interleave(times, dim=1)
-        self.v = self.v.repeat_interleave(times, dim=1)
-        self.pos = self.pos.repeat_interleave(times)
-        self.rows = torch.arange(self.pos.numel(), device=self.pos.device)
-        if self.previous is not None:
-            self.previous = self.previous.repeat_interleave(times, dim=0)
-
     def keep(self, rows: Tensor) -> None:
-        """Keep only these rows (int64 indices), when others have finished."""
+        """Become the cache of these rows (int64 indices): fewer when some have finished, repeated to branch."""
         self.k, self.v = self.k[:, rows], self.v[:, rows]
         self.pos = self.pos[rows]
         self.rows = torch.arange(self.pos.numel(), device=self.pos.device)
+        lengths = self.pos.tolist()
+        self.bound, self.uniform = max(lengths), min(lengths) == max(lengths)
         if self.previous is not None:
             self.previous = self.previous[rows]
 
@@ -149,7 +142,9 @@ class Attention(nn.Module):
         B, T, _ = x_BTD.shape
         H, G, C = self.heads, self.kv_heads, self.head_dim
         # One product for q, k and v: the input is read once, and in backward its gradient is summed inside the GEMM.
-        weight = self.fused if self.fused is not None else torch.cat([self.q.weight, self.k.weight, self.v.weight])
+        weight = None if cache is None else self.fused
+        if weight is None:
+            weight = torch.cat([self.q.weight, self.k.weight, self.v.weight])
         qkv = F.linear(x_BTD, weight.to(x_BTD.dtype)).view(B, T, H + 2 * G, C)
         qk, v = qkv[:, :, : H + G], qkv[:, :, H + G :]
         if self.value_gate is not None and value_embed is not None:
@@ -285,7 +280,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Keep q, k and v of each layer as one matrix. For generation: the copies do not follow later updates."""
+        """Keep q, k and v of each layer as one matrix, used with a cache. A copy: stale once the weights change."""
         for block in self._blocks():
             a = block.attn
             a.fused = torch.cat([a.q.weight, a.k.weight, a.v.weight]).detach()

@@ -166,7 +166,7 @@ def test_repeated_prompt(model: GPT) -> None:
     x = ids(1, 20)
     cache = KVCache(model.shape, 1, 64)
     model(x, cache)
-    cache.repeat(3)
+    cache.keep(torch.zeros(3, dtype=torch.int64))
     nexts = torch.tensor([[1], [2], [3]])
     out = model(nexts, cache)
     for b in range(3):
