@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -54,39 +55,61 @@ def ask(run: Run, request: Request) -> None:
 
 def stop(run: Run, kill: bool = False) -> list[str]:
     """Stop whatever runs, with or without a conductor; returns the stages that were asked. A second call kills."""
-    write_request = lease.is_held(run.conductor_lock)
-    if write_request:
+    asked_before = {name for name in pipeline.NAMES if run.stop_file(name).exists()}
+    if lease.is_held(run.conductor_lock):
         ask(run, Request(stop=True))
+    else:
+        _withdraw_requests(run)
     asked = []
-    for status in run.statuses():
-        if status.state in ACTIVE:
-            asked.append(status.name)
-            if kill or status.state == "stopping":
-                launch.kill_stage(run, status.name)
-            else:
-                run.request_stop(status.name)
+    for name in pipeline.NAMES:
+        if not lease.is_held(run.lock_file(name)):
+            continue
+        asked.append(name)
+        if kill or name in asked_before:
+            launch.kill_stage(run, name)
+        else:
+            run.request_stop(name)
     return asked
+
+
+def _withdraw_requests(run: Run) -> None:
+    """Without a conductor nobody has read them, and the next one must not start what was called off."""
+    for path in (run.dir / "conductor" / "requests").glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
 
 
 def plan_request(run: Run, stages: list[str], redo: bool = False, fresh: bool = False) -> Request:
     """A request for `stages`, refused when it would silently rerun or trust something stale.
 
-    Raises `UserError` naming each stale stage and its reason.
+    `redo`: also those that are done. Raises `UserError` naming each stale stage and its reason, or what must be made
+    first.
     """
     statuses = {status.name: status for status in run.statuses()}
-    if redo:
-        return Request(stages=stages, redo=stages, fresh=stages if fresh else [])
+    for name in stages:
+        pipeline.stage(name)
+        if redo and statuses[name].state in ACTIVE:
+            raise UserError(f"{run.name}: '{name}' is running; stop it first (picollm stop --run {run.name})")
     wanted = set(stages)
     for name in stages:
         wanted |= set(pipeline.upstream(name))
-    stale = [statuses[name] for name in pipeline.NAMES if name in wanted and statuses[name].state == "stale"]
+    stale = [
+        statuses[name]
+        for name in pipeline.NAMES
+        if name in wanted and statuses[name].state == "stale" and not (redo and name in stages)
+    ]
     if stale:
         reasons = "; ".join(f"{status.name} ({status.reason})" for status in stale)
         raise UserError(
             f"{run.name}: stale: {reasons}. Put the setting back, or redo from there: "
             f"picollm run --run {run.name} --from {stale[0].name}"
         )
-    return Request(stages=stages, fresh=stages if fresh else [])
+    missing = [name for name in pipeline.NAMES if name in wanted - set(stages) and statuses[name].state != "done"]
+    if missing and not all(statuses[name].state in ACTIVE for name in missing):
+        raise UserError(
+            f"{run.name}: {', '.join(missing)} must be made first: picollm run --run {run.name} --from {missing[0]}"
+        )
+    return Request(stages=stages, redo=stages if redo else [], fresh=stages if fresh else [])
 
 
 class Conductor:
@@ -99,17 +122,19 @@ class Conductor:
         self.fresh: set[str] = set()
         self.running: dict[str, int] = {}
         self.failed = False
+        self.stopping = False
+        self.again: set[str] = set()  # was being stopped when it was asked for once more
         self.dumped: set[tuple[str, int]] = set()
-        self.children: list = []
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
 
     def conduct(self) -> int:
         """Returns 0 when every goal is done, 1 when one failed, 3 when stopped, 4 when another conductor is at work."""
         lock = lease.Lock(self.run.conductor_lock)
         if not lock.exclusive(patience=5.0):
             return 4
-        stopping = threading.Event()
+        over = threading.Event()
         recorder = MachineRecorder(self.run.machine_file, self.run.dir)
-        thread = threading.Thread(target=recorder.record, args=(stopping,), daemon=True)
+        thread = threading.Thread(target=recorder.record, args=(over,), daemon=True)
         thread.start()
         self._say("started")
         try:
@@ -118,37 +143,37 @@ class Conductor:
             self._say("failed", str(error))
             return 2
         finally:
-            stopping.set()
+            over.set()
             thread.join(timeout=3)
             lock.release()
 
     def _loop(self) -> int:
-        outcome = 0
         while True:
-            if self._read_requests():
-                outcome = 3
-                self._say("stopped")
+            self._read_requests()
             statuses = {status.name: status for status in self.run.statuses()}
             self._watch(statuses)
+            if self.stopping:
+                self._stop_running(statuses)
             active = [status for status in statuses.values() if status.state in ACTIVE or status.name in self.running]
             for name in list(self.goals):
                 if name not in self.redo and statuses[name].state == "done" and name not in self.running:
                     self.goals.remove(name)
             if not active and self.goals:
-                name = self._next(statuses)
-                if name is None:
+                following = self._next(statuses)
+                if following is None:
                     waiting = ", ".join(self.goals)
-                    missing = [o for o in pipeline.upstream(self.goals[0]) if statuses[o].state != "done"]
-                    self._say("failed", f"{waiting}: waiting for {', '.join(missing)}, which nobody asked for")
+                    missing = [statuses[o] for o in pipeline.upstream(self.goals[0]) if statuses[o].state != "done"]
+                    reasons = ", ".join(f"{s.name} ({s.state}{': ' + s.reason if s.reason else ''})" for s in missing)
+                    self._say("failed", f"{waiting}: waiting for {reasons}, which nobody asked for")
                     return 1
-                self._launch(name)
+                self._launch(following)
             elif not active and not self.goals:
                 if self._requests():
                     continue
-                if outcome == 0:
-                    outcome = 1 if self.failed else 0
-                    self._say("failed" if self.failed else "finished")
-                return outcome
+                if self.stopping:
+                    return 3
+                self._say("failed" if self.failed else "finished")
+                return 1 if self.failed else 0
             time.sleep(POLL_S)
 
     def _next(self, statuses: dict[str, StageStatus]) -> str | None:
@@ -162,7 +187,7 @@ class Conductor:
     def _launch(self, name: str) -> None:
         before = max(self.run.attempts(name), default=0)
         child = launch.start_launcher(self.run, name, fresh=name in self.fresh)
-        self.children.append(child)
+        self.children[name] = child
         self.running[name] = before
         self.redo.discard(name)
         self.fresh.discard(name)
@@ -175,39 +200,62 @@ class Conductor:
 
     def _watch(self, statuses: dict[str, StageStatus]) -> None:
         """Adopt what runs, notice what ended, take the stack of what stalled."""
-        self.children = [child for child in self.children if child.poll() is None]
         for name, status in statuses.items():
             if status.state in ACTIVE and name not in self.running:
                 self.running[name] = status.attempt - 1
                 if name not in self.goals:
                     self.goals.append(name)
+                elif status.state == "stopping":
+                    self.again.add(name)
                 self._say("adopted", name)
             if status.state == "stalled" and (name, status.attempt) not in self.dumped:
                 self.dumped.add((name, status.attempt))
                 launch.dump_stack(self.run, name)
                 self._say("stalled", f"{name}: {status.reason}; its stack is in {name}'s console log")
             if name in self.running and status.state not in ACTIVE:
-                if lease.is_held(self.run.lock_file(name)):
+                child = self.children.get(name)
+                if (child is not None and child.poll() is None) or lease.is_held(self.run.lock_file(name)):
                     continue
-                del self.running[name]
-                self._ended(name, status)
+                self.children.pop(name, None)
+                # What was read before it was gone may be old by now.
+                self._ended(name, self.run.status(name), self.running.pop(name))
 
-    def _ended(self, name: str, status: StageStatus) -> None:
+    def _ended(self, name: str, status: StageStatus, before: int) -> None:
+        if status.attempt <= before:
+            status.state, status.reason = "failed", f"did not start: {self._last_console_line()}"
         if status.state == "done":
             return
         if name not in self.goals:
+            return
+        if status.state == "stopped" and name in self.again:
+            self.again.discard(name)
             return
         lost = [goal for goal in self.goals if goal == name or goal in _later(name)]
         self.goals = [goal for goal in self.goals if goal not in lost]
         self.failed = True
         self._say(status.state, f"{name}: {status.reason}")
 
+    def _stop_running(self, statuses: dict[str, StageStatus]) -> None:
+        """Whoever asked us to stop may not have seen a stage that we were just starting."""
+        for name, status in statuses.items():
+            if status.state in ("running", "stalled"):
+                self.run.request_stop(name)
+
+    def _last_console_line(self) -> str:
+        """The launcher's last word, which is all there is when it could not make an attempt."""
+        try:
+            lines = (
+                (self.run.dir / "conductor" / "console.log").read_bytes()[-4096:].decode(errors="replace").split("\n")
+            )
+        except OSError as error:
+            return f"its console log cannot be read: {error.strerror}"
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
     def _requests(self) -> list[Path]:
         return sorted((self.run.dir / "conductor" / "requests").glob("*.json"))
 
-    def _read_requests(self) -> bool:
-        """Take in what was asked; True when the last word was to stop."""
-        stopped = False
+    def _read_requests(self) -> None:
+        """Take in what was asked, oldest first: the last word counts."""
         for path in self._requests():
             try:
                 request = msgspec.json.decode(path.read_bytes(), type=Request)
@@ -218,15 +266,15 @@ class Conductor:
                 os.unlink(path)
             if request.stop:
                 self.goals, self.redo, self.fresh = [], set(), set()
-                stopped = True
-                continue
-            if request.stages:
-                stopped = False
-            self.failed = False
-            self.goals = [n for n in pipeline.NAMES if n in self.goals or n in request.stages]
-            self.redo |= set(request.redo)
-            self.fresh |= set(request.fresh)
-        return stopped
+                self.stopping = True
+                self.again.clear()
+                self._say("stopped")
+            elif request.stages:
+                self.failed = self.stopping = False
+                self.again = {name for name in self.running if self.run.stop_file(name).exists()}
+                self.goals = [n for n in pipeline.NAMES if n in self.goals or n in request.stages]
+                self.redo |= set(request.redo)
+                self.fresh |= set(request.fresh)
 
     def _say(self, what: str, text: str = "") -> None:
         with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ Layers: schema defaults < profile < `--config` file < environment (`PICOLLM_SFT_
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import tomllib
@@ -34,7 +35,7 @@ LrScale = Annotated[float, _meta("learning rates as a multiple of the [pretrain]
 Warmdown = Annotated[float, _meta("share of the steps over which the learning rate falls", "share", ge=0, le=1)]
 FinalLr = Annotated[float, _meta("learning rate at the end as a share of the full one", "share", ge=0, le=1)]
 SaveEvery = Annotated[float, _meta("time between checkpoints (the last step always saves)", "s", "how", ge=0.1, le=1e6)]
-Mix = Annotated[dict[str, int], _meta("training examples drawn from each task", "examples")]
+Mix = Annotated[dict[str, Annotated[int, Meta(ge=0)]], _meta("training examples drawn from each task", "examples")]
 
 
 class RunConfig(msgspec.Struct, kw_only=True):
@@ -248,10 +249,11 @@ def load(
         own, own_profiles = _read(file)
         for name, tables in own_profiles.items():
             profiles[name] = {**profiles.get(name, {}), **tables}
-    profile = profile or own.get("run.profile") or "pocket"
+    from_environment, from_sets = _from_environment(environ), parse_sets(sets)
+    profile = profile or ({"run.profile": "pocket"} | own | from_environment | from_sets)["run.profile"]
     if profile not in profiles:
         raise UserError(f"unknown profile '{profile}': expected one of {', '.join(sorted(profiles))}")
-    values |= profiles[profile] | own | _from_environment(environ) | parse_sets(sets)
+    values |= profiles[profile] | own | from_environment | from_sets
     values["run.profile"] = profile
     return build(values)
 
@@ -309,10 +311,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         raise UserError(f"cannot read settings file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # besides TOMLDecodeError: an integer of 5,000 digits, 1,000 brackets
         raise UserError(f"{path}: not valid TOML: {error}") from None
     profiles = document.pop("profiles", {})
     where = _Where(path, text)
+    if not isinstance(profiles, dict):
+        raise UserError(f"{where.at('profiles')}: [profiles] must be a table of profiles")
     values = _check_tables(document, where, "")
     checked = {name: _check_tables(tables, where, f"profiles.{name}.") for name, tables in profiles.items()}
     return values, checked
@@ -348,9 +352,10 @@ def check(key: str, value: Any, where: str) -> Any:
         reason = str(error)
         reason = reason[0].lower() + reason[1:]
         unit = f" ({all_knobs[key].unit})" if all_knobs[key].unit else ""
-        raise UserError(f"{where}: {key} = {value!r}: {reason}{unit}; {all_knobs[key].description}") from None
-    if isinstance(converted, float) and converted != converted:
-        raise UserError(f"{where}: {key} = {value!r}: expected a number; {all_knobs[key].description}")
+        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+        raise UserError(f"{where}: {key} = {shown}: {reason}{unit}; {all_knobs[key].description}") from None
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise UserError(f"{where}: {key} = {value!r}: expected a finite number; {all_knobs[key].description}")
     return converted
 
 
@@ -385,7 +390,7 @@ def _parse(key: str, text: str) -> Any:
             return text_value
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

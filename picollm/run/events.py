@@ -7,6 +7,8 @@ never depends on the clock.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import queue
 import sys
@@ -19,12 +21,14 @@ from typing import Any
 import msgspec
 
 VERSION = 1
+TAIL_LIMIT_BYTES = 32 << 20
 
 
 class Event(msgspec.Struct, tag_field="type", tag=str.lower, omit_defaults=True, kw_only=True):
-    """What every line carries; `time` is unix seconds and is for people, `seq` is for order."""
+    """What every line carries; `time` is unix seconds and is for people, `seq` is for order. All three are stamped
+    when the event is written."""
 
-    v: int = VERSION
+    v: int = 0
     seq: int = 0
     time: float = 0.0
 
@@ -142,12 +146,15 @@ class Stopped(Event):
 
 
 class Launched(Event):
-    """Conductor or launcher: a stage process was asked for."""
+    """Launcher: the stage's process (or its torchrun) was started; enough to signal it before it has said a word."""
 
     stage: str
     attempt: int
     pid: int = 0
     argv: list[str] = []
+    host: str = ""
+    boot_id: str = ""
+    start_ticks: int = -1
 
 
 class Exited(Event):
@@ -201,7 +208,42 @@ AnyEvent = (
 TERMINAL = (Finished, Failed, Stopped)
 
 _decoder = msgspec.json.Decoder(AnyEvent)
-_encoder = msgspec.json.Encoder()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: numpy and torch scalars become numbers, anything else its text."""
+    item = getattr(value, "item", None)
+    if callable(item):
+        try:
+            return item()
+        except (TypeError, ValueError, RuntimeError):
+            return str(value)
+    return str(value)
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
+
+
+def encode(event: Event, seq: int) -> bytes:
+    """Stamp and serialise one event as a line. Text that is not valid Unicode is kept readable, never refused."""
+    event.v, event.seq, event.time = VERSION, seq, round(time.time(), 3)
+    try:
+        return _encoder.encode(event) + b"\n"
+    except UnicodeEncodeError:
+        return _encoder.encode(_mend(msgspec.to_builtins(event, str_keys=True))) + b"\n"
+
+
+def _mend(value: Any) -> Any:
+    """Lone surrogates (from broken bytes and file names) as question marks, throughout."""
+    match value:
+        case str():
+            return value.encode(errors="replace").decode()
+        case dict():
+            return {_mend(key): _mend(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_mend(item) for item in value]
+        case _:
+            return value
 
 
 def decode(line: bytes) -> AnyEvent | None:
@@ -213,23 +255,27 @@ def decode(line: bytes) -> AnyEvent | None:
 
 
 class EventWriter:
-    """Appends events to one file from a thread of its own, so that a slow disk never holds training up.
+    """Appends events to one file from a thread of its own, so that a slow or full disk never holds training up.
 
-    A file that ends in a torn line gets a newline first: the torn line stays, skipped by readers. When the disk is
-    full, lines wait in memory and are tried again; `close()` makes a last attempt and says on stderr what was lost.
+    A file that ends in a torn line gets a newline first: the torn line stays, skipped by readers. While the disk is
+    full, lines wait in memory and are tried again; `close()` keeps trying for `CLOSE_PATIENCE_S` and says on stderr how
+    many were lost.
     """
+
+    RETRY_S = 0.5
+    CLOSE_PATIENCE_S = 10.0
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._seq = _last_seq(path)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            os.write(self._fd, b"\n")
+        self._torn = _ends_torn(self._fd)
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._complained = False
+        self._closing = threading.Event()
+        self.lost = 0
         self.last_time = 0.0
         self._thread = threading.Thread(target=self._drain, name="events", daemon=True)
         self._thread.start()
@@ -237,57 +283,74 @@ class EventWriter:
     def write(self, event: Event) -> None:
         """Stamp and queue one event; returns at once."""
         with self._lock:
+            line = encode(event, self._seq + 1)
             self._seq += 1
-            event.seq = self._seq
-            event.time = round(time.time(), 3)
             self.last_time = time.monotonic()
-            self._queue.put(_encoder.encode(event) + b"\n")
+            self._queue.put(line)
 
     def close(self) -> None:
         """Write everything that waits, then fsync; safe to call twice."""
         if self._fd < 0:
             return
+        self._closing.set()
         self._queue.put(None)
-        self._thread.join(timeout=30)
+        self._thread.join()
         try:
             os.fsync(self._fd)
         except OSError as error:
             print(f"events: {self.path} may be incomplete: {error}", file=sys.stderr)
+        if self.lost:
+            print(f"events: {self.lost} lines of {self.path} are lost", file=sys.stderr, flush=True)
         os.close(self._fd)
         self._fd = -1
 
     def _drain(self) -> None:
+        deadline = None
         while (line := self._queue.get()) is not None:
-            for patience in (0.5, 1, 2, 4, 8, 0):
-                try:
-                    self._put(line)
-                    break
-                except OSError as error:
-                    if not self._complained:
-                        print(f"events: cannot write {self.path}: {error}; trying again", file=sys.stderr, flush=True)
-                        self._complained = True
-                    time.sleep(patience)
+            while not self._put(line):
+                if self._closing.is_set():
+                    deadline = deadline or time.monotonic() + self.CLOSE_PATIENCE_S
+                    if time.monotonic() >= deadline:
+                        self.lost += 1
+                        break
+                    time.sleep(self.RETRY_S)
+                self._closing.wait(self.RETRY_S)
 
-    def _put(self, line: bytes) -> None:
-        """A short write (full disk) is closed with a newline, so that the retry starts a line of its own."""
-        written = os.write(self._fd, line)
-        if written < len(line):
-            os.write(self._fd, b"\n")
-            raise OSError(28, "short write, disk full?")
+    def _put(self, line: bytes) -> bool:
+        """False when it did not fit: what is there of it is left torn, and the next try starts a line of its own."""
+        data = b"\n" + line if self._torn else line
+        try:
+            written = os.write(self._fd, data)
+        except OSError as error:
+            self._complain(str(error))
+            return False
+        self._torn = written < len(data)
+        if self._torn:
+            self._complain("no space left for a whole line")
+        return not self._torn
+
+    def _complain(self, reason: str) -> None:
+        if not self._complained:
+            self._complained = True
+            print(f"events: cannot write {self.path}: {reason}; trying again", file=sys.stderr, flush=True)
 
 
 def append(path: Path, event: Event) -> None:
-    """Write one event at once, for rare writers (launcher, conductor). One `write` call: lines never interleave."""
+    """Write one event at once, for rare writers (launcher, conductor). Writers take turns: lines never interleave and
+    no two share a `seq`. Raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    event.seq = _last_seq(path) + 1
-    event.time = round(time.time(), 3)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
-        size = os.fstat(fd).st_size
-        torn = size and os.pread(fd, 1, size - 1) != b"\n"
-        os.write(fd, (b"\n" if torn else b"") + _encoder.encode(event) + b"\n")
+        with contextlib.suppress(OSError):  # a file system without locks: two at once may share a seq
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        os.write(fd, (b"\n" if _ends_torn(fd) else b"") + encode(event, _last_seq(path) + 1))
     finally:
         os.close(fd)
+
+
+def _ends_torn(fd: int) -> bool:
+    size = os.fstat(fd).st_size
+    return size > 0 and os.pread(fd, 1, size - 1) != b"\n"
 
 
 class EventReader:
@@ -298,25 +361,34 @@ class EventReader:
         self.offset = offset
 
     def poll(self, limit_bytes: int = 4 << 20) -> list[AnyEvent]:
-        """At most `limit_bytes` are read, so that a million lines arrive in portions. A file cut short starts over."""
+        """At most `limit_bytes` are read at a time, so that a million lines arrive in portions; [] only at the end.
+
+        A file that was cut short is read from its beginning again.
+        """
+        while (data := self._portion(limit_bytes)) is not None:
+            events = [event for line in data.split(b"\n") if line and (event := decode(line)) is not None]
+            if events:
+                return events
+        return []
+
+    def _portion(self, limit_bytes: int) -> bytes | None:
+        """The next complete lines, or part of a line longer than the limit; None when there is nothing new."""
         try:
             with open(self.path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < self.offset:
                     self.offset = 0
-                if size == self.offset:
-                    return []
                 file.seek(self.offset)
-                data = file.read(limit_bytes)
-        except FileNotFoundError:
-            return []
+                data = file.read(min(limit_bytes, size - self.offset))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         end = data.rfind(b"\n") + 1
-        if end == 0:
-            if len(data) < limit_bytes:
-                return []
+        if end == 0 and len(data) == limit_bytes:
             end = len(data)
+        if end == 0:
+            return None
         self.offset += end
-        return [event for line in data[:end].splitlines() if (event := decode(line)) is not None]
+        return data[:end]
 
 
 def read_events(path: Path) -> Iterator[AnyEvent]:
@@ -327,18 +399,25 @@ def read_events(path: Path) -> Iterator[AnyEvent]:
 
 
 def tail_events(path: Path, limit_bytes: int = 64 << 10) -> list[AnyEvent]:
-    """The events in the last `limit_bytes`, oldest first: enough for the current state of a million-line file."""
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = max(0, size - limit_bytes)
-            file.seek(start)
-            data = file.read(size - start)
-    except FileNotFoundError:
-        return []
-    lines = data.split(b"\n")
-    lines = lines[1:-1] if start else lines[:-1]
-    return [event for line in lines if (event := decode(line)) is not None]
+    """The events in the last `limit_bytes`, oldest first: enough for the current state of a million-line file.
+
+    Where a single event is longer than that, more is read until one is found (at most `TAIL_LIMIT_BYTES`).
+    """
+    while True:
+        try:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                start = max(0, size - limit_bytes)
+                file.seek(start)
+                data = file.read(size - start)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        lines = data.split(b"\n")
+        lines = lines[1:-1] if start else lines[:-1]
+        events = [event for line in lines if line and (event := decode(line)) is not None]
+        if events or not start or limit_bytes >= TAIL_LIMIT_BYTES:
+            return events
+        limit_bytes *= 8
 
 
 def head_events(path: Path, limit_bytes: int = 64 << 10) -> list[AnyEvent]:

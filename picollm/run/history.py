@@ -9,6 +9,7 @@ from bisect import bisect_right
 from typing import Any
 
 from picollm.run import events as ev
+from picollm.run import pipeline
 from picollm.run.folder import Run
 
 
@@ -21,6 +22,9 @@ class Series:
         self.times: list[float] = []
 
     def add(self, step: int, value: float | None, time: float) -> None:
+        """A step before the last one starts over from there: steps always ascend."""
+        if self.steps and step < self.steps[-1]:
+            self.cut(step - 1)
         self.steps.append(step)
         self.values.append(float("nan") if value is None else float(value))
         self.times.append(time)
@@ -91,7 +95,7 @@ class StageHistory:
             case ev.Sample():
                 self.samples.append(event)
             case ev.Choice():
-                self.choices.append(event)
+                self.choices = [choice for choice in self.choices if choice.what != event.what] + [event]
             case ev.Check():
                 self.checks = [check for check in self.checks if check.name != event.name] + [event]
             case ev.Checkpoint():
@@ -102,6 +106,9 @@ class StageHistory:
                 self.started.append(event)
                 self.checks.clear()
                 self.finished = None
+                if not pipeline.stage(self.name).trains:  # it starts from nothing, and says no `Resumed`
+                    self.series.clear()
+                    self.evals, self.samples, self.warnings = [], [], []
             case ev.Finished():
                 self.finished = event
 

@@ -27,8 +27,16 @@ KILL_AFTER_S = 3.0
 
 
 def child_environment() -> dict[str, str]:
-    """Our environment for a child: a folder called `stages` in the current directory must not shadow ours."""
-    return os.environ | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    """Our environment for a child: a folder called `stages` in the current directory must not shadow ours.
+
+    In a checkout that is not installed, the checkout itself is what the child must find.
+    """
+    found = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "pyproject.toml").exists():
+        paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        found["PYTHONPATH"] = os.pathsep.join([*paths, str(checkout)] if str(checkout) not in paths else paths)
+    return found
 
 
 def stage_command(run: Run, name: str, attempt: int, nproc: int, fresh: bool) -> list[str]:
@@ -62,7 +70,8 @@ def start_launcher(run: Run, name: str, fresh: bool = False) -> subprocess.Popen
 
 
 def launch_here(folder: Path, name: str, fresh: bool = False) -> int:
-    """Run one stage to its end in the foreground; returns its exit code. Raises `UserError` if it is running."""
+    """Run one stage to its end in the foreground; returns its exit code (128 + n for signal n), 2 with a line on
+    stderr when it cannot be started."""
     run = Run(folder.expanduser().absolute())
     lock = lease.Lock(run.lock_file(name))
     try:
@@ -70,12 +79,14 @@ def launch_here(folder: Path, name: str, fresh: bool = False) -> int:
             raise UserError(f"{run.dir} is not a run folder (no config.toml)")
         if not lock.exclusive(patience=2.0):
             raise UserError(f"{run.name}: stage '{name}' is running already")
-        return _Launcher(run, name, fresh, lock).run_to_end()
+        code = _Launcher(run, name, fresh, lock).run_to_end()
+        return code if code >= 0 else 128 - code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: cannot start '{name}' in {run.dir}: {error.strerror}: {error.filename}", file=sys.stderr)
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: cannot start '{name}' in {run.dir}: {error.strerror or error}{where}", file=sys.stderr)
         return 2
     finally:
         lock.release()
@@ -91,14 +102,16 @@ class _Launcher:
         run, name = self.run, self.name
         config = run.config()
         attempt = max(run.attempts(name), default=0) + 1
-        write_atomic(run.config_file(name, attempt), settings.dump(config))
+        # An old request goes before the attempt can be seen, so that a request to this attempt stays.
         run.stop_file(name).unlink(missing_ok=True)
+        write_atomic(run.config_file(name, attempt), settings.dump(config))
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         argv = stage_command(run, name, attempt, config.run.nproc, self.fresh)
         with open(run.console_file(name, attempt), "ab") as console:
-            self.lock.share()
+            if not self.lock.share():
+                raise UserError(f"{run.name}: stage '{name}' is being started by somebody else")
             self.child = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -107,40 +120,38 @@ class _Launcher:
                 start_new_session=True,
                 env=child_environment(),
             )
-        launched = ev.Launched(stage=name, attempt=attempt, pid=self.child.pid, argv=argv)
-        ev.append(run.conductor_events, launched)
+        who = lease.identify(self.child.pid)
+        self._say(ev.Launched(stage=name, attempt=attempt, argv=argv, **who._asdict()))
         code = self.child.wait()
-        ev.append(run.conductor_events, ev.Exited(stage=name, attempt=attempt, code=code))
+        self._say(ev.Exited(stage=name, attempt=attempt, code=code))
         run.stop_file(name).unlink(missing_ok=True)
         return code
 
+    def _say(self, event: ev.Event) -> None:
+        """A full disk must not make us leave a stage alone."""
+        try:
+            ev.append(self.run.conductor_events, event)
+        except OSError as error:
+            print(f"events: cannot write {self.run.conductor_events}: {error}", file=sys.stderr, flush=True)
+
     def _on_signal(self, number: int, frame: object) -> None:
-        """Once: ask. Twice: kill the stage's whole process group."""
+        """Once: ask. Twice: kill the stage and everything below it."""
         self.requests += 1
         if self.requests == 1:
             with contextlib.suppress(UserError):
                 self.run.request_stop(self.name)
         elif self.child is not None and self.child.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.child.pid, signal.SIGKILL)
+            lease.kill_tree(lease.identify(self.child.pid))
 
 
 def kill_stage(run: Run, name: str) -> bool:
-    """SIGKILL a stage's whole process group; False when nothing of ours lives there.
+    """SIGKILL a stage, every rank of it; False when nothing of ours lives there.
 
-    The pid from the events is only believed after its start ticks, boot id and host were compared.
+    A pid from the events is only believed after its start ticks, boot id and host were compared.
     """
     if not lease.is_held(run.lock_file(name)):
         return False
-    attempts = run.attempts(name)
-    killed = False
-    for event in ev.head_events(run.events_file(name, attempts[-1])) if attempts else []:
-        if isinstance(event, ev.Started):
-            who = lease.Identity(event.pid, event.host, event.boot_id, event.start_ticks)
-            if lease.is_same(who):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(os.getpgid(who.pid), signal.SIGKILL)
-                    killed = True
+    killed = any([lease.kill_tree(who) for who in _identities(run, name)])
     end = time.monotonic() + KILL_AFTER_S
     while killed and lease.is_held(run.lock_file(name)) and time.monotonic() < end:
         time.sleep(0.05)
@@ -149,13 +160,29 @@ def kill_stage(run: Run, name: str) -> bool:
 
 def dump_stack(run: Run, name: str) -> bool:
     """Ask a silent stage to write every thread's stack to its console log."""
+    started = [event for event in _newest_events(run, name) if isinstance(event, ev.Started)]
+    return any([lease.signal_process(_identity(event), signal.SIGUSR1) for event in started])
+
+
+def _newest_events(run: Run, name: str) -> list[ev.AnyEvent]:
     attempts = run.attempts(name)
-    for event in ev.head_events(run.events_file(name, attempts[-1])) if attempts else []:
-        if isinstance(event, ev.Started):
-            return lease.signal_process(
-                lease.Identity(event.pid, event.host, event.boot_id, event.start_ticks), signal.SIGUSR1
-            )
-    return False
+    return ev.head_events(run.events_file(name, attempts[-1])) if attempts else []
+
+
+def _identities(run: Run, name: str) -> list[lease.Identity]:
+    """Of the newest attempt: what the launcher started (torchrun, or the stage), then the stage's own word."""
+    attempt = max(run.attempts(name), default=0)
+    launched = [
+        _identity(event)
+        for event in ev.tail_events(run.conductor_events)
+        if isinstance(event, ev.Launched) and (event.stage, event.attempt) == (name, attempt)
+    ]
+    started = [_identity(event) for event in _newest_events(run, name) if isinstance(event, ev.Started)]
+    return launched + started
+
+
+def _identity(event: ev.Launched | ev.Started) -> lease.Identity:
+    return lease.Identity(event.pid, event.host, event.boot_id, event.start_ticks)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ reused, so it is only ever signalled after its start ticks, boot id and host nam
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+
+ASK_PATIENCE_S = 0.25  # holding a turn takes microseconds; longer means that somebody was halted while asking
 
 
 class Identity(NamedTuple):
@@ -86,14 +89,25 @@ def signal_process(identity: Identity, number: int) -> bool:
     return True
 
 
-def kill_group(identity: Identity, number: int = signal.SIGKILL) -> bool:
-    """Signal the whole process group that `identity` leads (we start every stage as a group of its own)."""
+def kill_tree(identity: Identity) -> bool:
+    """SIGKILL that very process, everything below it, and the process groups that these lead.
+
+    torchrun gives every rank a session of its own, so killing one group is not enough. The parent goes first: it can
+    start no replacement. False when that process is gone.
+    """
     if not is_same(identity):
         return False
     try:
-        os.killpg(identity.pid, number)
-    except (ProcessLookupError, PermissionError):
-        return signal_process(identity, number)
+        root = psutil.Process(identity.pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return False
+    for process in family:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) == process.pid:
+                os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(psutil.Error):
+            process.kill()
     return True
 
 
@@ -142,17 +156,37 @@ class Lock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether any process holds this lock file now."""
+    """Whether any process holds this lock file now.
+
+    Asking means taking it exclusively for a moment, so two who ask at once would see each other and call a dead stage
+    alive. Therefore one asks at a time: whoever asks first locks the folder around the file.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            turn = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, turn)
+            fd = _open_to_ask(path)
+            stack.callback(os.close, fd)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        end = time.monotonic() + ASK_PATIENCE_S
+        while not _try_flock(turn) and time.monotonic() < end:
+            time.sleep(0.0005)
+        return not _try_flock(fd)
+
+
+def _open_to_ask(path: Path) -> int:
+    """Writable where possible: NFS grants exclusive locks only to those who may write."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _try_flock(fd: int) -> bool:
+    """False when somebody else holds it. A folder that cannot be locked (NFS) counts as ours."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
-            return True
-        raise
-    finally:
-        os.close(fd)
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN)
+    return True

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import faulthandler
 import importlib.metadata
+import math
 import os
 import platform
 import signal
@@ -32,6 +34,8 @@ from picollm.run import lease
 from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run, fingerprint
 
+OTHER_RANKS_WAIT_S = 1.0
+
 
 class Outcome(msgspec.Struct, kw_only=True):
     """What a finished stage leaves: where things are, their content hashes, and figures for the report."""
@@ -42,7 +46,7 @@ class Outcome(msgspec.Struct, kw_only=True):
 
 
 class StageContext:
-    """Handed to a stage's `work`. Metrics and progress are thinned so that a fast loop cannot flood the file."""
+    """Handed to a stage's `work`. Progress is thinned so that a fast loop cannot flood the file."""
 
     def __init__(self, run: Run, name: str, attempt: int, fresh: bool = False) -> None:
         self.run = run
@@ -89,7 +93,9 @@ class StageContext:
         self.emit(ev.Sample(prompt=prompt, text=text, step=step, model=model, details=details or {}))
 
     def choice(self, what: str, chosen: str, figures: dict[str, float]) -> None:
-        self.emit(ev.Choice(what=what, chosen=chosen, figures=figures))
+        """A decision made by measuring; a candidate that failed (no finite figure) is left out."""
+        kept = {key: float(figure) for key, figure in figures.items() if math.isfinite(figure)}
+        self.emit(ev.Choice(what=what, chosen=chosen, figures=kept))
 
     def check(self, name: str, status: str, found: str, wanted: str = "", fix: str = "") -> None:
         self.emit(ev.Check(name=name, status=status, found=found, wanted=wanted, fix=fix))
@@ -176,26 +182,36 @@ def _attend(name: str, work: Callable[[StageContext], Outcome], folder: Path, at
             ctx.emit(ev.Stopped(step=stop.step))
         return 0
     except UserError as error:
-        return _fail(ctx, str(error), 2)
+        return _fail(ctx or run, name, attempt, str(error), 2)
     except OSError as error:
         traceback.print_exc()
         where = f" {error.filename}" if error.filename else ""
-        return _fail(ctx, f"{name}:{where} {error.strerror or error}", 2 if error.errno in (13, 28, 30) else 1)
+        code = 2 if error.errno in (errno.EACCES, errno.ENOSPC, errno.EROFS) else 1
+        return _fail(ctx or run, name, attempt, f"{name}:{where} {error.strerror or error}", code)
     except MemoryError:
-        return _fail(ctx, f"{name}: out of memory; make rows, depth or seq_len smaller", 1)
+        return _fail(ctx or run, name, attempt, f"{name}: out of memory; make rows, depth or seq_len smaller", 1)
     except Exception as error:
         traceback.print_exc()
-        return _fail(ctx, f"{type(error).__name__}: {error}".splitlines()[0][:400], 1)
+        return _fail(ctx or run, name, attempt, f"{type(error).__name__}: {error}".splitlines()[0][:400], 1)
     finally:
         if ctx:
             ctx.close()
 
 
-def _fail(ctx: StageContext | None, text: str, code: int) -> int:
+def _fail(where: StageContext | Run, name: str, attempt: int, text: str, code: int) -> int:
+    """Say how it failed, also when it failed before there was a context, and also from a rank other than 0."""
     print(f"error: {text}", file=sys.stderr, flush=True)
-    if ctx:
-        hint = "" if code == 2 else f"see {ctx.run.console_file(ctx.name, ctx.attempt).name}"
-        ctx.emit(ev.Failed(error=text, hint=hint, code=code))
+    run = where.run if isinstance(where, StageContext) else where
+    event = ev.Failed(error=text, hint="" if code == 2 else f"see {run.console_file(name, attempt).name}", code=code)
+    if isinstance(where, StageContext) and where.rank == 0:
+        where.emit(event)
+        return code
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(OTHER_RANKS_WAIT_S)  # when rank 0 failed of the same thing, its word is enough
+    file = run.events_file(name, attempt)
+    if not any(isinstance(said, ev.TERMINAL) for said in ev.tail_events(file)):
+        with contextlib.suppress(OSError):
+            ev.append(file, event)
     return code
 
 
