@@ -1,0 +1,51 @@
+"""Tokenizer eval: bytes per token and exact round trips on text like the corpus, and unlike it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+from picollm.data.shards import TextSet
+from picollm.run.errors import UserError
+from picollm.run.stage import Outcome, StageContext, main
+from picollm.text.tokenizer import SPECIALS, Tokenizer
+
+GERMAN = "Wer früh beginnt, hat abends Zeit; wer spät beginnt, lernt, dass Eile die Wege nicht kürzer macht. "
+GREEK = "Η θάλασσα ήταν ήρεμη και το μικρό καΐκι γύριζε στο λιμάνι πριν νυχτώσει. "
+CHINESE = "春天来了,河边的柳树又绿了,孩子们在草地上放风筝。"
+NUMBERS = "3.14159 2,718 1729 65537 -40 6.022e23 0x7ffe 2026-01-31 12:34:56 +49 30 901820 "
+EMOJI = "Well done 🎉 — see you at 8 ⏰, bring 🥐 & ☕; naïve café, œuvre, ½ ≠ ⅓ "
+
+
+def texts(text: TextSet) -> dict[str, str]:
+    """Name to text, a few kB each."""
+    return {
+        "validation text": "\n".join(text.val_texts())[:100_000],
+        "python code": inspect.getsource(json) + inspect.getsource(inspect)[:60_000],
+        "german": GERMAN * 20,
+        "greek": GREEK * 20,
+        "chinese": CHINESE * 20,
+        "numbers": NUMBERS * 20,
+        "emoji and accents": EMOJI * 20,
+        "specials written out": " ".join(SPECIALS) * 20,
+    }
+
+
+def work(ctx: StageContext) -> Outcome:
+    tokenizer = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
+    table = {}
+    for name, text in texts(TextSet.open(ctx.output("dataset", "text"))).items():
+        ids = tokenizer.encode(text)
+        size = len(text.encode())
+        exact = tokenizer.decode(ids) == text
+        table[name] = {"bytes": size, "tokens": len(ids), "bytes_per_token": size / len(ids), "exact": exact}
+        ctx.eval(f"tokenizer/{name}", 0, {"bytes_per_token": size / len(ids)})
+        ctx.message(f"{name}: {size / len(ids):.2f} bytes per token" + ("" if exact else ", ROUND TRIP DIFFERS"))
+    broken = [name for name, cell in table.items() if not cell["exact"]]
+    if broken:
+        raise UserError(f"tokenizer_eval: decode(encode(text)) differs on {', '.join(broken)}; train the tokenizer again")
+    return Outcome(summary={"texts": table})
+
+
+if __name__ == "__main__":
+    main("tokenizer_eval", work)
