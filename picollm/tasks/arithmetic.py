@@ -101,10 +101,11 @@ class Arithmetic(BaseTask):
             problem = self._problem(rng)
             if min(problem.totals) < 0 or split_of("numbers", problem.key) != split:
                 continue  # nobody gives away apples they do not have
-            question = self._story(problem, rng) if rng.random() < self.settings.words else self._sum(problem, rng)
+            topic = "story" if rng.random() < self.settings.words else "sum"
+            question = self._story(problem, rng) if topic == "story" else self._sum(problem, rng)
             result = str(problem.totals[-1])
             messages = ask(question, with_tool(problem.code, result, f"#### {result}"))
-            seen.setdefault(question, Example(messages=messages, answer=result, key=problem.key))
+            seen.setdefault(question, Example(messages=messages, answer=result, key=problem.key, topic=topic))
         return list(seen.values())
 
     def _problem(self, rng: random.Random) -> Problem:

@@ -10,6 +10,7 @@ has the same corpus. Random numbers come from (seed, task, what for), never from
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
@@ -101,6 +102,7 @@ class BaseTask:
     def __init__(self, settings: Mapping[str, Any] | None = None, **more: Any) -> None:
         """Settings as a mapping, as keywords, or both (keywords win). UserError for an unknown key or a bad value."""
         given = {**(settings or {}), **more}
+        given = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in given.items()}
         try:
             self.settings = msgspec.convert(given, self.Settings, strict=False)
         except msgspec.ValidationError as error:

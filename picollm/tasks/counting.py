@@ -43,5 +43,5 @@ class Counting(BaseTask):
             verb = "is" if count == "1" else "are"
             answer = with_tool(f'"{word}".count("{letter}")', count, f"There {verb} {count}.")
             question = rng.choice(PHRASINGS).format(letter=letter, word=word)
-            examples.append(Example(messages=ask(question, answer), answer=count, key=word, topic=letter))
+            examples.append(Example(messages=ask(question, answer), answer=count, key=word))
         return examples

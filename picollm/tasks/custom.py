@@ -11,9 +11,9 @@ all are trained on. Right means: the last answer matches after normalisation or 
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from picollm.run.errors import UserError
 from picollm.tasks.base import BaseTask, Example, Split, TaskSettings, split_of
@@ -36,9 +36,9 @@ class Custom(BaseTask):
     Settings = CustomSettings
     settings: CustomSettings
 
-    def __init__(self, settings=None, **more) -> None:
+    def __init__(self, settings: Mapping[str, Any] | None = None, **more: Any) -> None:
         """Reads the file at once: a bad row is better known now than when training starts. Raises UserError."""
-        super().__init__(settings, **{key: os.fspath(v) if isinstance(v, Path) else v for key, v in more.items()})
+        super().__init__(settings, **more)
         if not self.settings.path:
             raise UserError("task 'custom': no file; set its path to a .jsonl file of conversations")
         self._rows = read_rows(Path(self.settings.path))

@@ -68,6 +68,6 @@ class DocsQA(BaseTask):
         phrasings = self.random("phrasing", function.name).sample(PHRASINGS, count)
         return [
             Example(messages=ask(phrasing.format(name=function.name), function.sentence), answer=function.sentence,
-                    key=function.name, topic=function.module)
+                    key=function.name, topic="familiar" if function.module in FAMILIAR else "other")
             for phrasing in phrasings
         ]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from picollm.run.errors import UserError
-from picollm.tasks import TASKS, make_task
+from picollm.tasks import make
 from picollm.tasks.base import Example
 from picollm.text.chat import Rendered, render
 from picollm.text.tokenizer import Tokenizer
@@ -26,21 +26,22 @@ class Mixed(msgspec.Struct, kw_only=True):
     dropped: int = 0
 
 
-def mix(table: Mapping[str, int], tok: Tokenizer, max_tokens: int, seed: int, custom: str = "") -> Mixed:
+def mix(
+    table: Mapping[str, int], tok: Tokenizer, max_tokens: int, seed: int, *, custom: str = "", identity: str = ""
+) -> Mixed:
     """Draw `table[task]` training examples of each task, shuffled together.
 
-    A count above what a task has repeats its examples in whole rounds. Raises `UserError` for an unknown task, or
-    when nothing is left to learn from.
+    A task may carry settings ("arithmetic:digits=3"). A count above what a task has repeats its examples in whole
+    rounds. `custom`: a file of the person's own conversations, all drawn once; `identity`: the verified rows.
+
+    Raises `UserError` for an unknown task, a malformed file, or when nothing is left to learn from.
     """
-    counts = dict(table)
     drawn: list[tuple[str, Example]] = []
     if custom:
-        examples = make_task("custom", {"file": custom}).train()
-        drawn += [("custom", example) for example in examples]
-    for name, count in counts.items():
-        if name not in TASKS:
-            raise UserError(f"mixture: unknown task '{name}'; expected one of {', '.join(TASKS)}")
-        drawn += [(name, example) for example in _take(make_task(name, {"seed": seed}).train(), count, name)]
+        drawn += [("custom", example) for example in make("custom", path=custom, seed=seed).train()]
+    for name, count in table.items():
+        more = {"path": identity} if name == "identity" else {}
+        drawn += [(name, example) for example in _take(make(name, seed=seed, **more).train(), count, name)]
     random.Random(f"{seed}|mixture").shuffle(drawn)
     mixed = Mixed(conversations=[], rows={}, tokens={})
     for name, example in drawn:

@@ -1,0 +1,235 @@
+"""Held-out accuracy of a chat model on a task, with its uncertainty and its failures.
+
+Choice tasks compare the logits of the letters after the prompt; nothing is sampled. Generative tasks sample greedily
+through the engine, tools running, and let the task's rule judge what a reader would see.
+
+Items are cut into blocks of consecutive indices and block b goes to rank b mod world, so a block is computed the same
+way whatever the number of ranks, and 1 rank and 2 ranks report the same figures.
+
+A result as JSON (`Result.as_dict`), every key always there:
+
+    task kind            name of the task; "generative" or "choice"
+    n correct            items asked, items right
+    accuracy low high    correct / n and its Wilson 95 % interval, 0 to 1
+    baseline             accuracy of blind guessing
+    too_long             items whose prompt did not fit the context; they count as wrong
+    ended                share of sampled answers that the model ended itself; null for choice
+    topics               {topic: [correct, n]} where the task has topics
+    max_new_tokens       limit of an answer; 0 for choice
+    seconds              wall clock
+    failures             [{index, topic, prompt, expected, got}], the first ones by index; index into the held-out list
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from picollm.infer.engine import Engine
+from picollm.infer.sampling import Sampling
+from picollm.run.errors import UserError
+from picollm.tasks.base import Example, Task
+from picollm.text.chat import render_prompt
+from picollm.text.tokenizer import Tokenizer
+
+BLOCK = 32  # items computed together
+KEPT_FAILURES = 20
+Z_95 = 1.959963984540054
+TOO_LONG = "(the prompt does not fit the context)"
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A wrong answer: what was asked, what was right, what came."""
+
+    index: int
+    topic: str
+    prompt: str
+    expected: str
+    got: str
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """See the module for the meaning of each field."""
+
+    task: str
+    kind: str
+    n: int
+    correct: int
+    accuracy: float
+    low: float
+    high: float
+    baseline: float
+    too_long: int
+    ended: float | None
+    topics: dict[str, tuple[int, int]]
+    max_new_tokens: int
+    seconds: float
+    failures: list[Failure]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return msgspec.to_builtins(self)
+
+
+class _Outcome(msgspec.Struct, frozen=True):
+    """What became of one item on the rank that computed it."""
+
+    index: int
+    right: bool
+    got: str
+    ended: bool
+
+
+def evaluate(
+    task: Task,
+    engine: Engine,
+    tok: Tokenizer,
+    n: int | None = None,
+    *,
+    examples: Sequence[Example] | None = None,
+    max_new_tokens: int | None = None,
+    keep_failures: int = KEPT_FAILURES,
+    block: int = BLOCK,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Accuracy on the first `n` held-out examples of the task (all by default); every rank returns the same result.
+
+    Args:
+        examples: asked instead of the held-out ones, for example some of the training ones.
+        max_new_tokens: limit of a generated answer; the task's own by default.
+        on_progress: called with (items done, items) on this rank after each block.
+
+    Raises:
+        UserError: there is nothing to ask.
+    """
+    started = time.perf_counter()
+    items = list(task.heldout() if examples is None else examples)[:n]
+    if not items:
+        raise UserError(f"task '{task.name}' has no held-out examples; give it more data or leave it out")
+    limit = max_new_tokens or task.max_new_tokens
+    rank, world = _place()
+    blocks = [range(i, min(i + block, len(items))) for i in range(0, len(items), block)][rank::world]
+    outcomes: list[_Outcome] = []
+    if engine.live:
+        engine.refresh()
+    for mine in blocks:
+        part = [(index, items[index]) for index in mine]
+        outcomes += _choose(part, engine, tok) if task.kind == "choice" else _answer(task, part, engine, tok, limit)
+        if on_progress is not None:
+            on_progress(len(outcomes), sum(map(len, blocks)))
+    return _result(task, items, _gather(outcomes, world), limit, keep_failures, time.perf_counter() - started)
+
+
+def wilson(correct: int, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson score interval of a share (Wilson 1927), 95 % by default; (0, 1) when nothing was asked."""
+    if n == 0:
+        return 0.0, 1.0
+    share = correct / n
+    middle = share + z * z / (2 * n)
+    reach = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # the interval of 0 of n starts at 0 and that of n of n ends at 1; rounding would miss both
+    low = 0.0 if correct == 0 else (middle - reach) / scale
+    high = 1.0 if correct == n else (middle + reach) / scale
+    return low, high
+
+
+@torch.inference_mode()
+def _choose(part: list[tuple[int, Example]], engine: Engine, tok: Tokenizer) -> list[_Outcome]:
+    """The likeliest letter of each question. Prompts are padded on the right: causal attention never looks there."""
+    outcomes, asked, prompts = [], [], []
+    for index, example in part:
+        prompt = render_prompt(example.prompt, tok)
+        if len(prompt) > engine.context:
+            outcomes.append(_Outcome(index, False, TOO_LONG, False))
+        else:
+            asked.append((index, example))
+            prompts.append(prompt)
+    if not asked:
+        return outcomes
+    ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+    last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=engine.device)
+    x = engine.model.hidden(ids.to(engine.device))
+    logits = engine.model.logits(x[torch.arange(len(prompts), device=engine.device), last][:, None])[:, 0].cpu()
+    for row, (index, example) in enumerate(asked):
+        letters = [chr(ord("A") + i) for i in range(len(example.choices or []))]
+        best = letters[int(logits[row, [_letter_id(letter, tok) for letter in letters]].argmax())]
+        outcomes.append(_Outcome(index, best == example.letter, best, True))
+    return outcomes
+
+
+def _answer(
+    task: Task, part: list[tuple[int, Example]], engine: Engine, tok: Tokenizer, limit: int
+) -> list[_Outcome]:
+    """Sampled greedily and judged by the task."""
+    outcomes, asked, prompts = [], [], []
+    room = engine.context - min(limit, max(1, engine.context // 4))  # beyond it the engine would cut the prompt
+    for index, example in part:
+        prompt = render_prompt(example.prompt, tok)
+        if len(prompt) > room:
+            outcomes.append(_Outcome(index, False, TOO_LONG, False))
+        else:
+            asked.append((index, example))
+            prompts.append(prompt)
+    answers = engine.generate(prompts, Sampling(max_tokens=limit, temperature=0.0)) if prompts else []
+    for (index, example), answer in zip(asked, answers, strict=True):
+        right = task.score(example, answer.text)
+        outcomes.append(_Outcome(index, right, answer.text, answer.finish_reason == "stop"))
+    return outcomes
+
+
+def _letter_id(letter: str, tok: Tokenizer) -> int:
+    ids = tok.encode(letter)
+    if len(ids) != 1:
+        raise UserError(f"the tokenizer splits the letter {letter!r}; choice tasks need one token per letter")
+    return ids[0]
+
+
+def _place() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _gather(outcomes: list[_Outcome], world: int) -> list[_Outcome]:
+    """Those of all ranks, by index."""
+    if world > 1:
+        shares: list[Any] = [None] * world
+        dist.all_gather_object(shares, outcomes)
+        outcomes = [outcome for share in shares for outcome in share]
+    return sorted(outcomes, key=lambda outcome: outcome.index)
+
+
+def _result(
+    task: Task, items: list[Example], outcomes: list[_Outcome], limit: int, keep: int, seconds: float
+) -> Result:
+    correct = sum(outcome.right for outcome in outcomes)
+    low, high = wilson(correct, len(outcomes))
+    topics: dict[str, tuple[int, int]] = {}
+    failures = []
+    for outcome in outcomes:
+        example = items[outcome.index]
+        right, asked = topics.get(example.topic, (0, 0))
+        topics[example.topic] = (right + outcome.right, asked + 1)
+        if not outcome.right and len(failures) < keep:
+            expected = example.letter or example.answer
+            failures.append(Failure(index=outcome.index, topic=example.topic, prompt=example.question,
+                                    expected=expected, got=outcome.got))
+    too_long = sum(outcome.got == TOO_LONG for outcome in outcomes)
+    sampled = len(outcomes) - too_long
+    generative = task.kind == "generative"
+    ended = sum(outcome.ended for outcome in outcomes) / sampled if generative and sampled else None
+    return Result(
+        task=task.name, kind=task.kind, n=len(outcomes), correct=correct, accuracy=correct / len(outcomes), low=low,
+        high=high, baseline=task.baseline, too_long=too_long, ended=ended,
+        topics=topics if set(topics) != {""} else {}, max_new_tokens=limit if generative else 0, seconds=seconds,
+        failures=failures,
+    )
