@@ -55,7 +55,7 @@ def text_loss(
 
     Args:
         model: anything with `hidden(ids_BT)` and `lm_head`, in the dtype it should compute in.
-        loader: either something with `batch(step)`, then `steps` batches are read, or an iterable of batches. A batch
+        loader: an iterable of batches, or something with `batch(step)` of which the first `steps` are read. A batch
             is (inputs, targets[, weights, ...]) or has these as attributes; (B, T) arrays or tensors. Under torchrun
             each rank's loader gives its own rows.
         token_bytes: (V,) bytes of each token's text, 0 for specials (`Tokenizer.token_bytes()`).
@@ -89,12 +89,12 @@ def text_loss(
 
 
 def _batches(loader: Any, steps: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    if hasattr(loader, "batch"):
-        if steps is None:
-            raise ValueError("a loader is endless: say how many steps to read")
+    if steps is not None and hasattr(loader, "batch"):
         source: Iterable[Any] = (loader.batch(step) for step in range(steps))
-    else:
+    elif hasattr(loader, "__iter__"):
         source = loader
+    else:
+        raise ValueError("this loader is endless: say how many steps to read")
     for number, batch in enumerate(source):
         if steps is not None and number == steps:
             return

@@ -38,7 +38,7 @@ from picollm.tasks.base import Example, Task
 from picollm.text.chat import render_prompt
 from picollm.text.tokenizer import Tokenizer
 
-BLOCK = 32  # items computed together
+BLOCK = 64  # items computed together; the engine's own batch
 KEPT_FAILURES = 20
 Z_95 = 1.959963984540054
 TOO_LONG = "(the prompt does not fit the context)"

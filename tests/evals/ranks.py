@@ -1,0 +1,52 @@
+"""What two processes compute together, for comparison with one; run by `test_ranks.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from picollm.evals.bpb import text_loss
+from picollm.evals.chat import evaluate
+from picollm.infer.engine import Engine
+from tests.evals.fakes import Capitals, Letters
+from tests.infer.fakes import ByteTokenizer, tiny_model
+
+
+class Rows:
+    """Two rows of random bytes a step, split between the ranks by row."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.mine = slice(rank * 2 // world, (rank + 1) * 2 // world)
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.random.default_rng(step).integers(0, 265, (2, 33))[self.mine]
+        return ids[:, :-1], ids[:, 1:]
+
+
+def measured(rank: int, world: int) -> dict:
+    torch.set_num_threads(1)
+    tok, model = ByteTokenizer(), tiny_model()
+    sizes = np.array([1] * 256 + [0] * 9)
+    loss = text_loss(model, Rows(rank, world), sizes, steps=4)
+    engine = Engine(model, tok)
+    found = {"nats": loss.nats, "bytes": loss.bytes}
+    for task in (Letters(), Capitals()):
+        result = evaluate(task, engine, tok, 11, block=3, max_new_tokens=6).as_dict()
+        found[task.name] = {key: value for key, value in result.items() if key != "seconds"}
+    return found
+
+
+if __name__ == "__main__":
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if world > 1:
+        dist.init_process_group("gloo")
+    found = measured(rank, world)
+    if rank == 0:
+        json.dump(found, sys.stdout)
+    if world > 1:
+        dist.destroy_process_group()
