@@ -214,7 +214,7 @@ def _result(
     correct = sum(outcome.right for outcome in outcomes)
     low, high = wilson(correct, len(outcomes))
     topics: dict[str, tuple[int, int]] = {}
-    failures = []
+    failures: list[Failure] = []
     for outcome in outcomes:
         example = items[outcome.index]
         right, asked = topics.get(example.topic, (0, 0))

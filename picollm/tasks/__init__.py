@@ -36,7 +36,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def make(spec: str, settings: Mapping[str, Any] | None = None, **more: Any) -> Task:
+def make(spec: str, settings: Mapping[str, Any] | None = None, /, **more: Any) -> Task:
     """A task from `name` or `name:key=value,key=value`; settings written in the text win.
 
     UserError for an unknown task, a setting without a value, or one the task does not have.

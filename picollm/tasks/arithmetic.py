@@ -15,7 +15,6 @@ story they are dressed in. Right means: the integer after the last `####` is the
 from __future__ import annotations
 
 import random
-from typing import ClassVar
 
 from picollm.tasks.base import BaseTask, Example, Split, TaskSettings, ask, split_of, with_tool
 from picollm.tasks.scoring import marked_number
@@ -79,8 +78,8 @@ class Problem:
 
 
 class Arithmetic(BaseTask):
-    name: ClassVar[str] = "arithmetic"
-    max_new_tokens: ClassVar[int] = 48
+    name = "arithmetic"
+    max_new_tokens = 48
     Settings = ArithmeticSettings
     settings: ArithmeticSettings
 

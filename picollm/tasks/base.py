@@ -93,10 +93,10 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class BaseTask:
     """Settings, seeding and cutting to size, shared by the tasks. A subclass fills in `_make(split)` and `score`."""
 
-    name: ClassVar[str]
-    kind: ClassVar[Literal["generative", "choice"]] = "generative"
-    baseline: ClassVar[float] = 0.0
-    max_new_tokens: ClassVar[int] = 48
+    name: str
+    kind: Literal["generative", "choice"] = "generative"
+    baseline: float = 0.0
+    max_new_tokens: int = 48
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
 
     def __init__(self, settings: Mapping[str, Any] | None = None, **more: Any) -> None:

@@ -10,7 +10,6 @@ in six for any letter, so that 0 occurs. Right means: the last integer of the an
 from __future__ import annotations
 
 import string
-from typing import ClassVar
 
 from picollm.tasks.base import BaseTask, Example, Split, ask, only, with_tool
 from picollm.tasks.corpus import vocabulary
@@ -28,8 +27,8 @@ PHRASINGS = (
 
 
 class Counting(BaseTask):
-    name: ClassVar[str] = "counting"
-    max_new_tokens: ClassVar[int] = 40
+    name = "counting"
+    max_new_tokens = 40
 
     def score(self, example: Example, answer_text: str) -> bool:
         return last_number(answer_text) == example.answer

@@ -15,7 +15,7 @@ from __future__ import annotations
 import tomllib
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, ClassVar
+from typing import Any
 
 from picollm.tasks.base import BaseTask, Example, Split, ask
 from picollm.tasks.scoring import overlap_f1, says_the_same
@@ -36,8 +36,8 @@ def items() -> tuple[dict[str, Any], ...]:
 
 
 class Course(BaseTask):
-    name: ClassVar[str] = "course"
-    max_new_tokens: ClassVar[int] = 96
+    name = "course"
+    max_new_tokens = 96
 
     def score(self, example: Example, answer_text: str) -> bool:
         return says_the_same(answer_text, example.answer)

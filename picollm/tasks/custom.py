@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from picollm.run.errors import UserError
 from picollm.tasks.base import BaseTask, Example, Split, TaskSettings, split_of
@@ -31,8 +31,8 @@ class CustomSettings(TaskSettings, frozen=True, kw_only=True):
 
 
 class Custom(BaseTask):
-    name: ClassVar[str] = "custom"
-    max_new_tokens: ClassVar[int] = 128
+    name = "custom"
+    max_new_tokens = 128
     Settings = CustomSettings
     settings: CustomSettings
 

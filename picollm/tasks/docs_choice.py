@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from typing import ClassVar, Literal
+from typing import Literal
 
 from picollm.tasks.base import BaseTask, Example, Split, ask, only
 from picollm.tasks.corpus import Function, functions
@@ -32,10 +32,10 @@ DESCRIPTION_QUESTIONS = (
 
 
 class DocsChoice(BaseTask):
-    name: ClassVar[str] = "docs_choice"
-    kind: ClassVar[Literal["generative", "choice"]] = "choice"
-    baseline: ClassVar[float] = 1 / len(LETTERS)
-    max_new_tokens: ClassVar[int] = 4
+    name = "docs_choice"
+    kind: Literal["generative", "choice"] = "choice"
+    baseline = 1 / len(LETTERS)
+    max_new_tokens = 4
 
     def score(self, example: Example, answer_text: str) -> bool:
         """The first letter A to D standing alone in the text is the right one."""

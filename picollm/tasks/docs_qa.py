@@ -9,8 +9,6 @@ normalisation, or a token overlap F1 of at least 0.5 (`picollm.tasks.scoring`); 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from picollm.tasks.base import BaseTask, Example, Split, TaskSettings, ask, only
 from picollm.tasks.corpus import Function, functions
 from picollm.tasks.scoring import normalise, overlap_f1, says_the_same
@@ -43,8 +41,8 @@ class DocsQASettings(TaskSettings, frozen=True, kw_only=True):
 
 
 class DocsQA(BaseTask):
-    name: ClassVar[str] = "docs_qa"
-    max_new_tokens: ClassVar[int] = 64
+    name = "docs_qa"
+    max_new_tokens = 64
     Settings = DocsQASettings
     settings: DocsQASettings
 

@@ -25,7 +25,7 @@ from collections import Counter
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
@@ -185,8 +185,8 @@ class IdentitySettings(TaskSettings, frozen=True, kw_only=True):
 
 
 class Identity(BaseTask):
-    name: ClassVar[str] = "identity"
-    max_new_tokens: ClassVar[int] = 48
+    name = "identity"
+    max_new_tokens = 48
     Settings = IdentitySettings
     settings: IdentitySettings
 

@@ -9,8 +9,6 @@ split by word (the same hash as counting). Right means: the letters joined by hy
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from picollm.tasks.base import BaseTask, Example, Split, ask, only
 from picollm.tasks.corpus import vocabulary
 
@@ -26,8 +24,8 @@ PHRASINGS = (
 
 
 class Spelling(BaseTask):
-    name: ClassVar[str] = "spelling"
-    max_new_tokens: ClassVar[int] = 32
+    name = "spelling"
+    max_new_tokens = 32
 
     def score(self, example: Example, answer_text: str) -> bool:
         return answer_text.strip().rstrip(".").lower() == example.answer
