@@ -1,7 +1,7 @@
 """The facts that tasks ask about, taken from the documentation on this machine.
 
     functions()   documented functions with a short first sentence, name and sentence both unique
-    vocabulary()  ordinary lower-case words that occur in the docstrings
+    vocabulary()  ordinary lower-case words of the text
 
 Both depend on the Python version, so nothing golden may be built on them. The base model has read the same text:
 "held out" here means that no *question* about the function or word was trained on.
@@ -53,11 +53,11 @@ def functions() -> tuple[Function, ...]:
 @lru_cache(maxsize=1)
 def vocabulary() -> tuple[str, ...]:
     """Words of 3 to 10 letters with a vowel, seen at least three times in prose, sorted."""
-    from picollm.data.pydocs import docstrings
+    from picollm.data.pydocs import documents
 
     counts: Counter[str] = Counter()
-    for entry in docstrings():
-        counts.update(_WORD.findall(entry.text))
+    for document in documents():
+        counts.update(_WORD.findall(document.text))
     return tuple(sorted(word for word, n in counts.items() if n >= LEAST_SEEN and _VOWEL.search(word)))
 
 

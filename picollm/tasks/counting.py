@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import string
 
-from picollm.tasks.base import BaseTask, Example, Split, ask, only, with_tool
+from picollm.tasks.base import BaseTask, Example, Split, TaskSettings, ask, only, with_tool
 from picollm.tasks.corpus import vocabulary
 from picollm.tasks.scoring import last_number
 
@@ -26,21 +26,36 @@ PHRASINGS = (
 )
 
 
+class CountingSettings(TaskSettings, frozen=True, kw_only=True):
+    """`questions`: how many are asked about each word in training; held-out words are asked about once."""
+
+    questions: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.questions <= len(PHRASINGS):
+            raise ValueError(f"questions must be 1 to {len(PHRASINGS)}")
+
+
 class Counting(BaseTask):
     name = "counting"
     max_new_tokens = 40
+    Settings = CountingSettings
+    settings: CountingSettings
 
     def score(self, example: Example, answer_text: str) -> bool:
         return last_number(answer_text) == example.answer
 
     def _make(self, split: Split) -> list[Example]:
+        per_word = self.settings.questions if split == "train" else 1
         examples = []
         for word in only(split, "word", vocabulary()):
             rng = self.random("question", word)
-            letter = rng.choice(string.ascii_lowercase if rng.random() < 1 / 6 else sorted(set(word)))
-            count = str(word.count(letter))
-            verb = "is" if count == "1" else "are"
-            answer = with_tool(f'"{word}".count("{letter}")', count, f"There {verb} {count}.")
-            question = rng.choice(PHRASINGS).format(letter=letter, word=word)
-            examples.append(Example(messages=ask(question, answer), answer=count, key=word))
+            for phrasing in rng.sample(PHRASINGS, per_word):
+                letter = rng.choice(string.ascii_lowercase if rng.random() < 1 / 6 else sorted(set(word)))
+                count = str(word.count(letter))
+                verb = "is" if count == "1" else "are"
+                answer = with_tool(f'"{word}".count("{letter}")', count, f"There {verb} {count}.")
+                question = phrasing.format(letter=letter, word=word)
+                examples.append(Example(messages=ask(question, answer), answer=count, key=word))
         return examples

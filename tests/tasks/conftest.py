@@ -41,6 +41,7 @@ def fake_entries() -> list[SimpleNamespace]:
 def small_corpus(monkeypatch):
     module = ModuleType("picollm.data.pydocs")
     module.docstrings = fake_entries
+    module.documents = fake_entries  # both have a text
     monkeypatch.setitem(sys.modules, "picollm.data.pydocs", module)
     corpus.functions.cache_clear()
     corpus.vocabulary.cache_clear()
