@@ -230,6 +230,33 @@ def default_file() -> Path:
     return inside if inside.exists() else package.parent / "picollm.toml"
 
 
+def layers(
+    profile: str | None = None,
+    file: Path | None = None,
+    sets: Iterable[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> list[tuple[str, dict[str, Any]]]:
+    """Every layer with its name, weakest first: dotted keys that it sets, checked. Raises `UserError`."""
+    environ = os.environ if environ is None else environ
+    shipped, profiles = _read(default_file())
+    own: dict[str, Any] = {}
+    if file is not None:
+        own, own_profiles = _read(file)
+        for name, tables in own_profiles.items():
+            profiles[name] = {**profiles.get(name, {}), **tables}
+    from_environment, from_sets = _from_environment(environ), parse_sets(sets)
+    profile = profile or ({"run.profile": "pocket"} | own | from_environment | from_sets)["run.profile"]
+    if profile not in profiles:
+        raise UserError(f"unknown profile '{profile}': expected one of {', '.join(sorted(profiles))}")
+    return [
+        ("default", shipped),
+        (f"profile {profile}", profiles[profile] | {"run.profile": profile}),
+        (str(file), own),
+        ("environment", from_environment),
+        ("--set", from_sets),
+    ]
+
+
 def load(
     profile: str | None = None,
     file: Path | None = None,
@@ -240,22 +267,17 @@ def load(
 
     Raises `UserError` naming file, line, key and what was expected.
     """
-    environ = os.environ if environ is None else environ
-    shipped, shipped_profiles = _read(default_file())
-    values = dict(shipped)
-    profiles = dict(shipped_profiles)
-    own: dict[str, Any] = {}
-    if file is not None:
-        own, own_profiles = _read(file)
-        for name, tables in own_profiles.items():
-            profiles[name] = {**profiles.get(name, {}), **tables}
-    from_environment, from_sets = _from_environment(environ), parse_sets(sets)
-    profile = profile or ({"run.profile": "pocket"} | own | from_environment | from_sets)["run.profile"]
-    if profile not in profiles:
-        raise UserError(f"unknown profile '{profile}': expected one of {', '.join(sorted(profiles))}")
-    values |= profiles[profile] | own | from_environment | from_sets
-    values["run.profile"] = profile
+    found = layers(profile, file, sets, environ)
+    values: dict[str, Any] = {}
+    for _, layer in found:
+        values |= layer
+    values["run.profile"] = found[1][1]["run.profile"]
     return build(values)
+
+
+def file_values(file: Path) -> dict[str, Any]:
+    """What one settings file sets, its profiles aside, by dotted key. Raises `UserError`."""
+    return _read(file)[0]
 
 
 def profile_names(file: Path | None = None) -> list[str]:

@@ -91,9 +91,8 @@ def ensure_serving(run: Run, timeout_s: float = 60) -> Address:
             if child is not None and child.poll() is not None:
                 raise UserError(f"the inference process ended at once: {last_line(console)}")
             if time.monotonic() >= end:
-                raise UserError(
-                    f"the inference process did not answer within {timeout_s:.0f} s; see {console} ({last_line(console)})"
-                )
+                word = last_line(console)
+                raise UserError(f"the inference process did not answer within {timeout_s:.0f} s: {word}; see {console}")
             time.sleep(POLL_S)
     except OSError as error:
         raise UserError(f"cannot start the inference process in {serve_folder(run)}: {error.strerror}") from None

@@ -1,0 +1,164 @@
+"""Tables of the command line: status, runs, plan, checks, settings. Plain text, aligned, without colours."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from picollm.cli_follow import duration
+from picollm.run import config as settings
+from picollm.run import events as ev
+from picollm.run import lease
+from picollm.run.errors import UserError
+from picollm.run.folder import ACTIVE, Plan, Run
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Columns padded to their widest cell; those numbered in `right` are right-aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def status_json(run: Run) -> str:
+    """`{"run", "dir", "profile", "conductor", "stages": [{"name", "state", "step", …}]}` in pipeline order."""
+    return json.dumps(
+        {
+            "run": run.name,
+            "dir": str(run.dir),
+            "profile": run.wishes().run.profile,
+            "conductor": lease.is_held(run.conductor_lock),
+            "stages": [msgspec.to_builtins(status) for status in run.statuses()],
+        },
+        indent=1,
+        allow_nan=False,
+    )
+
+
+def status_table(run: Run) -> str:
+    rows = [["stage", "state", "step", "took", "left", "predicted", ""]]
+    for status in run.statuses():
+        rows.append(
+            [
+                status.name,
+                status.state,
+                f"{status.step}/{status.steps}" if status.steps else "",
+                duration(status.seconds) if status.attempt else "",
+                duration(status.eta) if status.eta is not None and status.state in ACTIVE else "",
+                duration(status.predicted_s),
+                status.reason,
+            ]
+        )
+    return f"run {run.name}  profile {run.wishes().run.profile}  {run.dir}\n" + table(rows, right=(2, 3, 4, 5))
+
+
+def runs_table(runs: list[Run]) -> str:
+    """One row per run; a run whose settings are broken says so in its row."""
+    rows = [["run", "profile", "done", "now", "last sign"]]
+    for run in runs:
+        try:
+            statuses = run.statuses()
+            done = sum(status.state == "done" for status in statuses)
+            now = [status for status in statuses if status.state not in ("done", "waiting", "ready", "skipped")]
+            text = ", ".join(f"{status.name} {status.state}" for status in now)
+            rows.append([run.name, run.wishes().run.profile, f"{done}/{len(statuses)}", text or "-", last_sign(run)])
+        except UserError as error:
+            rows.append([run.name, "-", "-", str(error), last_sign(run)])
+    return table(rows)
+
+
+def last_sign(run: Run) -> str:
+    files = [run.dir / "config.toml", run.conductor_events, run.machine_file]
+    newest = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(newest))
+
+
+def number(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) and abs(value) < 10_000 else f"{value:,}" if isinstance(
+        value, int | float
+    ) and not isinstance(value, bool) else str(value)  # fmt: skip
+
+
+def plan_text(run: Run, plan: Plan) -> str:
+    """What was derived, the choices with their figures, and the predicted seconds beside the outcome."""
+    parts = [f"plan of run {run.name}  profile {run.wishes().run.profile}"]
+    if plan.values:
+        wished = settings.flat(run.wishes())
+        rows = [["setting", "planned", ""]]
+        for key, value in plan.values.items():
+            own = wished.get(key)
+            rows.append([key, number(value), f"you set {number(own)}" if own and own != value else ""])
+        parts.append(table(rows, right=(1,)))
+    if plan.notes:
+        parts.append(table([["note", "", ""], *([key, number(value), ""] for key, value in plan.notes.items())]))
+    for what, chosen in plan.choices.items():
+        rows = [[what, "", f"chosen: {chosen}"]]
+        for name, figure in plan.figures.get(what, {}).items():
+            rows.append([f"  {name}", number(figure), "<" if name == chosen else ""])
+        parts.append(table(rows, right=(1,)))
+    rows = [["stage", "predicted", "took", "state"]]
+    total, spent = 0.0, 0.0
+    for status in run.statuses():
+        predicted = plan.seconds.get(status.name)
+        took = status.seconds if status.attempt else None
+        total, spent = total + (predicted or 0.0), spent + (took or 0.0)
+        state = status.state + (f": {status.reason}" if status.state == "stale" else "")
+        rows.append([status.name, duration(predicted), duration(took), state])
+    rows.append(["all", duration(total), duration(spent) if spent else "-", ""])
+    parts.append(table(rows, right=(1, 2)))
+    return "\n\n".join(parts)
+
+
+def checks_text(checks: list[ev.Check]) -> str:
+    rows = [[check.status, check.name, check.found + (f"  -> {check.fix}" if check.fix else "")] for check in checks]
+    return table(rows) if rows else "no checks"
+
+
+def settings_text(layers: list[tuple[str, dict[str, Any]]], only_different: bool = False) -> str:
+    """Every setting with the layer it comes from; `only_different` leaves the defaults out."""
+    rows = []
+    for key, knob in settings.knobs().items():
+        origin, value = "default", None
+        for name, layer in layers:
+            if key in layer and (name == "default" or layer[key] != value):
+                origin, value = name, layer[key]
+        if origin == "default" and only_different:
+            continue
+        unit = f" [{knob.unit}]" if knob.unit else ""
+        rows.append(f"{f'{key} = {_shown(value)}':40}  # {origin}{unit}")
+    return "\n".join(rows) if rows else "nothing differs from the defaults"
+
+
+def run_layers(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    """The layers of an existing run: what its profile gives, what its own config.toml says, what preflight planned."""
+    wishes = settings.flat(run.wishes())
+    try:
+        base = settings.layers(profile=wishes["run.profile"], environ={})[:2]
+    except UserError:  # a profile of somebody's own file
+        base = settings.layers(environ={})[:1]
+    plan = run.plan()
+    planned = {key: value for key, value in (plan.values if plan else {}).items() if not wishes.get(key)}
+    return [*base, (str(Path(run.name) / "config.toml"), wishes), ("plan.json", planned)]
+
+
+def _shown(value: Any) -> str:
+    import tomli_w
+
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_shown(item)}" for key, item in value.items()) + " }" if value else "{}"
+    return tomli_w.dumps({"x": value}).strip().removeprefix("x = ")
+
+
+def failed_checks(checks: list[ev.Check]) -> list[ev.Check]:
+    return [check for check in checks if check.status == "fail"]
