@@ -84,38 +84,39 @@ def polar_express(x_SMN: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-def muon_direction(
-    gradient_SMN: Tensor, momentum_buffer: Tensor, second_moment: Tensor, momentum: Tensor, beta2: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The update of a stack of matrices before its learning rate, (S, M, N) fp32; both buffers change in place.
-
-    Its Frobenius norm is √min(M, N), whatever the gradient's. `second_moment` is (S, M, 1) or (S, 1, N): one number
-    for each neuron along the longer side.
-    """
-    momentum_buffer.lerp_(gradient_SMN, 1 - momentum)
-    g = gradient_SMN.lerp(momentum_buffer, momentum)
-    rows = g.norm(dim=-1, keepdim=True)
-    g = g / (rows + 1e-7)
-    g = g / (g.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)
-    u = polar_express(g.to(dtype)).float()
-    target = float(min(u.shape[-2:])) ** 0.5
-    u = u * (target / u.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS))
-    axis = -1 if second_moment.shape[-1] == 1 else -2
-    second_moment.lerp_(u.square().mean(dim=axis, keepdim=True), 1 - beta2)
-    u = u * second_moment.clamp(min=EPS).rsqrt()
-    return u * (target / u.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS))
-
-
 def muon_update(
-    p_SMN: Tensor, gradient_SMN: Tensor, momentum_buffer: Tensor, second_moment: Tensor, momentum: Tensor, lr: Tensor,
-    weight_decay: Tensor, beta2: float, dtype: torch.dtype,
-) -> Tensor:
-    """The stack of matrices after one step. A gradient of exactly zero moves nothing once the momentum has faded."""
-    u = muon_direction(gradient_SMN, momentum_buffer, second_moment, momentum, beta2, dtype)
+    p_SMN: Tensor, gradient_SMN: Tensor, momentum_buffer: Tensor, second_moment: Tensor, momentum: Tensor | float,
+    lr: Tensor | float, weight_decay: Tensor | float, beta2: float, dtype: torch.dtype,
+) -> None:
+    """One step for a stack of matrices; `p_SMN` and both buffers change in place, `gradient_SMN` is used up.
+
+    The direction has the Frobenius norm √min(M, N), whatever the gradient's, and is then scaled by
+    lr·√max(1, M/N). `second_moment` is (S, M, 1) or (S, 1, N): one number per neuron, along the longer side.
+    All the scalings between the products are per row, per column or per matrix: they are worked out on small tensors
+    and applied at once, because each pass over the matrices costs as much as a good part of a product.
+    """  # fmt: skip
+    momentum_buffer.lerp_(gradient_SMN, 1 - momentum)
+    g = gradient_SMN.lerp_(momentum_buffer, momentum)
+    rows = g.norm(dim=-1, keepdim=True)
+    equalised = rows / (rows + 1e-7)  # the rows' norms once divided: 1, or 0 for a row without gradient
+    total = equalised.norm(dim=-2, keepdim=True)
+    u = polar_express((g * (1 / ((rows + 1e-7) * (total * 1.01 + 1e-6)))).to(dtype))
+
+    axis = -1 if second_moment.shape[-1] == 1 else -2
+    target = float(min(u.shape[-2:])) ** 0.5
+    power = u.float().square_().mean(dim=axis, keepdim=True)  # of each neuron
+    per_neuron = u.shape[axis]
+    scale = target / (power.sum(dim=(-2, -1), keepdim=True) * per_neuron).sqrt().clamp(min=EPS)
+    power = power * scale * scale
+    second_moment.lerp_(power, 1 - beta2)
+    adapt = second_moment.clamp(min=EPS).rsqrt()
+    adapted = ((power * adapt * adapt).sum(dim=(-2, -1), keepdim=True) * per_neuron).sqrt()
+    scale = scale * adapt * (target / adapted.clamp(min=EPS))
+
     rate = lr * max(1.0, p_SMN.size(-2) / p_SMN.size(-1)) ** 0.5
-    agrees = (u * p_SMN >= 0).to(p_SMN.dtype)
-    return p_SMN - rate * (u + weight_decay * agrees * p_SMN)
+    u = u * scale  # back to fp32
+    decayed = torch.where(u * p_SMN >= 0, p_SMN, 0.0)
+    p_SMN.sub_(u.add_(decayed.mul_(weight_decay)).mul_(rate))
 
 
 class _Stack:
@@ -149,12 +150,11 @@ class Optimizer:
                 continue
             rule: AdamGroup = getattr(settings, key)
             self.adam_params |= dict(named)
-            params = [p for _, p in named]
-            adam_groups.append(
-                {"params": params, "lr": rule.lr, "base_lr": rule.lr, "betas": rule.betas, "weight_decay": rule.weight_decay}
-            )
+            values = {"lr": rule.lr, "base_lr": rule.lr, "betas": rule.betas, "weight_decay": rule.weight_decay}
+            adam_groups.append({"params": [p for _, p in named], **values})
         fused = all(p.device.type in ("cpu", "cuda", "mps") for p in self.adam_params.values())
         self.adam = torch.optim.AdamW(adam_groups, eps=EPS, fused=fused) if adam_groups else None
+        self.compiled = compiled
         self._muon = torch.compile(muon_update, dynamic=False) if compiled else muon_update
 
     def params(self) -> Iterable[nn.Parameter]:
@@ -174,15 +174,13 @@ class Optimizer:
             self.adam.step()
         s = self.settings
         for stack in self.stacks:
-            # 0-d tensors: a float that changes every step would be compiled anew every step.
-            like = {"dtype": torch.float32, "device": stack.momentum.device}
-            momentum_t = torch.tensor(momentum, **like)
-            lr, decay = torch.tensor(s.matrix_lr * lr_mult, **like), torch.tensor(s.matrix_weight_decay * wd_mult, **like)
-            updated = self._muon(
-                torch.stack(stack.params), torch.stack([p.grad for p in stack.params if p.grad is not None]),
-                stack.momentum, stack.second, momentum_t, lr, decay, s.muon_beta2, s.muon_dtype,
-            )  # fmt: skip
-            torch._foreach_copy_(stack.params, list(updated.unbind(0)))
+            values: list[Any] = [momentum, s.matrix_lr * lr_mult, s.matrix_weight_decay * wd_mult]
+            if self.compiled:  # as 0-d tensors: a float that changes every step would be compiled anew every step
+                values = [torch.tensor(v, dtype=torch.float32, device=stack.momentum.device) for v in values]
+            gradients = torch.stack([p.grad for p in stack.params if p.grad is not None])
+            values_SMN = torch.stack(list(stack.params))
+            self._muon(values_SMN, gradients, stack.momentum, stack.second, *values, s.muon_beta2, s.muon_dtype)
+            torch._foreach_copy_(stack.params, list(values_SMN.unbind(0)))
 
     def zero_grad(self) -> None:
         for p in self.params():

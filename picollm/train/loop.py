@@ -1,0 +1,153 @@
+"""THE loop. It knows batches, gradients, ranks and when to stop; it does not know what is being learnt."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from picollm.run.errors import StopRequested
+from picollm.train.batch import Batch
+from picollm.train.device import Ranks
+from picollm.train.optim import Optimizer
+from picollm.train.schedule import Schedule
+
+
+@dataclass
+class Every:
+    """Periodic work: `fn(step)` after every `n` steps or every `seconds` of rank 0's clock, and after the last step.
+
+    `step` counts finished steps. All ranks run `fn` at the same step, so it may use collectives.
+    """
+
+    n: int
+    fn: Callable[[int], None]
+    seconds: float = 0.0
+    at_end: bool = True
+    _next: float = field(default=math.inf, repr=False)
+
+    def wind(self) -> None:
+        self._next = time.monotonic() + self.seconds if self.seconds > 0 else math.inf
+
+    def due(self) -> bool:
+        return time.monotonic() >= self._next
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One finished step. `loss` is in nats per counted token, `seconds` includes waiting for the batch."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    seconds: float
+    skipped: int
+
+
+class NotFinite(Exception):
+    """Too many steps in a row had a loss or gradient that was not finite."""
+
+    def __init__(self, step: int, in_a_row: int) -> None:
+        super().__init__(f"the loss or its gradient was not finite for {in_a_row} steps in a row, up to step {step}")
+        self.step = step
+
+
+def loop(
+    forward_backward: Callable[[Batch], Tensor],
+    optimizer: Optimizer,
+    batches: Callable[[int], Iterable[Batch]],
+    schedule: Schedule,
+    ranks: Ranks,
+    *,
+    first: int,
+    last: int,
+    every: Sequence[Every] = (),
+    report: Callable[[Report], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+    patience: int = 10,
+) -> int:
+    """Make the updates of steps `first`..`last`−1; returns the number of finished steps, fewer than `last` if stopped.
+
+    `batches(step)` gives this rank's micro-batches and depends on nothing but the step, so that a resumed run sees what
+    an undisturbed one would have. A step whose loss or gradient is not finite changes nothing and is counted;
+    `patience` of them in a row raise NotFinite. A StopRequested out of `batches`
+    (on every rank alike) ends the loop before that step.
+    """
+    skipped = in_a_row = 0
+    for item in every:
+        item.wind()
+    with frozen_gc():
+        for step in range(first, last):
+            begun = time.perf_counter()
+            loss, tokens = torch.zeros((), device=ranks.device), 0
+            try:
+                for batch in batches(step):
+                    loss += forward_backward(batch.to(ranks.device)).detach()
+                    tokens += batch.tokens
+            except StopRequested:
+                return step
+            norm = reduce_gradients(optimizer, ranks)
+
+            # One exchange and one wait a step: everything the ranks must agree on, together.
+            asked = [float(stop()), *(float(ranks.rank == 0 and item.due()) for item in every), float(tokens)]
+            agreed = ranks.sum(torch.cat([loss[None], torch.tensor(asked, device=ranks.device)]))
+            *agreed_list, grad_norm = torch.cat([agreed, norm[None]]).tolist()
+            loss_value, stopping, *due, all_tokens = agreed_list
+
+            good = math.isfinite(loss_value) and math.isfinite(grad_norm)
+            if good:
+                optimizer.step(schedule.lr(step), schedule.muon_momentum(step), schedule.weight_decay(step))
+                in_a_row = 0
+            else:
+                skipped, in_a_row = skipped + 1, in_a_row + 1
+            optimizer.zero_grad()
+
+            done, seconds = step + 1, time.perf_counter() - begun
+            report(Report(done, loss_value, grad_norm, schedule.lr(step), int(all_tokens), seconds, skipped))
+            if in_a_row >= patience:
+                raise NotFinite(done, in_a_row)
+            if stopping and done < last:
+                return done
+            if done % 1000 == 0:
+                gc.collect()  # only what was made since the freeze
+            for item, is_due in zip(every, due, strict=True):
+                if is_due or (item.n > 0 and done % item.n == 0) or (item.at_end and done == last):
+                    item.fn(done)
+                    item.wind()
+    return last
+
+
+@torch.no_grad()
+def reduce_gradients(optimizer: Optimizer, ranks: Ranks) -> Tensor:
+    """Sum the gradients over the ranks (the losses are shares of one sum); returns their global 2-norm, 0-d."""
+    gradients = []
+    for p in optimizer.params():
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        gradients.append(p.grad)
+    if ranks.world > 1:
+        flat = ranks.sum(torch.cat([g.flatten() for g in gradients]))
+        parts = flat.split([g.numel() for g in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+@contextmanager
+def frozen_gc() -> Iterator[None]:
+    """No garbage collection inside: a pass over torch's millions of objects stalls every rank, and finds nothing."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()

@@ -1,0 +1,268 @@
+"""The set-up around the loop that pretraining, midtraining, SFT and RL share: begin, resume, save, stop, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from picollm.model.gpt import GPT
+from picollm.run.errors import StopRequested, UserError
+from picollm.run.scaling import flops_per_token
+from picollm.train import checkpoint
+from picollm.train.batch import Batch
+from picollm.train.device import Ranks, peak_flops, peak_memory
+from picollm.train.loop import Every, NotFinite, Report, loop
+from picollm.train.optim import Optimizer, OptimizerSettings, build_optimizer
+from picollm.train.schedule import Schedule
+from picollm.train.step import Compute, ForwardBackward
+
+
+class Context(Protocol):
+    """The part of `picollm.run.stage.StageContext` that training uses."""
+
+    name: str
+
+    def phase(self, name: str) -> None: ...
+    def progress(self, step: int, steps: int) -> None: ...
+    def metrics(self, step: int, values: dict[str, float]) -> None: ...
+    def checkpoint(self, step: int, path: str, bytes: int, seconds: float) -> None: ...
+    def resumed(self, step: int, path: str = "") -> None: ...
+    def warning(self, text: str) -> None: ...
+    def message(self, text: str) -> None: ...
+    def stop_requested(self) -> bool: ...
+    def relative(self, path: Path) -> str: ...
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a training stage decides.
+
+    Attributes:
+        optimizer, schedule, compute: see their modules; `schedule.steps` is the stage's length.
+        save_every: seconds between checkpoints, 0 for none but the last; `save_steps` the same in steps.
+        keep_last: checkpoints kept.
+        patience: steps in a row without a finite loss before giving up.
+        fresh: remove this stage's own checkpoints and start over.
+        reuse_moments: start from the parent's optimizer state too, not only its weights.
+    """
+
+    schedule: Schedule
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    compute: Compute = field(default_factory=Compute)
+    save_every: float = 30.0
+    save_steps: int = 0
+    keep_last: int = 2
+    patience: int = 10
+    fresh: bool = False
+    reuse_moments: bool = False
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How this attempt went; `hash` is the sha256 of the weights, `tok_s` the median over its steps."""
+
+    step: int
+    checkpoint: Path
+    hash: str
+    loss: float
+    tokens: int
+    tok_s: float
+    mfu: float
+    seconds: float
+    compile_seconds: float
+    skipped: int
+    resumed_from: int
+    peak_memory: int
+
+
+def train_stage(
+    ctx: Context,
+    *,
+    model: GPT,
+    batches: Callable[[int], Iterable[Batch]],
+    settings: TrainSettings,
+    checkpoint_dir: Path,
+    meta: dict[str, Any],
+    ranks: Ranks,
+    init_from: Path | None = None,
+    evals: Sequence[Every] = (),
+    extra_metrics: Callable[[int], dict[str, float]] | None = None,
+) -> Summary:
+    """Train `model` to `settings.schedule.steps` and leave the last checkpoint in `checkpoint_dir`.
+
+    Begins from this stage's own newest whole checkpoint if there is one, else from the weights of `init_from`, else
+    from the model as given (same on every rank). `meta` must hold "fingerprint" (everything that affects the result)
+    and "tokenizer" (its hash); both are stored and checked. `batches(step)` gives this rank's micro-batches as a pure
+    function of the step. `evals` and `extra_metrics` (figures to report along with a step's) run on the way.
+
+    Raises StopRequested after saving when a stop was asked for, and UserError for a changed setting, another tokenizer,
+    a full disk, or a loss that stays non-finite.
+    """
+    steps = settings.schedule.steps
+    # A seed for whatever is random without saying so: nothing in training should be, and then it is at least the same.
+    torch.manual_seed(0)
+    model.to(ranks.device).train()
+    settings = replace(settings, optimizer=replace(settings.optimizer, muon_dtype=settings.compute.dtype))
+    fuse = settings.compute.compile and ranks.device.type == "cuda"
+    optimizer = build_optimizer(model, settings.optimizer, compiled=fuse)
+    ctx.phase("load")
+    first = begin(ctx, model, optimizer, settings, checkpoint_dir, meta, ranks, init_from)
+    saver = _Saver(ctx, model, optimizer, checkpoint_dir, meta, settings.keep_last, ranks)
+    run = ForwardBackward(model, settings.compute, ctx.warning)
+    meter = _Meter(ctx, model, settings, ranks, run, extra_metrics)
+
+    ctx.phase("compile" if settings.compute.compile and first < steps else "train")
+    every = [*evals, Every(settings.save_steps, saver.save, seconds=settings.save_every, at_end=False)]
+    begun = time.perf_counter()
+    try:
+        done = loop(
+            run, optimizer, batches, settings.schedule, ranks, first=first, last=steps, every=every,
+            report=meter.report, stop=ctx.stop_requested, patience=settings.patience,
+        )  # fmt: skip
+    except NotFinite as error:
+        kept = checkpoint.latest(checkpoint_dir)
+        kept_text = f"{kept.name} is kept" if kept else "no checkpoint had been saved"
+        raise UserError(
+            f"{ctx.name}: {error} ({kept_text}); lower the learning rate or set machine.precision to fp32, then resume"
+        ) from error
+    ctx.phase("save")
+    info = saver.save(done)
+    if done < steps:
+        raise StopRequested(done)
+    return Summary(
+        step=done,
+        checkpoint=info.path,
+        hash=info.hash,
+        loss=meter.loss,
+        tokens=meter.tokens,
+        tok_s=meter.median_tok_s(),
+        mfu=meter.mfu(meter.median_tok_s()),
+        seconds=time.perf_counter() - begun,
+        compile_seconds=run.compile_seconds if settings.compute.compile else 0.0,
+        skipped=meter.skipped,
+        resumed_from=first,
+        peak_memory=peak_memory(ranks.device),
+    )
+
+
+def begin(
+    ctx: Context, model: GPT, optimizer: Optimizer, settings: TrainSettings, folder: Path, meta: dict[str, Any],
+    ranks: Ranks, init_from: Path | None,
+) -> int:
+    """Fill model and optimizer from where training should begin; returns the number of steps already made."""
+    # Rank 0 looks (and says what it passed over); the others take its word, or they might choose differently.
+    if settings.fresh and ranks.rank == 0:
+        checkpoint.clear(folder)
+    own = ranks.share(checkpoint.latest(folder, ctx.warning) if ranks.rank == 0 else None)
+    if own is not None:
+        theirs = checkpoint.read_meta(own)
+        if theirs.get("fingerprint") != meta["fingerprint"]:
+            raise UserError(
+                f"{ctx.name}: {own} was made with other settings: start over with --fresh, or put the setting back"
+            )
+        checkpoint.check_tokenizer(theirs, meta["tokenizer"], own)
+        checkpoint.load(own, model, optimizer)
+        step = int(theirs["step"])
+        if step > settings.schedule.steps:
+            raise UserError(f"{ctx.name}: {own} is past step {settings.schedule.steps}: start over with --fresh")
+        ctx.resumed(step, ctx.relative(own))
+        ctx.message(f"resuming at step {step} from {own.name}")
+        return step
+    if init_from is not None:
+        wrong = ranks.share(checkpoint.problem(init_from) if ranks.rank == 0 else None)
+        if wrong:
+            raise UserError(f"{ctx.name}: cannot start from {init_from}: {wrong}; run the stage before it again")
+        checkpoint.check_tokenizer(checkpoint.read_meta(init_from), meta["tokenizer"], init_from)
+        checkpoint.load(init_from, model, optimizer if settings.reuse_moments else None)
+    return 0
+
+
+class _Saver:
+    """Saves on rank 0 while the others wait, so that a failure there ends all of them."""
+
+    def __init__(
+        self, ctx: Context, model: GPT, optimizer: Optimizer, folder: Path, meta: dict[str, Any], keep: int,
+        ranks: Ranks,
+    ) -> None:
+        self.ctx, self.model, self.optimizer, self.folder = ctx, model, optimizer, folder
+        self.meta, self.keep, self.ranks = meta, keep, ranks
+        self.last: checkpoint.CheckpointInfo | None = None
+
+    def save(self, step: int) -> checkpoint.CheckpointInfo:
+        if self.last is not None and self.last.step == step:
+            return self.last
+        outcome: checkpoint.CheckpointInfo | UserError | None = None
+        if self.ranks.rank == 0:
+            try:
+                self._refuse_damage(step)
+                outcome = checkpoint.save(
+                    self.folder, step, self.model, self.optimizer, {"stage": self.ctx.name, **self.meta},
+                    keep_last=self.keep,
+                )  # fmt: skip
+            except UserError as error:
+                outcome = error
+        outcome = self.ranks.share(outcome)
+        if isinstance(outcome, UserError):
+            raise outcome
+        assert outcome is not None
+        self.last = outcome
+        self.ctx.checkpoint(step, self.ctx.relative(outcome.path), outcome.bytes, outcome.seconds)
+        return outcome
+
+    def _refuse_damage(self, step: int) -> None:
+        """A finite gradient can still make an update that overflows; such weights must not replace good ones."""
+        for name, p in self.model.named_parameters():
+            if not bool(torch.isfinite(p).all()):
+                raise UserError(
+                    f"{self.ctx.name}: {name} is not finite after step {step}, so it was not saved; "
+                    "lower the learning rate, then resume from the checkpoint before"
+                )
+
+
+class _Meter:
+    """Turns the loop's reports into metrics, progress and the figures of the summary."""
+
+    def __init__(
+        self, ctx: Context, model: GPT, settings: TrainSettings, ranks: Ranks, run: ForwardBackward,
+        extra: Callable[[int], dict[str, float]] | None,
+    ) -> None:
+        self.ctx, self.steps, self.run, self.extra = ctx, settings.schedule.steps, run, extra
+        self.flops = flops_per_token(model.shape)
+        self.peak = peak_flops(settings.compute.dtype, ranks.device) * ranks.world
+        self.compiling = settings.compute.compile
+        self.loss, self.tokens, self.skipped = float("nan"), 0, 0
+        self.speeds: list[float] = []
+
+    def mfu(self, tok_s: float) -> float:
+        return tok_s * self.flops / self.peak
+
+    def median_tok_s(self) -> float:
+        return sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else 0.0
+
+    def report(self, r: Report) -> None:
+        if self.compiling:
+            self.compiling = False
+            if self.run.compiled:
+                self.ctx.message(f"compiled in {self.run.compile_seconds:.1f} s")
+            self.ctx.phase("train")
+        else:
+            self.speeds.append(r.tokens / r.seconds)
+        tok_s = r.tokens / r.seconds
+        self.tokens += r.tokens
+        values = {"lr": r.lr, "tok_s": tok_s, "mfu": self.mfu(tok_s), "step_s": r.seconds}
+        if r.skipped > self.skipped:
+            self.ctx.warning(f"step {r.step} skipped: loss {r.loss}, gradient norm {r.grad_norm}")
+            self.skipped = r.skipped
+            values["skipped"] = float(r.skipped)
+        else:
+            self.loss = r.loss
+            values |= {"loss": r.loss, "grad_norm": r.grad_norm}
+        if self.extra is not None:
+            values |= self.extra(r.step)
+        self.ctx.metrics(r.step, values)
+        self.ctx.progress(r.step, self.steps)
