@@ -1,0 +1,328 @@
+"""`picollm-tui`: the app. It reads run folders and asks for processes; closing it never stops anything.
+
+Who calls what: `main` parses and checks; `Reader` (a thread) posts what changed; `MainScreen` shows it; every
+`action_*` below is one row of `actions.ACTIONS`, and hands work that touches the disk to a thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from textual import on
+from textual.app import App
+
+from picollm.run import pipeline
+from picollm.run.errors import UserError
+from picollm.run.folder import Run, runs_folder
+from tui import actions, asks, bridge, state
+from tui.palette import ActionCommands
+from tui.pane_actions import PaneActions
+from tui.screens.main import MainScreen
+from tui.stage_actions import BROKEN, StageActions
+from tui.widgets.frame import OneLine
+from tui.widgets.rail import Rail
+from tui.widgets.tones import THEME
+
+if TYPE_CHECKING:
+    from tui.talk import Sampling, Talker
+
+
+class PicollmApp(StageActions, PaneActions, App[None], inherit_bindings=False):
+    """One run on the screen."""
+
+    TITLE = "picollm"
+    CSS_PATH = ["screens/main.tcss", "screens/dialogs.tcss"]  # noqa: RUF012
+    BINDINGS = actions.bindings()
+    COMMANDS = {ActionCommands}  # noqa: RUF012
+    COMMAND_PALETTE_BINDING = actions.find("command_palette").keys[0]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012
+
+    def __init__(self, options: asks.Options) -> None:
+        super().__init__()
+        self.options = options
+        self.register_theme(THEME)
+        self.theme = THEME.name
+        self.main = MainScreen(Path(options.run).name)
+        self.reader = bridge.Reader(options.run, self.post_message)
+        self._talker: Talker | None = None
+        self._sampling: Sampling | None = None
+        self._moved = False
+        self._seen = False
+        self.farewell = ""
+
+    # life -----------------------------------------------------------------------------------------------------------
+
+    def get_default_screen(self) -> MainScreen:
+        return self.main
+
+    def on_mount(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, self.exit)
+            except (ValueError, RuntimeError, NotImplementedError):
+                self.log(f"cannot handle signal {number} here")
+        self.reader.select(self.main.rail.selected)
+        self.reader.start()
+        if self.options.tab != "stage":
+            self.call_after_refresh(self.action_show_tab, self.options.tab)
+        if self.options.go:
+            self.call_after_refresh(self.action_launch)
+
+    def on_unmount(self) -> None:
+        self.reader.close()
+
+    def action_quit(self) -> None:  # type: ignore[override]
+        active = self.main.view.active
+        if active is not None or self.main.view.conductor:
+            what = pipeline.stage(active.name).title if active else "the run"
+            self.farewell = f"{what} goes on without the app. Come back with: picollm-tui --run {self.options.run}"
+        self.exit()
+
+    # what the reader says -------------------------------------------------------------------------------------------
+
+    @on(bridge.RunChanged)
+    def _run_changed(self, message: bridge.RunChanged) -> None:
+        before, view = self.main.view, message.view
+        if message.view.name != Path(self.options.run).name:
+            return
+        if not view.exists and self.options.profile:
+            view = replace(view, profile=self.options.profile)
+        elif not view.exists:
+            view = replace(view, profile="pocket")
+        self.main.view = view
+        now, then = view.active, before.active
+        followed = then is not None and self.main.rail.selected == then.name
+        if self.options.stage and not self._seen:
+            self.main.rail.selected = self.options.stage
+        elif (now is not None and followed) or not self._moved:
+            self.main.rail.selected = now.name if now else state.where_to_look(view)
+        self._seen = True
+        self.main.redraw()
+        if view.problem and view.problem != before.problem:
+            self.notify(view.problem, severity="error", timeout=8, markup=False)
+
+    @on(bridge.StageChanged)
+    async def _stage_changed(self, message: bridge.StageChanged) -> None:
+        if message.detail.stage == self.main.rail.selected:
+            self.main.detail = message.detail
+            if self.main.tab in ("stage", "train", "log"):
+                await self.main.update_pane()
+
+    @on(bridge.DoctorChanged)
+    async def _doctor_changed(self, message: bridge.DoctorChanged) -> None:
+        self.main.checks = message.checks
+        await self._update("doctor")
+
+    @on(bridge.MachineChanged)
+    async def _machine_changed(self, message: bridge.MachineChanged) -> None:
+        self.main.readings = message.readings
+        await self._update("machine")
+
+    @on(bridge.ReportChanged)
+    async def _report_changed(self, message: bridge.ReportChanged) -> None:
+        self.main.report = (message.text, message.manifest)
+        await self._update("report")
+
+    async def _update(self, tab: str) -> None:
+        if self.main.tab == tab:
+            await self.main.update_pane()
+
+    @on(Rail.Selected)
+    async def _selected(self, message: Rail.Selected) -> None:
+        if message.stage != self.main.rail.selected:
+            return
+        self.reader.select(message.stage)
+        self.main.scrolling().scroll_home(animate=False)
+        await self.main.update_pane()
+
+    @on(OneLine.Pressed)
+    async def _pressed(self, message: OneLine.Pressed) -> None:
+        await self.run_action(message.action, self)
+
+    # what the panes need --------------------------------------------------------------------------------------------
+
+    def talker(self) -> Talker:
+        """The way to the inference process of this run."""
+        if self._talker is None:
+            from tui.talk import Talker
+
+            self._talker = Talker(Run(self.reader.run_folder.dir))
+        return self._talker
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are drawn: the run's `[chat]` table until the person changes it."""
+        if self._sampling is None:
+            from tui.talk import Sampling
+
+            values = {key.partition(".")[2]: value for key, value in self.main.view.settings.items()
+                      if key.startswith("chat.")}  # fmt: skip
+            self._sampling = Sampling(**{name: values[name] for name in Sampling.__struct_fields__ if name in values})
+        return self._sampling
+
+    def conversations_folder(self) -> Path:
+        return self.reader.run_folder.dir / "conversations"
+
+    def possible(self) -> dict[str, bool]:
+        """Which actions make sense now; the footer leaves the others out."""
+        view = self.main.view
+        broken = any(status.state in BROKEN for status in view.stages)
+        return {
+            "launch": view.active is None,
+            "stop": view.active is not None or view.conductor,
+            "resume": broken and view.active is None,
+        }
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Tab keys work on their tab only; under a dialog the screen's keys rest."""
+        scope = actions.scopes().get(action)
+        if scope is None or "run" in scope:
+            return True
+        return self.main.tab in scope
+
+    def work(self, job: Callable[[], str | None], then: Callable[[], Any] | None = None) -> None:
+        """Run `job` in a thread; say what it returns; a `UserError` is said too, and is nothing worse than that."""
+
+        def run() -> None:
+            try:
+                words = job()
+            except UserError as error:
+                self.call_from_thread(self.complain, str(error))
+                return
+            except OSError as error:
+                self.call_from_thread(self.complain, f"{error.strerror}: {error.filename}")
+                return
+            self.reader.poke()
+            if words:
+                self.call_from_thread(self.notify, words, timeout=4, markup=False)
+            if then is not None:
+                self.call_from_thread(then)
+
+        self.run_worker(run, thread=True, group="asks", exit_on_error=False)
+
+    def complain(self, words: str) -> None:
+        self.notify(words, severity="error", timeout=10, markup=False)
+
+    def ask(self, title: str, lines: list[str], yes: str, job: Callable[[], str | None]) -> None:
+        """A question; `job` is done when the person agrees."""
+        from tui.screens.ask import AskScreen
+
+        self.push_screen(AskScreen(title, lines, yes), lambda agreed: self.work(job) if agreed else None)
+
+    # moving about ---------------------------------------------------------------------------------------------------
+
+    def action_stage_down(self) -> None:
+        self._moved = True
+        self.main.rail.move(1)
+
+    def action_stage_up(self) -> None:
+        self._moved = True
+        self.main.rail.move(-1)
+
+    def action_select_stage(self, name: str) -> None:
+        self._moved = True
+        self.main.rail.selected = name
+
+    async def action_show_tab(self, tab: str) -> None:
+        await self.main.show_tab(tab)
+
+    def action_page_down(self) -> None:
+        self.main.scrolling().scroll_page_down(animate=False)
+
+    def action_page_up(self) -> None:
+        self.main.scrolling().scroll_page_up(animate=False)
+
+    def action_top(self) -> None:
+        self.main.scrolling().scroll_home(animate=False)
+
+    def action_bottom(self) -> None:
+        self.main.scrolling().scroll_end(animate=False)
+
+    def action_back(self) -> None:
+        pane: Any = self.main.panes.get(self.main.tab)
+        if self.main.tab in ("compare", "chat") and pane.cancel():
+            return
+        self.main.leave_box()
+
+    def action_help(self) -> None:
+        from tui.screens.help import HelpScreen
+
+        self.push_screen(HelpScreen(self.main.tab))
+
+    def action_open_run(self) -> None:
+        from tui.screens.ask import PickScreen
+
+        rows = [(run.name, run.name, str(run.dir.parent)) for run in Run.all()]
+        if not rows:
+            self.notify(f"no runs in {runs_folder()}", timeout=4)
+            return
+        self.push_screen(PickScreen("Runs, newest first", rows), self._open_run)
+
+    def _open_run(self, name: str | None) -> None:
+        if name is None or name == self.options.run:
+            return
+        self.reader.close()
+        self.options = asks.Options(run=name)
+        self.main = MainScreen(name)
+        self._talker, self._sampling, self._moved, self._seen = None, None, False, False
+        self.reader = bridge.Reader(name, self.post_message)
+        self.switch_screen(self.main)
+        self.call_after_refresh(self._follow_new_run)
+
+    def _follow_new_run(self) -> None:
+        self.reader.select(self.main.rail.selected)
+        self.reader.start()
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="picollm-tui", description="Make your own chatbot from raw text, and watch every stage.")
+    parser.add_argument("--run", metavar="NAME", help="the run to show (default: the newest, else 'demo')")
+    parser.add_argument("--profile", metavar="P", help="profile of a new run, for example pocket")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="your own settings, for a new run")
+    parser.add_argument("--set", metavar="K=V", action="append", default=[], dest="sets", help="one setting")
+    parser.add_argument("--go", action="store_true", help="make the run if needed and launch the whole pipeline")
+    parser.add_argument("--export-svg", nargs=2, metavar=("SCREEN", "FILE"),
+                        help=f"draw SCREEN ({', '.join(actions.TAB_NAMES)} or train:sft) and leave")  # fmt: skip
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The entry point. Exit 0 after a normal end (signals included), 2 for the person's mistake."""
+    given = _parser().parse_args(argv)
+    try:
+        options = asks.resolve(given.run, given.profile, given.config, given.sets)
+        if given.export_svg:
+            from tui.export import export_svg
+
+            export_svg(options, *given.export_svg)
+            return
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise UserError("picollm-tui needs a terminal; without one use: picollm status")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    app = PicollmApp(replace(options, go=given.go))
+    app.run()
+    if app.farewell:
+        print(app.farewell)
+    sys.exit(app.return_code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""The reader: one thread that looks at the run folder four times a second and posts what changed.
+
+Nothing else in the app reads the run's files on a schedule, and no screen reads one at all. The thread keeps what it
+needs to look cheaply (sizes and times of files, cached settings, incremental readers), and posts immutable values.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from textual.message import Message
+
+from picollm.run import config as settings
+from picollm.run import events as ev
+from picollm.run import lease, pipeline
+from picollm.run.errors import UserError
+from picollm.run.folder import Plan, Run, runs_folder
+from picollm.run.history import StageHistory
+from tui import state
+from tui.curves import Curve, Envelope
+
+POLL_S = 0.25
+FOLD_S = 1.0
+READINGS = 240
+REPORT_LIMIT = 2 << 20
+
+
+class RunChanged(Message):
+    """The run as a whole."""
+
+    def __init__(self, view: state.RunView) -> None:
+        super().__init__()
+        self.view = view
+
+
+class StageChanged(Message):
+    """The selected stage's history."""
+
+    def __init__(self, detail: state.Detail) -> None:
+        super().__init__()
+        self.detail = detail
+
+
+class DoctorChanged(Message):
+    def __init__(self, checks: tuple[ev.Check, ...]) -> None:
+        super().__init__()
+        self.checks = checks
+
+
+class MachineChanged(Message):
+    def __init__(self, readings: tuple[ev.Machine, ...]) -> None:
+        super().__init__()
+        self.readings = readings
+
+
+class ReportChanged(Message):
+    def __init__(self, text: str, manifest: str) -> None:
+        super().__init__()
+        self.text, self.manifest = text, manifest
+
+
+class WatchedRun(Run):
+    """A run whose settings and plan are parsed again only when their files change."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._wishes: tuple[object, settings.Config] | None = None
+        self._plan: tuple[object, Plan | None] | None = None
+
+    def wishes(self) -> settings.Config:
+        stamp = _stamp(self.dir / "config.toml")
+        if self._wishes is None or self._wishes[0] != stamp:
+            self._wishes = (stamp, super().wishes())
+        return self._wishes[1]
+
+    def plan(self) -> Plan | None:
+        stamp = _stamp(self.dir / "plan.json")
+        if self._plan is None or self._plan[0] != stamp:
+            self._plan = (stamp, super().plan())
+        return self._plan[1]
+
+
+class _StageReader:
+    """One stage's history and the envelopes of its curves."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name = run, name
+        self.history = StageHistory(run, name)
+        self.envelopes: dict[str, Envelope] = {}
+        self.curves: dict[str, Curve] = {}
+
+    def poll(self, budget_s: float = 0.15) -> bool:
+        """Read what is new, for at most `budget_s`; True when there was anything."""
+        end = time.monotonic() + budget_s
+        changed = False
+        while self.history.poll():
+            changed = True
+            if time.monotonic() > end:
+                break
+        if changed:
+            for key in [key for key in self.envelopes if key not in self.history.series]:
+                del self.envelopes[key], self.curves[key]
+            for key, series in self.history.series.items():
+                envelope = self.envelopes.setdefault(key, Envelope())
+                if envelope.follow(series):
+                    self.curves[key] = envelope.curve()
+        return changed
+
+    def detail(self, reading: bool) -> state.Detail:
+        history = self.history
+        attempts = []
+        for started in history.started:
+            resumed = f" from step {started.resume_step}" if started.resume_step else ""
+            ranks = f", {started.world} ranks" if started.world > 1 else ""
+            attempts.append(f"{started.attempt}: {time.strftime('%d %b %H:%M', time.localtime(started.time))}"
+                            f"{resumed}{ranks}")  # fmt: skip
+        numbers = self.run.attempts(self.name)
+        return state.Detail(
+            stage=self.name,
+            attempts=tuple(attempts),
+            checks=tuple(history.checks),
+            evals=tuple(history.evals[-60:]),
+            samples=tuple(history.samples[-12:]),
+            choices=tuple(history.choices),
+            warnings=tuple(history.warnings[-20:]),
+            checkpoints=tuple(history.checkpoints[-6:]),
+            summary=dict(history.finished.summary) if history.finished else {},
+            curves=dict(self.curves),
+            console=str(self.run.console_file(self.name, numbers[-1])) if numbers else "",
+            reading=reading,
+        )
+
+
+class Reader(threading.Thread):
+    """Follows one run by name until `close()`; `post` must be safe to call from a thread."""
+
+    def __init__(self, name: str, post: Callable[[Message], Any], poll_s: float = POLL_S) -> None:
+        super().__init__(name=f"reader-{name}", daemon=True)
+        folder = Path(name).expanduser().absolute() if "/" in name else runs_folder() / name
+        self.run_folder = WatchedRun(folder)
+        self._post, self._poll_s = post, poll_s
+        self._selected: str | None = None
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._stamp: object = None
+        self._folded_at = 0.0
+        self._view = state.empty(folder.name, str(folder))
+        self._sent: state.RunView | None = None
+        self._stage: _StageReader | None = None
+        self._doctor: _StageReader | None = None
+        self._machine = ev.EventReader(self.run_folder.machine_file)
+        self._machine_begun = False
+        self._readings: deque[ev.Machine] = deque(maxlen=READINGS)
+        self._report_stamp: object = None
+        self._reminded = False
+
+    def select(self, stage: str) -> None:
+        """Follow this stage's history from now on."""
+        self._selected = stage
+        self.poke()
+
+    def poke(self) -> None:
+        """Look again at once, for instance after something was asked for."""
+        self._stamp = None
+        self._wake.set()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._wake.set()
+
+    def run(self) -> None:
+        while not self._closing.is_set():
+            busy = self.look()
+            self._wake.wait(0.02 if busy else self._poll_s)
+            self._wake.clear()
+
+    def look(self) -> bool:
+        """One round; True when more is waiting to be read. A file that cannot be read is said, never fatal."""
+        problems: list[str] = []
+        busy = False
+        for step in (self._look_at_run, self._look_at_stage, self._look_at_doctor, self._look_at_machine,
+                     self._look_at_report):  # fmt: skip
+            try:
+                busy = bool(step()) or busy
+            except UserError as error:
+                problems.append(str(error))
+            except (OSError, ValueError, msgspec.MsgspecError) as error:
+                problems.append(f"{type(error).__name__}: {error}")
+        self._send(" · ".join(dict.fromkeys(problems)))
+        return busy
+
+    # the run --------------------------------------------------------------------------------------------------------
+
+    def _look_at_run(self) -> None:
+        run = self.run_folder
+        now = time.monotonic()
+        stamp = self._signature()
+        live = self._view.conductor or self._view.active is not None
+        if stamp == self._stamp and now - self._folded_at < (FOLD_S if live else 5.0):
+            return
+        self._stamp, self._folded_at = stamp, now
+        if not run.exists():
+            if not run.dir.exists() or not self._view.exists:
+                self._view = state.empty(run.name, str(run.dir))
+                return
+            raise UserError(f"{run.dir / 'config.toml'} is gone; put it back, or make the run anew")
+        statuses = run.statuses()
+        wishes = run.wishes()
+        values = settings.flat(run.config())
+        planned = frozenset(key for key, value in settings.flat(wishes).items() if values[key] != value)
+        self._view = state.RunView(
+            name=run.name,
+            folder=str(run.dir),
+            exists=True,
+            profile=wishes.run.profile,
+            stages=tuple(_rounded(status) for status in statuses),
+            conductor=lease.is_held(run.conductor_lock),
+            notice=self._conductor_says(),
+            prompts=tuple(run.prompts()),
+            models=state.models(statuses),
+            settings=values,
+            planned=planned,
+        )
+
+    def _send(self, problem: str) -> None:
+        view = self._view
+        if problem:
+            view = replace(view, problem=problem)
+        if view != self._sent:
+            self._sent = view
+            self._post(RunChanged(view))
+
+    def _signature(self) -> object:
+        """Sizes and times of everything the state depends on, and which locks are held: a few dozen stat calls."""
+        run = self.run_folder
+        found: list[object] = [_stamp(run.dir / name) for name in ("config.toml", "plan.json", "prompts.txt")]
+        found.append(_stamp(run.conductor_events))
+        found.append(lease.is_held(run.conductor_lock))
+        for name in pipeline.NAMES:
+            folder = run.stage_dir(name)
+            stamp = _stamp(folder)
+            if stamp is None:
+                continue
+            attempts = run.attempts(name)
+            found.append((name, stamp, _stamp(run.events_file(name, attempts[-1])) if attempts else None,
+                          lease.is_held(run.lock_file(name))))  # fmt: skip
+        return tuple(found)
+
+    def _conductor_says(self) -> str:
+        """The conductor's last word when it is a complaint."""
+        for event in reversed(ev.tail_events(self.run_folder.conductor_events, 8 << 10)):
+            if isinstance(event, ev.Conductor):
+                return event.text if event.what in ("failed", "ignored", "crashed", "stalled") else ""
+        return ""
+
+    # one stage ------------------------------------------------------------------------------------------------------
+
+    def _look_at_stage(self) -> bool:
+        name = self._selected
+        if name is None:
+            return False
+        fresh = self._stage is None or self._stage.name != name
+        if fresh:
+            self._stage = _StageReader(self.run_folder, name)
+        stage = self._stage
+        assert stage is not None
+        changed = stage.poll()
+        if changed or fresh or self._reminded:
+            self._reminded = changed
+            self._post(StageChanged(stage.detail(reading=changed and fresh)))
+        return changed
+
+    def _look_at_doctor(self) -> bool:
+        if self._doctor is None:
+            self._doctor = _StageReader(self.run_folder, "doctor")
+        changed = self._doctor.poll()
+        if changed:
+            self._post(DoctorChanged(tuple(self._doctor.history.checks)))
+        return changed
+
+    # the machine and the report -------------------------------------------------------------------------------------
+
+    def _look_at_machine(self) -> bool:
+        if not self._machine_begun:
+            self._machine_begun = True
+            stamp = _stamp(self.run_folder.machine_file)
+            if isinstance(stamp, tuple):
+                self._machine.offset = max(0, stamp[1] - (128 << 10))
+        events = [event for event in self._machine.poll() if isinstance(event, ev.Machine)]
+        if events:
+            self._readings.extend(events)
+            self._post(MachineChanged(tuple(self._readings)))
+        return False
+
+    def _look_at_report(self) -> bool:
+        folder = self.run_folder.dir
+        report, manifest = folder / "report" / "report.md", folder / "run_manifest.json"
+        stamp = (_stamp(report), _stamp(manifest))
+        if stamp != self._report_stamp:
+            self._report_stamp = stamp
+            self._post(ReportChanged(_text(report), _text(manifest)))
+        return False
+
+
+def _rounded(status: Any) -> Any:
+    """Whole seconds, so that an unchanged second is an equal view."""
+    status.seconds = float(int(status.seconds))
+    status.eta = None if status.eta is None else float(int(status.eta))
+    return status
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _text(path: Path) -> str:
+    """The first two megabytes; empty when there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(REPORT_LIMIT).decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,65 @@
+"""Numbers as a person reads them: clocks, counts, bytes, metrics. Pure."""
+
+from __future__ import annotations
+
+import math
+
+
+def clock(seconds: float | None) -> str:
+    """`0:07`, `12:03`, `1:02:03`, `2d 03:00`; an en dash when unknown."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    whole = max(0, int(seconds + 0.5))
+    minutes, second = divmod(whole, 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02d}:{minute:02d}"
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minutes}:{second:02d}"
+
+
+def count(value: float) -> str:
+    """`950`, `12.3k`, `4.06M`, `1.2B`."""
+    if not math.isfinite(value):
+        return "–"
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            scaled = value / (1e3 if unit == "k" else limit)
+            return f"{scaled:.3g}{unit}" if abs(scaled) < 1000 else f"{scaled:.0f}{unit}"
+    return f"{value:.0f}" if value == int(value) else f"{value:.3g}"
+
+
+def size(value: float) -> str:
+    """Bytes in binary units: `1.5 GiB`."""
+    if not math.isfinite(value):
+        return "–"
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if abs(value) >= 1024**power:
+            return f"{value / 1024**power:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def metric(value: float | None) -> str:
+    """A reading of unknown magnitude in at most eight characters."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value and (abs(value) >= 1e12 or abs(value) < 1e-4):
+        return f"{value:.1e}"
+    if abs(value) >= 1e4:
+        return count(value)
+    return f"{value:.4g}"
+
+
+def bar(share: float, width: int) -> str:
+    """A bar of block characters, `share` in 0..1, exact to an eighth of a cell."""
+    share = min(1.0, max(0.0, share if math.isfinite(share) else 0.0))
+    eighths = round(share * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(width)
+
+
+def sparkline(values: list[float], width: int, top: float = 0.0) -> str:
+    """The newest `width` values as eight heights; `top` fixes the scale, 0 takes the largest value."""
+    shown = [value if math.isfinite(value) else 0.0 for value in values[-width:]]
+    top = top or max(shown, default=0.0) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[min(7, max(0, int(value / top * 7.99)))] for value in shown).rjust(width)

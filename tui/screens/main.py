@@ -1,0 +1,184 @@
+"""The one screen: title, rail, tabs, footer. Panes are built when first looked at, and updated only while visible."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from textual.app import ComposeResult
+from textual.containers import Container, Horizontal, Vertical
+from textual.screen import Screen
+from textual.widget import Widget
+from textual.widgets import Input, TextArea
+
+from picollm.run import pipeline
+from tui import actions, state
+from tui.widgets.frame import Footer, TabBar, TitleLine
+from tui.widgets.lines import LinesView
+from tui.widgets.rail import Rail
+from tui.widgets.stage import StagePane
+
+if TYPE_CHECKING:
+    from tui.app import PicollmApp
+
+
+class MainScreen(Screen[None]):
+    """Holds the newest view, detail, readings and report; hands them to the pane that is visible."""
+
+    app: PicollmApp
+
+    def __init__(self, name_of_run: str) -> None:
+        super().__init__()
+        self.view = state.empty(name_of_run)
+        self.detail: state.Detail | None = None
+        self.checks: tuple[Any, ...] = ()
+        self.readings: tuple[Any, ...] = ()
+        self.report = ("", "")
+        self.tab = "stage"
+        self.panes: dict[str, Widget] = {}
+
+    def compose(self) -> ComposeResult:
+        yield TitleLine(id="title")
+        with Horizontal(id="body"):
+            yield Rail(id="rail")
+            with Vertical(id="right"):
+                yield TabBar(id="tabs")
+                with Container(id="panes"):
+                    self.panes["stage"] = StagePane(id="pane-stage")
+                    yield self.panes["stage"]
+        yield Footer(id="footer")
+
+    def on_mount(self) -> None:
+        self.title_line = self.query_one(TitleLine)
+        self.rail = self.query_one(Rail)
+        self.tab_bar = self.query_one(TabBar)
+        self.footer = self.query_one(Footer)
+        self.rail.focus()
+        self.call_after_refresh(self.redraw)
+
+    @property
+    def stage(self) -> str:
+        return self.rail.selected
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.redraw)
+
+    def redraw(self) -> None:
+        """Frame and visible pane from what is known now."""
+        if not self.is_mounted:
+            return
+        self.title_line.show(self.view)
+        self.rail.show(self.view)
+        self.tab_bar.show(self.tab)
+        self.show_footer()
+        self.update_pane()
+
+    def show_footer(self) -> None:
+        self.footer.show(actions.footer(self.tab, self.app.possible()))
+
+    def _make(self, tab: str) -> Widget:
+        """A pane, with its imports, when it is first needed."""
+        identity = f"pane-{tab}"
+        if tab == "doctor":
+            from tui.widgets.doctor import DoctorPane
+
+            return DoctorPane(id=identity)
+        if tab == "train":
+            from tui.widgets.train import TrainPane
+
+            return TrainPane(id=identity)
+        if tab == "machine":
+            from tui.widgets.machine import MachinePane
+
+            return MachinePane(id=identity)
+        if tab == "log":
+            from tui.widgets.log import LogPane
+
+            return LogPane(id=identity)
+        if tab == "report":
+            from tui.widgets.report import ReportPane
+
+            return ReportPane(id=identity)
+        if tab == "compare":
+            from tui.widgets.compare import ComparePane
+
+            return ComparePane(self.app.talker, self.app.sampling, id=identity)
+        from tui.widgets.chat import ChatPane
+
+        return ChatPane(self.app.talker, self.app.conversations_folder, self.app.sampling, id=identity)
+
+    async def show_tab(self, tab: str) -> None:
+        """Bring a pane to the front."""
+        if tab == "train" and not pipeline.stage(self.stage).trains:
+            self.rail.selected = self._worth_watching()
+        before = self.panes.get(self.tab)
+        self.tab = tab
+        if tab not in self.panes:
+            self.panes[tab] = self._make(tab)
+            self.panes[tab].display = False
+            await self.query_one("#panes").mount(self.panes[tab])
+        pane = self.panes[tab]
+        if before is not None and before is not pane:
+            if self.focused is not None and before in self.focused.ancestors_with_self:
+                self.rail.focus()
+            before.display = False
+        pane.display = True
+        self.tab_bar.show(tab)
+        self.show_footer()
+        self.call_after_refresh(self.update_pane)
+        if tab == "chat" and self.view.models:
+            pane.query_one("#chat-box").focus()
+
+    def _worth_watching(self) -> str:
+        """The training stage to show when the selected stage draws no curves."""
+        trains = [self.view.stage(row.name) for row in pipeline.STAGES if row.trains]
+        active = [status.name for status in trains if status.state in state.ACTIVE]
+        begun = [status.name for status in trains if status.attempt]
+        return (active or begun[-1:] or [trains[0].name])[0]
+
+    async def update_pane(self) -> None:
+        """Give the visible pane what it shows."""
+        pane: Any = self.panes.get(self.tab)
+        if pane is None or not pane.is_mounted:
+            return
+        if self.tab in ("stage", "train"):
+            result = pane.update_from(self.view, self.stage, self.detail)
+        elif self.tab == "doctor":
+            result = pane.update_from(self.view, self.checks)
+        elif self.tab == "machine":
+            result = pane.update_from(self.view, self.readings)
+        elif self.tab == "log":
+            known = self.detail if self.detail and self.detail.stage == self.stage else None
+            result = pane.open(known.console if known else "", pipeline.stage(self.stage).title)
+        elif self.tab == "report":
+            result = pane.update_from(*self.report)
+        else:
+            result = pane.update_from(self.view)
+        if inspect.isawaitable(result):
+            await result
+
+    def scrolling(self) -> Widget:
+        """What Page Up and Page Down scroll."""
+        pane = self.panes[self.tab]
+        inner = {"log": "#log-lines", "report": "#report-scroll", "chat": "#chat-turns", "compare": "#compare-right"}
+        return pane.query_one(inner[self.tab]) if self.tab in inner else pane
+
+    def typing(self) -> bool:
+        """Whether the keys go into a text box."""
+        return isinstance(self.focused, Input | TextArea)
+
+    def leave_box(self) -> bool:
+        """Focus back on the rail; False when it was there."""
+        if self.focused is None or self.focused is self.rail:
+            return False
+        if self.tab == "log" and self.panes["log"].leave_search():  # type: ignore[attr-defined]
+            return True
+        self.rail.focus()
+        return True
+
+    @property
+    def plain(self) -> str:
+        """The visible pane's drawn text."""
+        pane = self.panes[self.tab]
+        views = [pane] if isinstance(pane, LinesView) else list(pane.query(LinesView))
+        return "\n".join(view.plain for view in views if view.display)

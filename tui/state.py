@@ -1,0 +1,205 @@
+"""What the screens show: a pure fold of statuses, settings and histories. No file is read and no clock is asked here.
+
+`bridge` makes a `RunView` and a `Detail` in its thread; widgets only read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from picollm.run import pipeline
+from picollm.run.folder import ACTIVE, StageStatus
+from tui.curves import Curve
+from tui.figures import clock
+
+BROKEN = ("failed", "crashed", "stopped", "stalled")
+CHAT_MODELS = ("rl", "sft", "mid")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a state is shown: never by colour alone."""
+
+    symbol: str
+    word: str
+    short: str
+    tone: str
+
+
+LOOKS: dict[str, Look] = {
+    "waiting": Look("·", "waiting", "wait", "faint"),
+    "ready": Look("○", "ready", "ready", "plain"),
+    "running": Look("▶", "running", "run", "accent"),
+    "stalled": Look("!", "stalled", "stall", "warn"),
+    "stopping": Look("◌", "stopping", "stopg", "warn"),
+    "stopped": Look("■", "stopped", "stop", "warn"),
+    "failed": Look("✗", "failed", "fail", "bad"),
+    "crashed": Look("✗", "crashed", "crash", "bad"),
+    "done": Look("✓", "done", "done", "good"),
+    "stale": Look("≈", "stale", "stale", "warn"),
+    "skipped": Look("–", "skipped", "skip", "faint"),
+}
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as it is now. `problem` is why part of it could not be read; the rest is the last that could."""
+
+    name: str
+    folder: str = ""
+    exists: bool = False
+    profile: str = ""
+    stages: tuple[StageStatus, ...] = ()
+    conductor: bool = False
+    notice: str = ""
+    problem: str = ""
+    prompts: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    planned: frozenset[str] = frozenset()
+
+    def stage(self, name: str) -> StageStatus:
+        """The status of `name`; waiting when nothing is known."""
+        return next((status for status in self.stages if status.name == name), blank(name))
+
+    @property
+    def active(self) -> StageStatus | None:
+        return next((status for status in self.stages if status.state in ACTIVE), None)
+
+    @property
+    def stale(self) -> tuple[StageStatus, ...]:
+        return tuple(status for status in self.stages if status.state == "stale")
+
+
+@dataclass(frozen=True)
+class Detail:
+    """Everything about one stage that its history tells."""
+
+    stage: str
+    attempts: tuple[str, ...] = ()
+    checks: tuple[Any, ...] = ()
+    evals: tuple[Any, ...] = ()
+    samples: tuple[Any, ...] = ()
+    choices: tuple[Any, ...] = ()
+    warnings: tuple[str, ...] = ()
+    checkpoints: tuple[Any, ...] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    console: str = ""
+    reading: bool = False
+
+
+def blank(name: str) -> StageStatus:
+    return StageStatus(name=name, state="waiting", predicted_s=pipeline.stage(name).typical_s)
+
+
+def empty(name: str, folder: str = "") -> RunView:
+    """A run that does not exist yet."""
+    return RunView(name=name, folder=folder, stages=tuple(blank(row.name) for row in pipeline.STAGES))
+
+
+def models(statuses: Iterable[StageStatus]) -> tuple[str, ...]:
+    """Names of the models that can answer: those whose stage has finished, in the order they were made."""
+    done = {status.name for status in statuses if status.state in ("done", "stale")}
+    return tuple(name for name, stage in pipeline.MODEL_STAGES.items() if stage in done)
+
+
+def best_chat_model(names: Iterable[str]) -> str | None:
+    """rl, else sft, else mid."""
+    known = set(names)
+    return next((name for name in CHAT_MODELS if name in known), None)
+
+
+@dataclass(frozen=True)
+class Totals:
+    done: int
+    stages: int
+    elapsed: float
+    left: float | None
+
+
+def totals(view: RunView) -> Totals:
+    """Stages done, seconds spent (newest attempts), seconds to go (predictions for what has not begun)."""
+    left = 0.0
+    for status in view.stages:
+        if status.state in ("done", "skipped"):
+            continue
+        left += status.eta if status.eta is not None else (status.predicted_s or 0.0)
+    done = sum(status.state in ("done", "skipped") for status in view.stages)
+    return Totals(done, len(view.stages), sum(status.seconds for status in view.stages), left)
+
+
+def share(status: StageStatus) -> float | None:
+    """Progress in 0..1 where the stage counts steps."""
+    return min(1.0, status.step / status.steps) if status.steps else None
+
+
+def progress_word(status: StageStatus) -> str:
+    """The state in a word, with the share done while it runs."""
+    done = share(status)
+    if status.state == "running" and done is not None:
+        return f"run {done:.0%}".replace("%", " %")
+    return LOOKS[status.state].word
+
+
+def where_to_look(view: RunView) -> str:
+    """The stage worth selecting first: what runs, else what broke, else what is next, else the last."""
+    for wanted in (ACTIVE, BROKEN, ("stale",), ("ready",), ("waiting",)):
+        for status in view.stages:
+            if status.state in wanted:
+                return status.name
+    return view.stages[-1].name if view.stages else pipeline.NAMES[0]
+
+
+def headline(view: RunView) -> tuple[str, str]:
+    """One sentence on where things stand, and its tone."""
+    if not view.exists:
+        return "no such run yet", "faint"
+    for status in view.stages:
+        if status.state in ACTIVE:
+            text = f"{pipeline.stage(status.name).title} {progress_word(status)}"
+            if status.state == "running" and status.eta is not None:
+                text += f", {clock(status.eta)} left"
+            return text, LOOKS[status.state].tone
+    for status in view.stages:
+        if status.state in BROKEN:
+            return f"{pipeline.stage(status.name).title} {LOOKS[status.state].word}", LOOKS[status.state].tone
+    if view.stale:
+        return f"{pipeline.stage(view.stale[0].name).title} stale", "warn"
+    if view.stages and all(status.state in ("done", "skipped") for status in view.stages):
+        return "finished", "good"
+    if view.conductor:
+        return "starting", "accent"
+    if any(status.state == "done" for status in view.stages):
+        return "partly done, nothing runs", "plain"
+    return "not started", "faint"
+
+
+def advice(view: RunView, name: str) -> str:
+    """What a person can do next about the selected stage, naming the action whose key the screen then adds."""
+    if not view.exists:
+        return "launch"
+    status = view.stage(name)
+    if status.state in ("stopped", "failed", "crashed"):
+        return "resume"
+    if status.state == "stale":
+        return "redo"
+    if status.state in ACTIVE:
+        return "stop"
+    if status.state == "ready" and view.active is None:
+        return "launch"
+    return ""
+
+
+def missing_upstream(view: RunView, name: str) -> tuple[str, ...]:
+    """What must run before `name` can, in pipeline order."""
+    wanted: set[str] = set()
+    waiting = [name]
+    while waiting:
+        for other in pipeline.upstream(waiting.pop()):
+            if other not in wanted and view.stage(other).state not in ("done", "skipped"):
+                wanted.add(other)
+                waiting.append(other)
+    return tuple(other for other in pipeline.NAMES if other in wanted)

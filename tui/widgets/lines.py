@@ -1,0 +1,109 @@
+"""Drawn lines: the base of most panes, and the small blocks that panes are made of.
+
+`LinesView.show(blocks)` lays blocks out at the current width and sends only the lines that differ from what is on the
+screen: a chart or table that changes in one place costs a few hundred bytes over SSH, not a screenful.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from textual.events import Resize
+from textual.geometry import Region, Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from tui.widgets.tones import tone
+
+
+def text(*parts: str | tuple[str, str]) -> Text:
+    """`text("plain ", ("words", "bad"))`: strings in the plain tone, pairs in a named one."""
+    line = Text(no_wrap=False, end="")
+    for part in parts:
+        words, name = (part, "plain") if isinstance(part, str) else part
+        line.append(words, tone(name))
+    return line
+
+
+def heading(words: str, note: str = "") -> Text:
+    return text((words, "title"), (f"  {note}" if note else "", "faint"))
+
+
+def rows(pairs: Iterable[tuple[str, RenderableType | str]], indent: int = 0) -> Table:
+    """Two columns: a faint label, and its value, wrapped under itself."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    if indent:
+        table.add_column(width=indent)
+    table.add_column(style=tone("faint"), no_wrap=True)
+    table.add_column(style=tone("plain"), ratio=1)
+    for label, value in pairs:
+        cell = Text(value, style=tone("plain")) if isinstance(value, str) else value
+        table.add_row(*([""] if indent else []), Text(label, style=tone("faint")), cell)
+    return table
+
+
+def empty_state(title: str, *lines: str) -> list[RenderableType]:
+    """What a pane says when it has nothing to show yet."""
+    return [Text(""), text(("  " + title, "strong")), Text(""), *(text(("  " + line, "faint")) for line in lines)]
+
+
+class LinesView(ScrollView, can_focus=True):
+    """Shows laid-out lines; scrolls; repaints what changed and nothing else."""
+
+    DEFAULT_CSS = """
+    LinesView { overflow-x: hidden; overflow-y: auto; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
+    """
+
+    def __init__(self, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._blocks: Sequence[RenderableType] = ()
+        self._strips: list[Strip] = []
+        self._laid_width = -1
+
+    def show(self, blocks: Sequence[RenderableType]) -> None:
+        """Replace what is shown."""
+        self._blocks = blocks
+        self.lay_out()
+
+    def lay_out(self) -> None:
+        """Blocks to strips at the width there is now."""
+        width = self.scrollable_content_region.width
+        if width <= 0 or not self.is_attached:
+            return
+        self._laid_width = width
+        console = self.app.console
+        options = console.options.update(width=width, height=None, highlight=False)
+        lines = console.render_lines(Group(*self._blocks), options, pad=False) if self._blocks else []
+        self.put([Strip(line).simplify() for line in lines])
+
+    def put(self, strips: list[Strip]) -> None:
+        """Show these lines; repaint only where they differ."""
+        old, self._strips = self._strips, strips
+        size = Size(self.scrollable_content_region.width, len(strips))
+        if size != self.virtual_size:
+            self.virtual_size = size
+        top, height = self.scroll_offset.y, self.size.height
+        for y in range(top, top + height):
+            before = old[y] if y < len(old) else None
+            after = strips[y] if y < len(strips) else None
+            if before != after:
+                self.refresh(Region(0, y - top, self.size.width, 1))
+
+    def on_resize(self, event: Resize) -> None:
+        if self.scrollable_content_region.width != self._laid_width:
+            self.lay_out()
+
+    def render_line(self, y: int) -> Strip:
+        line = y + self.scroll_offset.y
+        width = self.size.width
+        if 0 <= line < len(self._strips):
+            return self._strips[line].extend_cell_length(width).crop(0, width)
+        return Strip.blank(width)
+
+    @property
+    def plain(self) -> str:
+        """What is shown, as text: for tests and for copying."""
+        return "\n".join(strip.text.rstrip() for strip in self._strips)
