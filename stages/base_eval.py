@@ -9,28 +9,30 @@ from picollm.evals.samples import base_samples, prompts_for
 from picollm.infer.load import load_model
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.text.tokenizer import Tokenizer
-from picollm.train.device import setup_device
+from picollm.train.session import start_ranks
 
 
 def work(ctx: StageContext) -> Outcome:
     ctx.phase("load")
-    device = setup_device(ctx.config.machine)
+    ranks = start_ranks(ctx)
     tokenizer = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
-    engine = load_model(ctx.output("pretrain", "checkpoint"), ctx.output("tokenizer", "tokenizer"), device=device)
+    engine = load_model(ctx.output("pretrain", "checkpoint"), ctx.output("tokenizer", "tokenizer"), device=ranks.device)
     settings, model = ctx.config.base_eval, ctx.config.model
     ctx.phase("bits per byte")
     shards = ShardSet.open(ctx.output("tokenizer", "shards"))
     val = ValLoader(
-        shards, model.seq_len, ctx.config.pretrain.rows, rank=ctx.rank, world=ctx.world, max_tokens=settings.val_tokens
+        shards, model.seq_len, ctx.config.pretrain.rows, rank=ranks.rank, world=ranks.world, max_tokens=settings.val_tokens
     )
     loss = text_loss(engine.source, val, tokenizer.token_bytes())
     ctx.eval("val", 0, {"bpb": loss.bpb, "loss": loss.loss}, n=loss.tokens)
     ctx.message(f"{loss.bpb:.4f} bits per byte over {loss.bytes:,} bytes of validation text")
-    ctx.raise_if_stopped()
+    if ranks.any(ctx.stop_requested()):
+        ctx.raise_if_stopped()
     ctx.phase("samples")
     samples = base_samples(engine, tokenizer, prompts_for(ctx.config.data.source), max_tokens=settings.sample_tokens)
     for sample in samples:
         ctx.sample(sample.prompt, sample.text, 0, "base", {"finish_reason": sample.finish_reason, "tok_s": sample.tok_s})
+    ranks.close()
     return Outcome(
         artifacts={"bpb": f"{loss.bpb:.6f}"},
         summary={"bpb": loss.bpb, "loss": loss.loss, "val_bytes": loss.bytes, "val_tokens": loss.tokens},

@@ -17,7 +17,7 @@ from picollm.run.stage import Outcome, StageContext, main
 from picollm.tasks import Task, make
 from picollm.text.chat import render_prompt
 from picollm.text.tokenizer import Tokenizer
-from picollm.train.device import agree, setup_device
+from picollm.train.session import start_ranks
 
 
 def tasks(ctx: StageContext) -> dict[str, Task]:
@@ -28,7 +28,7 @@ def tasks(ctx: StageContext) -> dict[str, Task]:
 
 
 def work(ctx: StageContext) -> Outcome:
-    device = setup_device(ctx.config.machine)
+    ranks = start_ranks(ctx)
     tokenizer = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
     file = ctx.run.dir / "eval" / "chat_eval.json"
     partial = file.with_suffix(".partial.json")
@@ -44,7 +44,7 @@ def work(ctx: StageContext) -> Outcome:
         if len(cells) == len(todo):
             continue
         ctx.phase(model)
-        engine = load_model(ctx.output(stage, "checkpoint"), ctx.output("tokenizer", "tokenizer"), device=device)
+        engine = load_model(ctx.output(stage, "checkpoint"), ctx.output("tokenizer", "tokenizer"), device=ranks.device)
         for name, task in todo.items():
             if name in cells:
                 continue
@@ -58,13 +58,14 @@ def work(ctx: StageContext) -> Outcome:
             ctx.progress(done, total)
             if ctx.rank == 0:
                 write_atomic(partial, json.dumps({"fingerprint": ctx.fingerprint, "models": table}))
-            if agree(ctx.stop_requested()):
+            if ranks.any(ctx.stop_requested()):
                 ctx.raise_if_stopped()
         if ctx.rank == 0:
             _answer_prompts(ctx, model, engine, tokenizer)
     if ctx.rank == 0:
         write_atomic(file, json.dumps({"models": table}, indent=1))
         partial.unlink(missing_ok=True)
+    ranks.close()
     keep = ("n", "correct", "accuracy", "low", "high", "baseline", "kind")
     summary = {
         model: {name: {key: cell[key] for key in keep if key in cell} for name, cell in cells.items()}

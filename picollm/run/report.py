@@ -23,6 +23,8 @@ def manifest(run: Run) -> dict[str, Any]:
     """Everything that says how this run was made: settings, machine, data, artifacts, times, results."""
     stages = {}
     for status in run.statuses():
+        if status.name == "report":
+            continue
         done = run.finished(status.name)
         history = StageHistory(run, status.name).read_all()
         stages[status.name] = {

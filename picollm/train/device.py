@@ -45,6 +45,10 @@ class Ranks:
             dist.all_reduce(t)
         return t
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
     def share(self, value: Any) -> Any:
         """Rank 0's value (anything picklable, between our own processes) on every rank."""
         if self.world == 1:

@@ -1,0 +1,128 @@
+"""What the four training stages share: from a stage's context to a model, its settings and, at the end, an outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from picollm.model.gpt import GPT
+from picollm.run import pipeline, plan
+from picollm.run.errors import UserError
+from picollm.run.scaling import num_params
+from picollm.run.stage import Outcome, StageContext
+from picollm.text.tokenizer import Tokenizer
+from picollm.train.batch import Batch
+from picollm.train.device import Ranks, start
+from picollm.train.loop import Every
+from picollm.train.optim import AdamGroup, OptimizerSettings
+from picollm.train.schedule import Schedule
+from picollm.train.step import Compute
+from picollm.train.trainer import TrainSettings, train_stage
+
+
+@dataclass(frozen=True)
+class Session:
+    """One training stage's process: where it runs, what it trains."""
+
+    ctx: StageContext
+    ranks: Ranks
+    compute: Compute
+    tokenizer: Tokenizer
+    model: GPT
+
+    def optimizer_settings(self, scale: float) -> OptimizerSettings:
+        """Pretraining's learning rates times `scale`, AdamW's tables also by width (see `scaling.width_lr_scale`)."""
+        knobs = self.ctx.config.pretrain
+        base = OptimizerSettings(matrix_lr=knobs.matrix_lr, matrix_weight_decay=knobs.weight_decay)
+
+        def at(group: AdamGroup, lr: float) -> AdamGroup:
+            return replace(group, lr=lr)
+
+        base = replace(
+            base,
+            wte=at(base.wte, knobs.embedding_lr),
+            value_embeds=at(base.value_embeds, knobs.value_lr),
+            lm_head=at(base.lm_head, knobs.unembedding_lr),
+            x0=at(base.x0, knobs.scalar_lr),
+            resid=at(base.resid, knobs.scalar_lr / 100),
+        )
+        return base.for_run(self.model.shape.dim).scaled(scale)
+
+    def train(
+        self,
+        batches: Callable[[int], Iterable[Batch]],
+        schedule: Schedule,
+        *,
+        lr: float = 1.0,
+        parent: str | None = None,
+        evals: Sequence[Every] = (),
+        extra_metrics: Callable[[int], dict[str, float]] | None = None,
+        summary: dict[str, Any] | None = None,
+    ) -> Outcome:
+        """Train to the end of the schedule; the outcome's `checkpoint` is what later stages begin from."""
+        ctx = self.ctx
+        folder = ctx.run.dir / pipeline.CHECKPOINT_FOLDERS[ctx.name]
+        done = train_stage(
+            ctx,
+            model=self.model,
+            batches=batches,
+            settings=TrainSettings(
+                schedule=schedule,
+                optimizer=self.optimizer_settings(lr),
+                compute=self.compute,
+                save_every=getattr(ctx.config, ctx.name).save_every,
+                fresh=ctx.fresh,
+            ),
+            checkpoint_dir=folder,
+            meta={"fingerprint": ctx.fingerprint, "tokenizer": self.tokenizer.hash, "run": ctx.run.name},
+            ranks=self.ranks,
+            init_from=ctx.output(parent, "checkpoint") if parent else None,
+            evals=evals,
+            extra_metrics=extra_metrics,
+        )
+        self.ranks.close()
+        figures = {
+            key: getattr(done, key)
+            for key in ("step", "loss", "tokens", "tok_s", "mfu", "compile_seconds", "skipped", "peak_memory")
+        }
+        figures |= {"params": num_params(self.model.shape)["total"], "world": self.ranks.world}
+        return Outcome(
+            paths={"checkpoint": ctx.relative(done.checkpoint)},
+            artifacts={"checkpoint": done.hash},
+            summary=figures | asdict(self.compute) | (summary or {}),
+        )
+
+
+def open_session(ctx: StageContext) -> Session:
+    """Join the ranks, load the tokenizer and lay out the model with its first weights (drawn from the run's seed).
+
+    Raises `UserError` when the plan is missing or there are more ranks than rows in a step.
+    """
+    ranks = start_ranks(ctx)
+    tokenizer = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
+    shape = plan.shape(ctx.config, tokenizer.vocab_size)
+    rows = getattr(getattr(ctx.config, ctx.name), "rows", ranks.world)
+    if rows < ranks.world:
+        raise UserError(f"{ctx.name}.rows is {rows}: fewer than the {ranks.world} ranks; raise it or lower run.nproc")
+    model = GPT(shape)
+    model.init_weights(ctx.config.run.seed)
+    return Session(ctx, ranks, compute_for(ctx), tokenizer, model)
+
+
+def start_ranks(ctx: StageContext) -> Ranks:
+    """Device, threads, determinism and the other ranks, as `[machine]` asks."""
+    machine = ctx.config.machine
+    return start(machine.device, threads=machine.threads, deterministic=machine.deterministic)
+
+
+def compute_for(ctx: StageContext) -> Compute:
+    """Precision, attention and compile: as set, else as preflight found fastest."""
+    found = ctx.run.plan()
+    choices = found.choices if found else {}
+    machine = ctx.config.machine
+    precision = machine.precision if machine.precision != "auto" else choices.get("precision", "fp32")
+    attention = machine.attention if machine.attention != "auto" else choices.get("attention", "explicit")
+    compiled = machine.compile if machine.compile != "auto" else choices.get("compile", "off")
+    return Compute(precision=precision, attention=attention, compile=compiled == "on")
+

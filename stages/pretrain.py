@@ -1,0 +1,47 @@
+"""Pretrain: predict the next token of raw text, with a validation reading now and then."""
+
+from __future__ import annotations
+
+import torch
+
+from picollm.data.loader import StreamLoader, ValLoader
+from picollm.data.shards import ShardSet
+from picollm.evals.bpb import text_loss
+from picollm.run.stage import Outcome, StageContext, main
+from picollm.train.batch import Batch
+from picollm.train.loop import Every
+from picollm.train.schedule import Schedule
+from picollm.train.session import open_session
+
+EVAL_BATCHES = 16
+"""A reading during training: enough batches to see a trend; base_eval reads everything."""
+
+
+def work(ctx: StageContext) -> Outcome:
+    session = open_session(ctx)
+    settings, length = ctx.config.pretrain, ctx.config.model.seq_len
+    shards = ShardSet.open(ctx.output("tokenizer", "shards"))
+    place = {"rank": session.ranks.rank, "world": session.ranks.world}
+    loader = StreamLoader(shards, length, settings.rows, ctx.config.run.seed, **place)
+    val = ValLoader(shards, length, settings.rows, max_tokens=EVAL_BATCHES * settings.rows * length, **place)
+    token_bytes = torch.from_numpy(session.tokenizer.token_bytes())
+
+    def batches(step: int) -> list[Batch]:
+        inputs, targets = loader.batch(step)
+        return [Batch.from_numpy(inputs, targets, denom=settings.rows * length)]
+
+    def read_validation(step: int) -> None:
+        loss = text_loss(session.model, val, token_bytes)
+        ctx.eval("val", step, {"bpb": loss.bpb, "loss": loss.loss}, n=loss.tokens)
+
+    return session.train(
+        batches,
+        Schedule(settings.steps, settings.warmup_steps, settings.warmdown, settings.final_lr),
+        evals=[Every(0, read_validation, seconds=settings.eval_every)],
+        extra_metrics=lambda step: {"epoch": loader.epoch(step)},
+        summary={"epochs": loader.epoch(settings.steps)},
+    )
+
+
+if __name__ == "__main__":
+    main("pretrain", work)
