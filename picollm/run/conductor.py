@@ -82,7 +82,8 @@ def _withdraw_requests(run: Run) -> None:
 def plan_request(run: Run, stages: list[str], redo: bool = False, fresh: bool = False) -> Request:
     """A request for `stages`, refused when it would silently rerun or trust something stale.
 
-    `redo`: also those that are done. Raises `UserError` naming each stale stage and its reason, or what must be made
+    `redo`: also those that are done, which start over; one that was stopped resumes all the same. `fresh`: all start
+    over. Raises `UserError` naming each stale stage and its reason, or what must be made
     first.
     """
     statuses = {status.name: status for status in run.statuses()}
@@ -109,7 +110,8 @@ def plan_request(run: Run, stages: list[str], redo: bool = False, fresh: bool = 
         raise UserError(
             f"{run.name}: {', '.join(missing)} must be made first: picollm run --run {run.name} --from {missing[0]}"
         )
-    return Request(stages=stages, redo=stages if redo else [], fresh=stages if fresh else [])
+    over = [name for name in stages if fresh or (redo and statuses[name].state in ("done", "stale"))]
+    return Request(stages=stages, redo=stages if redo else [], fresh=over)
 
 
 class Conductor:
