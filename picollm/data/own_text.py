@@ -1,0 +1,204 @@
+"""The person's own text: a file or a folder of .txt .md .jsonl .parquet, made into documents.
+
+    .txt .md     one document each, UTF-8 (a byte-order mark is honoured)
+    .jsonl       one document a line: column `text` or `content`, or `messages` (role, content)
+    .parquet     one document a row, the same columns
+
+What was wrong with the text is counted and named, never fatal; a file that cannot be read at all is.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from picollm.data.documents import Document
+from picollm.run.errors import UserError
+
+SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+MOST_NAMED = 20  # problems listed one by one; the counts hold all of them
+
+
+class Counts(msgspec.Struct):
+    """What was found. `problems`: one line each for the person, at most MOST_NAMED and a last one saying how many more.
+
+    files: read. ignored: with another suffix. documents, bytes: kept. empty, duplicates: left out.
+    encoding_errors: documents with bytes that are not UTF-8 (kept, U+FFFD in their place). bad_lines: not JSON, torn,
+    or without a text.
+    """
+
+    files: int = 0
+    ignored: int = 0
+    documents: int = 0
+    bytes: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    encoding_errors: int = 0
+    bad_lines: int = 0
+    problems: list[str] = msgspec.field(default_factory=list)
+    unnamed: int = 0
+
+    def name(self, problem: str) -> None:
+        if len(self.problems) < MOST_NAMED:
+            self.problems.append(problem)
+            return
+        self.unnamed += 1
+        self.problems[MOST_NAMED:] = [f"and {self.unnamed} more problems of this kind"]
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts alone, for a manifest."""
+        names = ("files", "ignored", "documents", "bytes", "empty", "duplicates", "encoding_errors", "bad_lines")
+        return {name: getattr(self, name) for name in names}
+
+
+def read_source(path: Path | str) -> tuple[list[Document], Counts]:
+    """Documents of the file or folder `path`, in order of file name, and what was counted on the way.
+
+    Folders are read through and through, hidden files and folders left out. Raises UserError when `path` is
+    missing, a file cannot be read, or nothing is left.
+    """
+    root = Path(path).expanduser()
+    counts = Counts()
+    documents: list[Document] = []
+    seen: set[bytes] = set()
+    for file in _files(root, counts):
+        counts.files += 1
+        name = file.name if file == root else file.relative_to(root).as_posix()
+        try:
+            for document in _read(file, name, counts):
+                text = document.text.strip()
+                if not text:
+                    counts.empty += 1
+                    continue
+                digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+                if digest in seen:
+                    counts.duplicates += 1
+                    continue
+                seen.add(digest)
+                documents.append(document)
+                counts.documents += 1
+                counts.bytes += len(document.text.encode("utf-8", "surrogatepass"))
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror or error}; check its permissions") from None
+    if not documents:
+        first = f" ({counts.problems[0]})" if counts.problems else ""
+        raise UserError(
+            f"no text in {root}: {counts.files} files read, {counts.empty} empty documents, {counts.bad_lines} bad "
+            f"lines{first}; give a file or folder of {' '.join(SUFFIXES)}"
+        )
+    return documents, counts
+
+
+def _files(root: Path, counts: Counts) -> Iterator[Path]:
+    if root.is_file():
+        if root.suffix.lower() not in SUFFIXES:
+            raise UserError(f"{root} is not one of {' '.join(SUFFIXES)}; convert it or choose another file")
+        yield root
+        return
+    if not root.is_dir():
+        raise UserError(f"{root} does not exist; set data.source to a file or folder of {' '.join(SUFFIXES)}")
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; check its permissions") from None
+
+    for folder, children, names in os.walk(root, onerror=unreadable):
+        children[:] = sorted(child for child in children if not child.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            if Path(name).suffix.lower() in SUFFIXES:
+                yield Path(folder, name)
+            else:
+                counts.ignored += 1
+
+
+def _read(file: Path, name: str, counts: Counts) -> Iterator[Document]:
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        yield from _parquet(file, name, counts)
+    elif suffix == ".jsonl":
+        yield from _jsonl(file, name, counts)
+    else:
+        yield Document(id=name, text=_decoded(file.read_bytes(), name, counts))
+
+
+def _decoded(data: bytes, where: str, counts: Counts) -> str:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    else:
+        encoding = "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        counts.encoding_errors += 1
+        expected = encoding.removesuffix("-sig").upper()
+        counts.name(f"{where}: byte {error.start} is not {expected}; save the file as UTF-8")
+        text = data.decode(encoding, errors="replace")
+    return text.replace("\r\n", "\n")
+
+
+def _jsonl(file: Path, name: str, counts: Counts) -> Iterator[Document]:
+    decoder = msgspec.json.Decoder()
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{name}:{number}"
+            try:
+                row = decoder.decode(_decoded(line, where, counts))
+            except (msgspec.DecodeError, RecursionError) as error:
+                counts.bad_lines += 1
+                torn = "cut off" if not line.endswith(b"\n") else "not JSON"
+                counts.name(f"{where}: {torn} ({error}); left out")
+                continue
+            yield from _row(row, where, counts)
+
+
+def _parquet(file: Path, name: str, counts: Counts) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            columns = [column for column in ("text", "content", "messages") if column in table.schema_arrow.names]
+            if not columns:
+                found = ", ".join(table.schema_arrow.names)
+                raise UserError(f"{file} has no column text, content or messages (found: {found}); rename one")
+            number = 0
+            for batch in table.iter_batches(batch_size=1024, columns=columns[:1]):
+                for value in batch.column(0).to_pylist():
+                    number += 1
+                    yield from _row({columns[0]: value}, f"{name}:{number}", counts)
+    except pyarrow.ArrowException as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"cannot read {file}: {reason}; it is not a whole parquet file, fetch it again") from None
+
+
+def _row(row: Any, where: str, counts: Counts) -> Iterator[Document]:
+    text = _text_of(row)
+    if text is None:
+        counts.bad_lines += 1
+        counts.name(f"{where}: no text, content or messages; left out")
+    else:
+        yield Document(id=where, text=text)
+
+
+def _text_of(row: Any) -> str | None:
+    if not isinstance(row, dict):
+        return None
+    for column in ("text", "content"):
+        if isinstance(row.get(column), str):
+            return row[column]
+    messages = row.get("messages")
+    if not isinstance(messages, list):
+        return None
+    turns = []
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            return None
+        turns.append(f"{str(message.get('role', '')).capitalize()}: {message['content']}")
+    return "\n\n".join(turns)

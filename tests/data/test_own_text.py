@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from picollm.data.own_text import MOST_NAMED, read_source
+from picollm.run.errors import UserError
+
+
+def test_a_folder_of_everything(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffFirst text\r\nwith lines".encode())
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b.MD").write_text("# Second")
+    (tmp_path / "c.jsonl").write_text(
+        json.dumps({"text": "Third"}) + "\n\n" + json.dumps({"content": "Fourth"}) + "\n"
+        + json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}) + "\n"
+    )  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.table({"n": [1, 2], "text": ["Fifth", None]}), tmp_path / "d.parquet")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / ".hidden.txt").write_text("no")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "x.txt").write_text("no")
+    documents, counts = read_source(tmp_path)
+    assert [(d.id, d.text) for d in documents] == [
+        ("a.txt", "First text\nwith lines"),
+        ("c.jsonl:1", "Third"),
+        ("c.jsonl:3", "Fourth"),
+        ("c.jsonl:4", "User: Hi\n\nAssistant: Yo"),
+        ("d.parquet:1", "Fifth"),
+        ("deep/b.MD", "# Second"),
+    ]
+    assert counts.as_dict() == {
+        "files": 4, "ignored": 1, "documents": 6, "bytes": sum(len(d.text) for d in documents), "empty": 0,
+        "duplicates": 0, "encoding_errors": 0, "bad_lines": 1,
+    }  # fmt: skip
+    assert counts.problems == ["d.parquet:2: no text, content or messages; left out"]
+
+
+def test_one_file(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("Only this.")
+    documents, counts = read_source(file)
+    assert [d.id for d in documents] == ["notes.txt"] and counts.files == 1
+
+
+def test_empty_and_duplicate_documents_are_counted(tmp_path: Path) -> None:
+    for name, text in {"a": "same", "b": "same\n", "c": " \n ", "d": ""}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    documents, counts = read_source(tmp_path)
+    assert len(documents) == 1 and (counts.duplicates, counts.empty) == (1, 2)
+
+
+def test_torn_and_odd_lines_are_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "good"}\nnot json\n[1]\n{"text": 5}\n{"text": "cut o')
+    documents, counts = read_source(tmp_path)
+    assert [d.text for d in documents] == ["good"] and counts.bad_lines == 4
+    assert [p.split(" (")[0].split(";")[0] for p in counts.problems] == [
+        "rows.jsonl:2: not JSON",
+        "rows.jsonl:3: no text, content or messages",
+        "rows.jsonl:4: no text, content or messages",
+        "rows.jsonl:5: cut off",
+    ]
+
+
+def test_many_problems_are_summed_up(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "good"}\n' + "bad\n" * 500)
+    _, counts = read_source(tmp_path)
+    assert counts.bad_lines == 500 and len(counts.problems) == MOST_NAMED + 1
+    assert counts.problems[-1] == f"and {500 - MOST_NAMED} more problems of this kind"
+
+
+def test_other_encodings(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("schöne Grüße".encode("latin-1"))
+    (tmp_path / "wide.txt").write_bytes("schöne Welt".encode("utf-16"))
+    documents, counts = read_source(tmp_path)
+    assert [d.text for d in documents] == ["sch\ufffdne Gr\ufffd\ufffde", "schöne Welt"]
+    assert counts.encoding_errors == 1 and counts.problems == ["latin.txt: byte 3 is not UTF-8; save the file as UTF-8"]
+
+
+@pytest.mark.parametrize("name", ["missing", "missing.txt"])
+def test_missing(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} does not exist; set data\.source"):
+        read_source(tmp_path / name)
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no text in .*: 0 files"):
+        read_source(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(UserError, match=r"1 bad lines \(rows\.jsonl:1"):
+        read_source(tmp_path)
+    (tmp_path / "book.pdf").write_bytes(b"%PDF")
+    with pytest.raises(UserError, match=r"book\.pdf is not one of"):
+        read_source(tmp_path / "book.pdf")
+
+
+def test_broken_parquet(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(UserError, match=r"cannot read .*x\.parquet: .*fetch it again"):
+        read_source(tmp_path)
+    pyarrow.parquet.write_table(pyarrow.table({"n": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"no column text, content or messages \(found: n\)"):
+        read_source(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+def test_no_permission(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("x")
+    file.chmod(0)
+    with pytest.raises(UserError, match=r"cannot read .*a\.txt: Permission denied"):
+        read_source(tmp_path)
+
+
+def test_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(UserError, match=r"cannot read .*a\.txt: No such file"):
+        read_source(tmp_path)
