@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ def fit(prompt: Sequence[int], context: int, max_tokens: int, keep_first: int) -
 class Engine:
     """A model, its tokenizer, and the weights in the form that decodes fastest.
 
+    `source` is the model as given (for a loss over text), `model` the twin that decodes.
+
     Args:
         model: its weights are shared where their dtype fits and copied where not.
         tok: gives the ids that end an answer or call a tool, and the bytes of the rest.
@@ -61,7 +64,8 @@ class Engine:
         self.tok, self.live, self.max_rows = tok, live, max_rows
         self.dtype = dtype or (torch.float32 if model.device.type == "cpu" else torch.bfloat16)
         self.marks = Marks(tok)
-        self._source = model
+        self.meta: dict[str, Any] = {}  # the checkpoint's, when it came from one
+        self.source = model
         with torch.device("meta"):
             self.model = GPT(model.shape)
         self.model.cos, self.model.sin = model.cos, model.sin
@@ -75,12 +79,12 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        return self._source.device
+        return self.source.device
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the model's present weights."""
-        weights = {name: p.detach().to(self.dtype) for name, p in self._source.named_parameters()}
+        weights = {name: p.detach().to(self.dtype) for name, p in self.source.named_parameters()}
         self.model.load_state_dict(weights, assign=True)
         self.model.requires_grad_(False)
         self.model.fuse()
