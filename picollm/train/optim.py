@@ -104,7 +104,7 @@ def muon_update(
 
     axis = -1 if second_moment.shape[-1] == 1 else -2
     target = float(min(u.shape[-2:])) ** 0.5
-    power = u.float().square_().mean(dim=axis, keepdim=True)  # of each neuron
+    power = torch.linalg.vector_norm(u, dim=axis, keepdim=True, dtype=torch.float32).square() / u.shape[axis]
     per_neuron = u.shape[axis]
     scale = target / (power.sum(dim=(-2, -1), keepdim=True) * per_neuron).sqrt().clamp(min=EPS)
     power = power * scale * scale

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from picollm.train.batch import Batch
+
+
+def test_any_integer_arrays_become_ids():
+    batch = Batch.from_numpy(np.arange(6, dtype=np.uint16).reshape(2, 3), np.ones((2, 3), np.int32))
+    assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+    assert batch.weights is None
+    assert batch.denom == 6
+
+
+def test_negative_targets_do_not_count():
+    batch = Batch.from_numpy(np.zeros((1, 4), np.int64), np.array([[-1, 5, -1, 7]]))
+    assert batch.weights is not None
+    assert batch.weights.tolist() == [[0, 1, 0, 1]]
+    assert batch.targets.min() == 0
+    assert batch.denom == 2
+
+
+def test_denom_counts_weighted_tokens_unless_given():
+    weights = np.array([[0, 0.5, -2.0]], np.float32)
+    ids = np.zeros((1, 3), np.int64)
+    assert Batch.from_numpy(ids, ids, weights).denom == 2
+    assert Batch.from_numpy(ids, ids, weights, denom=32).denom == 32
+
+
+def test_splitting_keeps_rows_and_denom():
+    ids = np.arange(20).reshape(5, 4)
+    parts = list(Batch.from_numpy(ids, ids, np.ones((5, 4))).split(2))
+    assert [p.inputs.shape[0] for p in parts] == [2, 2, 1]
+    assert {p.denom for p in parts} == {20.0}
+    assert torch.cat([p.inputs for p in parts]).tolist() == ids.tolist()
+
+
+def test_on_a_device_weights_are_explicit():
+    ids = np.zeros((1, 3), np.int64)
+    moved = Batch.from_numpy(ids, ids).to(torch.device("cpu"))
+    assert moved.weights is not None and moved.weights.tolist() == [[1, 1, 1]]
+    assert moved.tokens == 3
