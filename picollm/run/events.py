@@ -230,7 +230,7 @@ def encode(event: Event, seq: int) -> bytes:
     try:
         return _encoder.encode(event) + b"\n"
     except UnicodeEncodeError:
-        return _encoder.encode(_mend(msgspec.to_builtins(event, str_keys=True))) + b"\n"
+        return _encoder.encode(_mend(msgspec.to_builtins(event, str_keys=True, enc_hook=_plain))) + b"\n"
 
 
 def _mend(value: Any) -> Any:

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from picollm.run import events as ev
+from picollm.run.folder import Run
+from picollm.run.history import Series, StageHistory
+from tests.run.conftest import lines, started, write_attempt
+
+
+def metrics(*steps: int) -> list[ev.Event]:
+    return [ev.Metrics(step=step, values={"loss": float(step)}) for step in steps]
+
+
+def test_a_resumed_curve_does_not_double_back(run: Run) -> None:
+    write_attempt(
+        run,
+        "pretrain",
+        lines(started(run, "pretrain"), *metrics(1, 2, 3, 4), ev.Eval(name="val", step=4, values={"bpb": 1})),
+    )
+    second = lines(started(run, "pretrain", 2), ev.Resumed(step=2), *metrics(3, 4, 5))
+    write_attempt(run, "pretrain", second, attempt=2)
+    history = StageHistory(run, "pretrain").read_all()
+    assert history.series["loss"].steps == [1, 2, 3, 4, 5]
+    assert history.evals == [] and history.series["val/bpb"].steps == []
+
+
+def test_steps_always_ascend_even_without_a_word(run: Run) -> None:
+    series = Series()
+    for step in (1, 2, 3, 1, 2):
+        series.add(step, None, 0.0)
+    assert series.steps == [1, 2] and all(value != value for value in series.values)
+
+
+def test_a_stage_without_steps_starts_from_nothing(run: Run) -> None:
+    sample = ev.Sample(prompt="p", text="t", step=0)
+    for attempt in (1, 2):
+        content = lines(started(run, "chat_eval", attempt), sample, ev.Eval(name="x", step=0, values={"a": 1.0}))
+        write_attempt(run, "chat_eval", content, attempt)
+    history = StageHistory(run, "chat_eval").read_all()
+    assert len(history.samples) == len(history.evals) == 1 and history.series["x/a"].steps == [0]
+
+
+def test_new_events_arrive_between_polls_and_from_the_next_attempt(run: Run) -> None:
+    history = StageHistory(run, "pretrain")
+    assert not history.poll()
+    file = write_attempt(run, "pretrain", lines(started(run, "pretrain"), *metrics(1)))
+    assert history.poll()
+    file.write_bytes(file.read_bytes() + lines(*metrics(2)))
+    write_attempt(run, "pretrain", lines(started(run, "pretrain", 2), ev.Resumed(step=2), *metrics(3)), attempt=2)
+    history.read_all()
+    assert history.series["loss"].steps == [1, 2, 3] and len(history.started) == 2

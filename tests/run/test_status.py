@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from picollm.run import events as ev
+from picollm.run import lease, pipeline
+from picollm.run.errors import UserError
+from picollm.run.folder import Run
+from tests.run.conftest import lines, make_done, started, state, write_attempt
+
+T = 1_000_000.0
+
+
+@pytest.fixture
+def alive(run: Run) -> Iterator[lease.Lock]:
+    """Somebody holds the lock of pretrain."""
+    lock = lease.Lock(run.lock_file("pretrain"))
+    assert lock.share()
+    yield lock
+    lock.release()
+
+
+def status(run: Run, *events: ev.Event, now: float = T + 10) -> Any:
+    write_attempt(run, "pretrain", lines(started(run, "pretrain"), *events, start=T))
+    return run.status("pretrain", now=now)
+
+
+def test_nothing_happened_yet(run: Run) -> None:
+    states = {found.name: found.state for found in run.statuses()}
+    assert states.pop("doctor") == "ready" and set(states.values()) == {"waiting"}
+    assert list(states) == list(pipeline.NAMES[1:])
+
+
+def test_ready_needs_everything_before_it(run: Run) -> None:
+    make_done(run, "doctor", "preflight", "dataset", "tokenizer")
+    states = {found.name: found.state for found in run.statuses()}
+    assert states["tokenizer_eval"] == "ready" and states["pretrain"] == "waiting"
+
+
+def test_running_with_step_phase_and_eta(run: Run, alive: lease.Lock) -> None:
+    found = status(
+        run, ev.Phase(name="train"), ev.Progress(step=10, steps=100), ev.Progress(step=20, steps=100), now=T + 3
+    )
+    assert (found.state, found.step, found.steps, found.phase) == ("running", 20, 100, "train")
+    assert found.seconds == 3 and found.eta == pytest.approx(8.0) and found.started == T
+
+
+def test_the_launcher_holds_the_lock_before_there_is_an_attempt(run: Run, alive: lease.Lock) -> None:
+    assert state(run, "pretrain") == "running"
+
+
+def test_silence_is_stalled_and_compiling_is_given_longer(run: Run, alive: lease.Lock) -> None:
+    found = status(run, ev.Progress(step=1, steps=9), now=T + 200)
+    assert found.state == "stalled" and "no sign for 199 s" in found.reason
+    assert status(run, ev.Phase(name="compile"), now=T + 200).state == "running"
+    assert status(run, ev.Phase(name="compile"), now=T + 1000).state == "stalled"
+
+
+def test_stopping(run: Run, alive: lease.Lock) -> None:
+    run.request_stop("pretrain")
+    assert status(run, ev.Progress(step=1, steps=9)).state == "stopping"
+
+
+def test_last_words(run: Run) -> None:
+    assert status(run, ev.Stopped(step=7)).reason == "stopped at step 7"
+    failed = status(run, ev.Failed(error="no text", hint="give some", code=2))
+    assert (failed.state, failed.reason) == ("failed", "no text; give some")
+    assert status(run, ev.Finished(seconds=4.5)).state == "done"
+
+
+def test_crashed_names_the_signal_and_grows_no_older(run: Run) -> None:
+    found = status(run, ev.Progress(step=3, steps=9), now=T + 10_000)
+    assert found.state == "crashed" and found.seconds == 1 and found.eta is None
+    assert "nobody saw how" in found.reason
+    ev.append(run.conductor_events, ev.Exited(stage="pretrain", attempt=1, code=-9))
+    assert "SIGKILL" in run.status("pretrain").reason
+    ev.append(run.conductor_events, ev.Exited(stage="pretrain", attempt=1, code=7))
+    assert run.status("pretrain").reason == "exit code 7 without a last word; see attempt-001.console.log"
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_clock_that_jumps_gives_no_negative_times(run: Run, alive: lease.Lock, jump: float) -> None:
+    data = lines(started(run, "pretrain"), ev.Progress(step=1, steps=100), start=T)
+    data += lines(ev.Progress(step=2, steps=100), ev.Progress(step=3, steps=100), start=T + jump)
+    write_attempt(run, "pretrain", data)
+    found = run.status("pretrain", now=T + jump + 1)
+    assert found.state == "running" and found.step == 3
+    assert found.seconds >= 0 and (found.eta is None or found.eta >= 0)
+
+
+def test_the_newest_attempt_counts(run: Run) -> None:
+    write_attempt(run, "pretrain", lines(started(run, "pretrain"), ev.Failed(error="x")))
+    write_attempt(run, "pretrain", lines(started(run, "pretrain", 2), ev.Stopped(step=4)), attempt=2)
+    assert run.status("pretrain").state == "stopped" and run.attempts("pretrain") == [1, 2]
+
+
+def test_ten_thousand_attempts_stay_in_order(run: Run) -> None:
+    for number in (999, 1000, 9999, 10000):
+        write_attempt(run, "pretrain", b"", attempt=number)
+    assert run.attempts("pretrain") == [999, 1000, 9999, 10000]
+
+
+def test_the_state_of_a_long_file_reads_little_of_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = b'{"type":"metrics","seq":2,"time":1000001.0,"step":1,"values":{"loss":2.0}}\n'
+    end = lines(ev.Progress(step=9, steps=9), ev.Finished(seconds=2.0))
+    write_attempt(run, "pretrain", lines(started(run, "pretrain")) + metric * 1_000_000 + end)
+    decoded: list[int] = []
+    decode = ev.decode
+    monkeypatch.setattr(ev, "decode", lambda line: decoded.append(len(line)) or decode(line))
+    assert run.status("pretrain").state == "done"
+    assert sum(decoded) < 1 << 20
+
+
+# stale ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_setting_is_named_with_both_values(run: Run) -> None:
+    make_done(run, "dataset", "tokenizer", "pretrain", "identity", "midtrain", "sft")
+    run.set(["sft.lr=0.5"])
+    found = run.status("sft")
+    assert (found.state, found.reason) == ("stale", "sft.lr was 0.8, is now 0.5")
+    assert state(run, "midtrain") == "done"
+    run.set(["sft.lr=0.8"])
+    assert state(run, "sft") == "done"
+
+
+def test_settings_that_change_no_result_make_nothing_stale(run: Run) -> None:
+    make_done(run, "dataset", "tokenizer", "pretrain")
+    run.set(["pretrain.save_every=5", "machine.compile=off", "chat.temperature=0.1", "run.minutes=9"])
+    assert state(run, "pretrain") == "done"
+
+
+def test_a_new_artifact_upstream_is_named_and_spreads(run: Run) -> None:
+    make_done(run, "dataset", "tokenizer", "pretrain", "identity", "midtrain")
+    new = ev.Finished(seconds=1, paths={"made": "made/tokenizer"}, artifacts={"made": "another hash"})
+    write_attempt(run, "tokenizer", lines(started(run, "tokenizer", 2), new), attempt=2)
+    found = {status.name: status for status in run.statuses()}
+    assert found["pretrain"].reason == "tokenizer made a new made"
+    assert (found["midtrain"].state, found["midtrain"].reason) == ("stale", "pretrain is stale")
+
+
+def test_an_artifact_that_is_gone_is_named(run: Run) -> None:
+    make_done(run, "dataset")
+    (run.dir / "made" / "dataset").unlink()
+    assert run.status("dataset").reason == "made/dataset is gone"
+    with pytest.raises(UserError, match=r"is gone.*--from dataset"):
+        run.output("dataset", "made")
+
+
+def test_done_is_not_done_while_its_input_is_made_again(run: Run) -> None:
+    make_done(run, "dataset", "tokenizer")
+    write_attempt(run, "dataset", lines(started(run, "dataset", 2), ev.Failed(error="x")), attempt=2)
+    found = {status.name: status for status in run.statuses()}
+    assert found["tokenizer"].reason == "dataset is being made again (failed)"
+
+
+def test_the_plan_goes_stale_with_the_wishes_it_was_made_from(run: Run) -> None:
+    make_done(run, "preflight")
+    (run.dir / "plan.json").write_text('{"values": {"model.depth": 6, "pretrain.steps": 40}}')
+    assert state(run, "preflight") == "done"
+    run.set(["run.minutes=60"])
+    assert run.status("preflight").reason == "run.minutes was 5.0, is now 60.0"
+
+
+# damage ---------------------------------------------------------------------------------------------------------------
+
+
+def test_half_deleted_runs_still_have_a_status(run: Run) -> None:
+    make_done(run, "dataset", "tokenizer")
+    shutil.rmtree(run.stage_dir("dataset"))
+    assert state(run, "tokenizer") == "stale"
+    shutil.rmtree(run.dir / "stages")
+    (run.dir / "stages").write_text("a file where a folder should be")
+    assert {found.state for found in run.statuses()} == {"ready", "waiting"}
+
+
+def test_an_event_file_of_rubbish_is_a_crash_not_an_exception(run: Run) -> None:
+    write_attempt(run, "pretrain", b"\x00\xff" * 5000 + b"\n{}\nnull\n")
+    assert run.status("pretrain").state == "crashed"
+
+
+def test_a_finished_stage_without_its_first_event_is_not_trusted(run: Run) -> None:
+    write_attempt(run, "pretrain", lines(ev.Finished(seconds=1)))
+    assert run.status("pretrain").reason == "its first event is lost"
+
+
+@pytest.mark.parametrize("content", ["not json", '{"values": 3}', '{"values": {"model.depth": "six"}}', ""])
+def test_a_broken_plan_is_one_line(run: Run, content: str) -> None:
+    (run.dir / "plan.json").write_text(content)
+    with pytest.raises(UserError, match=r"plan\.json"):
+        run.statuses()
+
+
+def test_a_broken_config_names_file_and_line(run: Run) -> None:
+    file = run.dir / "config.toml"
+    file.write_text(file.read_text() + "\n[sftt]\nlr = 1\n")
+    with pytest.raises(UserError, match=r"config\.toml:\d+: unknown table \[sftt\]"):
+        run.statuses()
+
+
+def test_runs_are_listed_newest_first_whatever_lies_beside_them(runs: Path, run: Run) -> None:
+    from picollm.run import config as settings
+
+    (runs / "a file").write_text("")
+    (runs / "no run").mkdir()
+    other = Run.create("other", settings.load(environ={}))
+    ev.append(run.conductor_events, ev.Conductor(what="started"))
+    assert [found.name for found in Run.all()] in (["r", "other"], ["other", "r"])
+    import os
+
+    os.utime(other.dir / "config.toml", (1, 1))
+    assert [found.name for found in Run.all()] == ["r", "other"]
+
+
+def test_a_newer_format_and_bad_names_are_refused(run: Run) -> None:
+    from picollm.run import config as settings
+
+    (run.dir / "format").write_text("99\n")
+    with pytest.raises(UserError, match="newer than this picollm"):
+        Run.open("r")
+    for name in ("", "../x", ".hidden", "a b", "x" * 65):
+        with pytest.raises(UserError, match="run name"):
+            Run.create(name, settings.load(environ={}))
+
+
+def test_set_keeps_what_it_replaces(run: Run) -> None:
+    run.set(["sft.lr=0.5"])
+    run.set(["sft.lr=0.5"])
+    run.set(["sft.lr=0.6"])
+    kept = sorted(path.name for path in (run.dir / "revisions").iterdir())
+    assert kept == ["001.toml", "002.toml"]
+    with pytest.raises(UserError, match="profile 'pocket', which cannot change"):
+        run.set(["run.profile=smoke"])
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(runs: Path) -> None:
+    from picollm.run import config as settings
+
+    runs.parent.mkdir(exist_ok=True)
+    runs.write_text("a file where the runs folder should be")
+    with pytest.raises(UserError, match="cannot write"):
+        Run.create("r", settings.load(environ={}))
+    assert Run.all() == []
