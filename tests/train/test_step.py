@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from picollm.train import step as step_module
+from picollm.train.batch import Batch
+from picollm.train.step import Compute, ForwardBackward
+from tests.train.conftest import counting_rows, small_model
+
+
+def batch() -> Batch:
+    return Batch(*counting_rows(0), None, 64.0)
+
+
+def test_bf16_activations_leave_fp32_weights_and_gradients():
+    model = small_model()
+    loss = ForwardBackward(model, Compute("bf16", "explicit"))(batch())
+    assert loss.dtype == torch.float32
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    other = ForwardBackward(small_model(), Compute("fp32", "explicit"))(batch())
+    assert loss.item() == pytest.approx(other.item(), rel=1e-2)
+
+
+def test_attention_backends_agree():
+    losses = [ForwardBackward(small_model(), Compute("fp32", a))(batch()).item() for a in ("explicit", "sdpa", "auto")]
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+
+
+def test_a_compiler_that_fails_is_done_without(monkeypatch):
+    def broken(fn, **_):
+        def call(*args):
+            raise RuntimeError("InvalidCxxCompiler: no working C++ compiler found\nmore detail")
+
+        return call
+
+    monkeypatch.setattr(step_module.torch, "compile", broken)
+    warnings: list[str] = []
+    run = ForwardBackward(small_model(), Compute("fp32", "explicit", compile=True), warnings.append)
+    expected = ForwardBackward(small_model(), Compute("fp32", "explicit"))(batch())
+    assert run(batch()).item() == expected.item()
+    assert run(batch()).item() == expected.item()
+    assert len(warnings) == 1 and "no working C++ compiler" in warnings[0] and "\n" not in warnings[0]
+    assert not run.compiled
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager():
+    eager = ForwardBackward(small_model(), Compute("fp32", "explicit"))
+    compiled = ForwardBackward(small_model(), Compute("fp32", "explicit", compile=True))
+    assert compiled(batch()).item() == pytest.approx(eager(batch()).item(), rel=1e-5)
+    assert compiled.compiled and compiled.compile_seconds > 0
+    theirs = dict(eager.model.named_parameters())
+    for name, p in compiled.model.named_parameters():
+        torch.testing.assert_close(p.grad, theirs[name].grad, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from picollm.run.errors import StopRequested, UserError
+from picollm.train import checkpoint
+from picollm.train.batch import Batch
+from picollm.train.device import Ranks, set_deterministic
+from picollm.train.loop import Every
+from picollm.train.schedule import Schedule
+from picollm.train.step import Compute
+from picollm.train.trainer import TrainSettings, train_stage
+from tests.train.conftest import FakeContext, counting_batches, small_model
+
+META = {"fingerprint": "f", "tokenizer": "t"}
+CPU = Ranks(torch.device("cpu"))
+STEPS = 12
+
+
+def train(folder: Path, ctx: FakeContext | None = None, *, steps: int = STEPS, meta=META, batches=counting_batches,
+          init_from=None, precision="fp32", compiled=False, model=None, evals=(), **settings):  # fmt: skip
+    chosen = TrainSettings(
+        Schedule(steps, warmup=3), compute=Compute(precision, "explicit", compiled), **{"save_every": 0.0, **settings}
+    )
+    return train_stage(
+        ctx or FakeContext(), model=model or small_model(), batches=batches, settings=chosen, checkpoint_dir=folder,
+        meta=meta, ranks=CPU, init_from=init_from, evals=evals,
+    )  # fmt: skip
+
+
+def same_files(a: Path, b: Path) -> None:
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        left, right = load_file(a / name), load_file(b / name)
+        assert left.keys() == right.keys()
+        for key, tensor in left.items():
+            assert torch.equal(tensor, right[key]), f"{name}: {key}"
+
+
+def test_a_stage_from_beginning_to_end(tmp_path):
+    ctx = FakeContext()
+    summary = train(tmp_path, ctx, save_steps=5)
+    assert summary.step == STEPS and summary.resumed_from == 0
+    assert [args[0] for args in ctx.of("checkpoint")] == [5, 10, 12]
+    assert summary.checkpoint == tmp_path / "step-000012"
+    assert summary.hash == checkpoint.weights_hash(summary.checkpoint)
+    assert [args[0] for args in ctx.of("phase")] == ["load", "train", "save"]
+    assert len(ctx.losses()) == STEPS and ctx.losses()[-1] < ctx.losses()[0]
+    step, values = ctx.of("metrics")[-1]
+    assert step == STEPS
+    assert values.keys() >= {"loss", "lr", "grad_norm", "tok_s", "mfu", "step_s"}
+    assert ctx.of("progress")[-1] == (STEPS, STEPS)
+    assert checkpoint.read_meta(summary.checkpoint)["stage"] == "pretrain"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(tmp_path, precision):
+    whole = train(tmp_path / "whole", precision=precision)
+    with pytest.raises(StopRequested) as stopped:
+        train(tmp_path / "parts", FakeContext(stop_at=5), precision=precision)
+    assert stopped.value.step == 5
+    ctx = FakeContext()
+    rest = train(tmp_path / "parts", ctx, precision=precision, model=small_model(seed=99))
+    assert rest.resumed_from == 5
+    assert ctx.of("resumed") == [(5, "step-000005")]
+    same_files(whole.checkpoint, rest.checkpoint)
+    assert whole.hash == rest.hash
+
+
+def test_evaluating_and_saving_on_the_way_changes_nothing(tmp_path):
+    quiet = train(tmp_path / "a")
+    seen = []
+    busy = train(tmp_path / "b", evals=[Every(2, seen.append)], save_steps=3)
+    assert seen == [2, 4, 6, 8, 10, 12]
+    assert quiet.hash == busy.hash
+
+
+def test_a_changed_setting_is_not_resumed_silently(tmp_path):
+    with pytest.raises(StopRequested):
+        train(tmp_path, FakeContext(stop_at=4))
+    with pytest.raises(UserError, match=r"other settings.*--fresh"):
+        train(tmp_path, meta={**META, "fingerprint": "g"})
+    with pytest.raises(UserError, match="another tokenizer"):
+        train(tmp_path, meta={**META, "tokenizer": "u"})
+    again = train(tmp_path, meta={**META, "fingerprint": "g"}, fresh=True)
+    assert again.resumed_from == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000012"]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
+    whole = train(tmp_path / "whole")
+    with pytest.raises(StopRequested):
+        train(tmp_path / "parts", FakeContext(stop_at=9), save_steps=4)
+    newest = checkpoint.latest(tmp_path / "parts")
+    assert newest is not None and newest.name == "step-000009"
+    (newest / "model.safetensors").write_bytes(b"")
+    ctx = FakeContext()
+    rest = train(tmp_path / "parts", ctx)
+    assert rest.resumed_from == 8
+    assert any("step-000009" in args[0] for args in ctx.of("warning"))
+    assert rest.hash == whole.hash
+
+
+def test_a_finished_stage_started_again_has_nothing_to_do(tmp_path):
+    first = train(tmp_path)
+    again = train(tmp_path)
+    assert again.resumed_from == STEPS and again.tokens == 0
+    assert again.hash == first.hash
+
+
+def test_beginning_from_a_parent(tmp_path):
+    parent = train(tmp_path / "base")
+    child = train(tmp_path / "mid", init_from=parent.checkpoint, model=small_model(seed=7), steps=1)
+    with_moments = train(
+        tmp_path / "sft", init_from=parent.checkpoint, model=small_model(seed=7), steps=1, reuse_moments=True
+    )
+    assert child.hash != with_moments.hash
+    ctx = FakeContext()
+    train(tmp_path / "more", ctx, init_from=parent.checkpoint, model=small_model(seed=7))
+    scratch = FakeContext()
+    train(tmp_path / "scratch", scratch, model=small_model(seed=7))
+    assert ctx.losses()[0] < 0.8 * scratch.losses()[0]
+
+
+def test_a_parent_with_another_tokenizer_or_damage_is_refused(tmp_path):
+    parent = train(tmp_path / "base").checkpoint
+    with pytest.raises(UserError, match="another tokenizer"):
+        train(tmp_path / "mid", init_from=parent, meta={**META, "tokenizer": "u"})
+    (parent / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot start from"):
+        train(tmp_path / "mid", init_from=parent)
+
+
+def exploding(step: int):
+    for batch in counting_batches(step):
+        weights = torch.full(batch.targets.shape, float("inf") if step >= 6 else 1.0)
+        yield Batch(batch.inputs, batch.targets, weights, batch.denom)
+
+
+def test_a_loss_that_stays_non_finite_fails_with_the_last_good_checkpoint(tmp_path):
+    ctx = FakeContext()
+    with pytest.raises(UserError, match=r"step-000005 is kept.*lower the learning rate"):
+        train(tmp_path, ctx, batches=exploding, save_steps=5, patience=3)
+    assert len([args for args in ctx.of("warning") if "skipped" in args[0]]) == 3
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-000005"
+    assert all(torch.isfinite(t).all() for t in load_file(tmp_path / "step-000005" / "model.safetensors").values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    model = small_model()
+
+    def spoil(step: int) -> None:
+        if step == 6:
+            with torch.no_grad():
+                model.blocks[0].attn.q.weight[0, 0] = float("nan")
+
+    with pytest.raises(UserError, match=r"q\.weight is not finite after step 6"):
+        train(tmp_path, model=model, evals=[Every(1, spoil)], save_steps=3)
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-000003"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.train import test_trainer as t
+from tests.train.conftest import counting_batches
+from picollm.train.device import set_deterministic
+import torch
+torch.set_num_threads(1); set_deterministic(True)
+def batches(step):
+    if step == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return counting_batches(step)
+t.train(Path(sys.argv[1]), batches=batches, save_steps=3, precision=sys.argv[2], compiled=sys.argv[4] == "compiled")
+"""
+
+
+def killed_then_resumed(tmp_path: Path, precision: str, kind: str) -> None:
+    whole = train(tmp_path / "whole", precision=precision, compiled=kind == "compiled")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "parts"), precision, "8", kind]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=dict(os.environ), capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    rest = train(tmp_path / "parts", precision=precision, compiled=kind == "compiled")
+    assert rest.resumed_from == 6
+    same_files(whole.checkpoint, rest.checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tmp_path, precision):
+    killed_then_resumed(tmp_path, precision, "eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_when_compiled(tmp_path, precision, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch.set_num_threads(2)  # where compiled code would differ from run to run if it were not deterministic
+    set_deterministic(True)
+    killed_then_resumed(tmp_path, precision, "compiled")
+
+
+RANKED = """
+import sys
+from pathlib import Path
+import torch
+from tests.train.conftest import FakeContext, counting_rows, small_model, ROWS, T
+from picollm.train.batch import Batch
+from picollm.train.device import start
+from picollm.train.schedule import Schedule
+from picollm.train.trainer import TrainSettings, train_stage
+from picollm.run.errors import StopRequested
+ranks = start("cpu", threads=1)
+def batches(step):
+    inputs, targets = counting_rows(step)
+    mine = slice(ranks.rank * ROWS // ranks.world, (ranks.rank + 1) * ROWS // ranks.world)
+    yield Batch(inputs[mine].contiguous(), targets[mine].contiguous(), None, float(ROWS * T))
+# Only one rank sees the stop: the others must come along.
+ctx = FakeContext(stop_at=int(sys.argv[2]) if ranks.rank == ranks.world - 1 and int(sys.argv[2]) else None)
+try:
+    train_stage(ctx, model=small_model(), batches=batches, settings=TrainSettings(Schedule(8, warmup=2)),
+                checkpoint_dir=Path(sys.argv[1]), meta={"fingerprint": "f", "tokenizer": "t"}, ranks=ranks)
+except StopRequested as stop:
+    print("stopped", stop.step)
+if ranks.rank == 0:
+    print("losses", *ctx.losses())
+ranks.close()
+"""
+
+
+def ranked(folder: Path, world: int, stop_at: int = 0) -> list[str]:
+    script = folder.parent / "ranked.py"
+    script.write_text(RANKED)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(folder), str(stop_at)], cwd=root, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": root}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_like_one(tmp_path):
+    one, two = ranked(tmp_path / "one", 1), ranked(tmp_path / "two", 2)
+    losses = [[float(x) for x in lines[-1].split()[1:]] for lines in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    a, b = (load_file(tmp_path / name / "step-000008" / "model.safetensors") for name in ("one", "two"))
+    for key, tensor in a.items():
+        torch.testing.assert_close(b[key], tensor, rtol=2e-2, atol=2e-3, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.slow
+def test_ranks_agree_to_stop_and_another_world_size_resumes(tmp_path):
+    lines = ranked(tmp_path / "run", 2, stop_at=3)
+    assert lines.count("stopped 3") == 2
+    rest = ranked(tmp_path / "run", 1)
+    assert len(rest[-1].split()) == 1 + 5
+    assert checkpoint.latest(tmp_path / "run") == tmp_path / "run" / "step-000008"
+
+
+def test_settings_are_plain_values():
+    settings = TrainSettings(Schedule(3))
+    assert replace(settings, keep_last=5).schedule.steps == 3
