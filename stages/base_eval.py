@@ -21,7 +21,12 @@ def work(ctx: StageContext) -> Outcome:
     ctx.phase("bits per byte")
     shards = ShardSet.open(ctx.output("tokenizer", "shards"))
     val = ValLoader(
-        shards, model.seq_len, ctx.config.pretrain.rows, rank=ranks.rank, world=ranks.world, max_tokens=settings.val_tokens
+        shards,
+        model.seq_len,
+        ctx.config.pretrain.rows,
+        rank=ranks.rank,
+        world=ranks.world,
+        max_tokens=settings.val_tokens,
     )
     loss = text_loss(engine.source, val, tokenizer.token_bytes())
     ctx.eval("val", 0, {"bpb": loss.bpb, "loss": loss.loss}, n=loss.tokens)
@@ -31,7 +36,9 @@ def work(ctx: StageContext) -> Outcome:
     ctx.phase("samples")
     samples = base_samples(engine, tokenizer, prompts_for(ctx.config.data.source), max_tokens=settings.sample_tokens)
     for sample in samples:
-        ctx.sample(sample.prompt, sample.text, 0, "base", {"finish_reason": sample.finish_reason, "tok_s": sample.tok_s})
+        ctx.sample(
+            sample.prompt, sample.text, 0, "base", {"finish_reason": sample.finish_reason, "tok_s": sample.tok_s}
+        )
     ranks.close()
     return Outcome(
         artifacts={"bpb": f"{loss.bpb:.6f}"},

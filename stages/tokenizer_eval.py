@@ -43,7 +43,7 @@ def work(ctx: StageContext) -> Outcome:
         ctx.message(f"{name}: {size / len(ids):.2f} bytes per token" + ("" if exact else ", ROUND TRIP DIFFERS"))
     broken = [name for name, cell in table.items() if not cell["exact"]]
     if broken:
-        raise UserError(f"tokenizer_eval: decode(encode(text)) differs on {', '.join(broken)}; train the tokenizer again")
+        raise UserError(f"decode(encode(text)) differs on {', '.join(broken)}: train the tokenizer again")
     return Outcome(summary={"texts": table})
 
 
