@@ -125,8 +125,20 @@ class Tokenizer:
         return self._encoding.encode_ordinary(text)
 
     def encode_many(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
-        """`encode` of each text on `threads` threads (default: the processors, at most 8)."""
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads or min(8, os.cpu_count() or 1))
+        """`encode` of each text on `threads` threads (default: `self.threads`)."""
+        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads or self.threads)
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """`encode` as uint32 (n,), without a Python object per token; lets other threads run meanwhile."""
+        try:
+            return self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
+        except UnicodeEncodeError:
+            return self._encoding.encode_to_numpy(_well_formed(text), allowed_special=set(), disallowed_special=())
+
+    @property
+    def threads(self) -> int:
+        """Threads worth encoding on: the processors of this process, at most 16."""
+        return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The exact bytes; specials give their spelling. KeyError for an id outside the vocabulary."""
@@ -193,8 +205,12 @@ class _Counted:
     def __iter__(self) -> Iterator[str]:
         for text in self._texts:
             self.characters += len(text)
-            # lone surrogates cannot cross into Rust; tiktoken replaces them the same way when encoding
-            yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            yield _well_formed(text)
+
+
+def _well_formed(text: str) -> str:
+    """Lone surrogates cannot cross into Rust: U+FFFD in their place, as tiktoken's own `encode_ordinary` has it."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _ranks_of(definition: str) -> dict[bytes, int]:

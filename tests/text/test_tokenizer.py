@@ -104,6 +104,8 @@ def test_lone_surrogates_are_replaced_not_fatal() -> None:
 
 
 def test_encode_many_equals_encode(tok: Tokenizer) -> None:
+    for text in [*TEXT, *SPECIALS, "", "x\udfff"]:
+        assert tok.encode_array(text).tolist() == tok.encode(text)
     assert tok.encode_many(TEXT, threads=2) == [tok.encode(text) for text in TEXT]
 
 

@@ -1,0 +1,273 @@
+"""Text and token shards on disk, shared between runs and addressed by their content.
+
+    $PICOLLM_HOME/text/<hash>/     train.jsonl val.jsonl manifest.json               written by `write_text`
+    $PICOLLM_HOME/shards/<hash>/   train-00000.bin train-00000.docs.npy … val-… manifest.json      by `encode`
+
+A `.bin` is tokens back to back, little-endian uint16 or uint32 (by vocabulary size), each document led by <|bos|>;
+its `.docs.npy` is int64 (documents + 1,): where each document begins, and the end. Validation documents are chosen
+by their hash (`documents.split`), so the validation shard is the same for the same text, whoever made it and when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from picollm.data.documents import Document, split
+from picollm.data.publish import problem_with, publish, read_manifest, verify
+from picollm.run.errors import UserError
+from picollm.text.tokenizer import Tokenizer
+
+TEXT_FORMAT = 1
+SHARD_FORMAT = 1
+SHARD_TOKENS = 1 << 27  # 256 MB of uint16
+BATCH_CHARACTERS = 1 << 22  # encoded at a time, by all threads together
+
+
+class TextSet:
+    """Documents on disk, split into training and validation. `hash` names the content; `manifest` has the counts:
+    documents, train_documents, val_documents, bytes, train_bytes, val_bytes, files, provenance."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.hash: str = manifest["hash"]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> TextSet:
+        """UserError when the folder is missing, torn or of another format."""
+        return cls(Path(folder), _open(Path(folder), "text", TEXT_FORMAT, "dataset"))
+
+    def documents(self, part: str) -> Iterator[Document]:
+        """Documents of "train" or "val", in order, read as a stream."""
+        decoder = msgspec.json.Decoder(Document)
+        with open(self.folder / f"{part}.jsonl", "rb") as lines:
+            for line in lines:
+                yield decoder.decode(line)
+
+    def train_texts(self) -> Iterator[str]:
+        return (document.text for document in self.documents("train"))
+
+    def val_texts(self) -> Iterator[str]:
+        return (document.text for document in self.documents("val"))
+
+
+def write_text(
+    documents: Iterable[Document], home: Path, provenance: dict[str, Any] | None = None, val_share: float = 0.04
+) -> TextSet:
+    """Split `documents` and write them under `home`/text; the same documents and share give the same folder.
+
+    `val_share`: of the documents, between 0 and 0.5. `provenance` is kept in the manifest (licence, version, counts)
+    and is no part of the hash. UserError when there is too little text to split, or the disk is full.
+    """
+    train, val = split((_clean(document) for document in documents), val_share)
+    digest = hashlib.sha256(f"text {TEXT_FORMAT}".encode())
+    for part in (train, val):
+        for document in part:
+            digest.update(hashlib.sha256(document.text.encode()).digest())
+        digest.update(b"|")
+    name = digest.hexdigest()[:32]
+    folder = Path(home) / "text" / name
+
+    def fill(into: Path) -> dict[str, Any]:
+        sizes = {}
+        for part, found in (("train", train), ("val", val)):
+            with open(into / f"{part}.jsonl", "wb") as file:
+                for document in found:
+                    file.write(msgspec.json.encode(document) + b"\n")
+            sizes[part] = sum(len(document.text.encode()) for document in found)
+        return {
+            "kind": "text",
+            "format": TEXT_FORMAT,
+            "hash": name,
+            "documents": len(train) + len(val),
+            "train_documents": len(train),
+            "val_documents": len(val),
+            "bytes": sizes["train"] + sizes["val"],
+            "train_bytes": sizes["train"],
+            "val_bytes": sizes["val"],
+            "val_share": val_share,
+            "provenance": provenance or {},
+        }
+
+    if problem_with(folder):
+        publish(folder, fill)
+    return TextSet.open(folder)
+
+
+class Tokens:
+    """The token documents of one split, across its shard files: arrays of tokens with arrays of document bounds.
+
+    `starts` is int64 (documents + 1,), where each document begins in the concatenation of all shards, and the end.
+    """
+
+    def __init__(self, arrays: list[np.ndarray], bounds: list[np.ndarray]) -> None:
+        self._arrays = arrays
+        self._bases = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int64)
+        parts = [bound[:-1] + base for bound, base in zip(bounds, self._bases, strict=False)]
+        self.starts: np.ndarray = np.concatenate([*parts, self._bases[-1:]]).astype(np.int64)
+
+    def __len__(self) -> int:
+        """Tokens, counting each document's <|bos|>."""
+        return int(self._bases[-1])
+
+    @property
+    def documents(self) -> int:
+        return len(self.starts) - 1
+
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        """int64 tokens at `positions` (any shape, 0 … len-1)."""
+        if len(self._arrays) == 1:
+            return self._arrays[0][positions].astype(np.int64)
+        found = np.empty(positions.shape, dtype=np.int64)
+        shard = np.searchsorted(self._bases, positions, side="right") - 1
+        for index in np.unique(shard):
+            here = shard == index
+            found[here] = self._arrays[index][positions[here] - self._bases[index]]
+        return found
+
+
+class ShardSet:
+    """Encoded text. `manifest`: train_tokens, val_tokens, train_documents, val_documents, train_bytes, val_bytes,
+    vocab_size, bos_id, dtype, tokenizer (hash), text (hash), files, provenance."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.hash: str = manifest["hash"]
+        self.tokenizer_hash: str = manifest["tokenizer"]
+        self.bos_id: int = manifest["bos_id"]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> ShardSet:
+        """UserError when the folder is missing, torn or of another format."""
+        return cls(Path(folder), _open(Path(folder), "shards", SHARD_FORMAT, "tokenizer"))
+
+    @cached_property
+    def train(self) -> Tokens:
+        return self._tokens("train")
+
+    @cached_property
+    def val(self) -> Tokens:
+        return self._tokens("val")
+
+    def verify(self) -> None:
+        """Read everything and compare checksums; UserError names the file that differs."""
+        verify(self.folder)
+
+    def _tokens(self, part: str) -> Tokens:
+        names = sorted(name for name in self.manifest["files"] if name.startswith(part) and name.endswith(".bin"))
+        dtype = np.dtype(self.manifest["dtype"])
+        arrays = [np.memmap(self.folder / name, dtype=dtype, mode="r") for name in names]
+        return Tokens(list(arrays), [np.load(self.folder / f"{name[:-4]}.docs.npy") for name in names])
+
+
+def encode(text: TextSet, tok: Tokenizer, home: Path, *, shard_tokens: int = SHARD_TOKENS) -> ShardSet:
+    """Encode `text` with `tok` into shards under `home`/shards; done already, the folder is just opened.
+
+    UserError when `text` does not match its checksums or the disk is too small.
+    """
+    identity = f"shards {SHARD_FORMAT} {text.hash} {tok.hash} {shard_tokens}"
+    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    folder = Path(home) / "shards" / name
+    if not problem_with(folder):
+        return ShardSet.open(folder)
+    verify(text.folder)
+    dtype = np.dtype("<u2" if tok.vocab_size <= 1 << 16 else "<u4")
+
+    def fill(into: Path) -> dict[str, Any]:
+        needed = text.manifest["bytes"] * dtype.itemsize  # at worst one token a byte
+        free = shutil.disk_usage(into).free
+        if needed > free:
+            raise UserError(f"{into.parent} has {free:,} bytes free, the shards may need {needed:,}; "
+                            "free space there, or set PICOLLM_HOME")
+        counts = {}
+        for part in ("train", "val"):
+            counts[part] = _write_part(into, part, (d.text for d in text.documents(part)), tok, dtype, shard_tokens)
+        return {
+            "kind": "shards",
+            "format": SHARD_FORMAT,
+            "hash": name,
+            "text": text.hash,
+            "tokenizer": tok.hash,
+            "vocab_size": tok.vocab_size,
+            "bos_id": tok.bos_id,
+            "dtype": dtype.str,
+            "train_tokens": counts["train"],
+            "val_tokens": counts["val"],
+            **{key: text.manifest[key] for key in ("train_documents", "val_documents", "train_bytes", "val_bytes")},
+            "provenance": text.manifest["provenance"],
+        }
+
+    publish(folder, fill)
+    return ShardSet.open(folder)
+
+
+def _write_part(
+    folder: Path, part: str, texts: Iterator[str], tok: Tokenizer, dtype: np.dtype, shard_tokens: int
+) -> int:
+    """Shards of one split, a new one at the first document past `shard_tokens`; returns the tokens written."""
+    total = number = 0
+    bounds = [0]
+    file = open(folder / f"{part}-00000.bin", "wb")  # noqa: SIM115 - rolls over inside the loop
+    try:
+        for ids in _encoded(texts, tok):
+            if bounds[-1] >= shard_tokens:
+                file.close()
+                np.save(folder / f"{part}-{number:05d}.docs.npy", np.array(bounds, dtype=np.int64))
+                total, number, bounds = total + bounds[-1], number + 1, [0]
+                file = open(folder / f"{part}-{number:05d}.bin", "wb")  # noqa: SIM115
+            file.write(np.array([tok.bos_id], dtype=dtype).tobytes() + ids.astype(dtype).tobytes())
+            bounds.append(bounds[-1] + 1 + len(ids))
+    finally:
+        file.close()
+    np.save(folder / f"{part}-{number:05d}.docs.npy", np.array(bounds, dtype=np.int64))
+    return total + bounds[-1]
+
+
+def _encoded(texts: Iterator[str], tok: Tokenizer) -> Iterator[np.ndarray]:
+    """Ids of each text in order, encoded on several threads, a bounded amount at a time."""
+    with ThreadPoolExecutor(max_workers=tok.threads) as pool:
+        for batch in _batches(texts):
+            yield from pool.map(tok.encode_array, batch)
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _clean(document: Document) -> Document:
+    """Lone surrogates, which no UTF-8 file can hold, become question marks."""
+    try:
+        document.text.encode()
+    except UnicodeEncodeError:
+        return Document(id=document.id, text=document.text.encode("utf-8", "replace").decode())
+    return document
+
+
+def _open(folder: Path, kind: str, version: int, stage: str) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UserError(f"no {kind} in {folder}; run the {stage} stage")
+    if problem := problem_with(folder):
+        raise UserError(f"{folder} is damaged: {problem}; delete it and run the {stage} stage again")
+    manifest = read_manifest(folder)
+    if (manifest.get("kind"), manifest.get("format")) != (kind, version):
+        raise UserError(f"{folder} does not hold {kind} of format {version}; run the {stage} stage again")
+    return manifest
