@@ -176,9 +176,10 @@ class PicollmApp(StageActions, PaneActions, App[None], inherit_bindings=False):
         view = self.main.view
         broken = any(status.state in BROKEN for status in view.stages)
         return {
-            "launch": view.active is None,
+            "launch": view.active is None and state.totals(view).done < len(view.stages),
             "stop": view.active is not None or view.conductor,
             "resume": broken and view.active is None,
+            "back": bool(getattr(self.main.panes.get(self.main.tab), "busy", False)),
         }
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

@@ -35,24 +35,21 @@ class MainScreen(Screen[None]):
         self.readings: tuple[Any, ...] = ()
         self.report = ("", "")
         self.tab = "stage"
-        self.panes: dict[str, Widget] = {}
+        self.title_line, self.rail = TitleLine(id="title"), Rail(id="rail")
+        self.tab_bar, self.footer = TabBar(id="tabs"), Footer(id="footer")
+        self.panes: dict[str, Widget] = {"stage": StagePane(id="pane-stage")}
 
     def compose(self) -> ComposeResult:
-        yield TitleLine(id="title")
+        yield self.title_line
         with Horizontal(id="body"):
-            yield Rail(id="rail")
+            yield self.rail
             with Vertical(id="right"):
-                yield TabBar(id="tabs")
+                yield self.tab_bar
                 with Container(id="panes"):
-                    self.panes["stage"] = StagePane(id="pane-stage")
                     yield self.panes["stage"]
-        yield Footer(id="footer")
+        yield self.footer
 
     def on_mount(self) -> None:
-        self.title_line = self.query_one(TitleLine)
-        self.rail = self.query_one(Rail)
-        self.tab_bar = self.query_one(TabBar)
-        self.footer = self.query_one(Footer)
         self.rail.focus()
         self.call_after_refresh(self.redraw)
 
@@ -71,7 +68,7 @@ class MainScreen(Screen[None]):
         self.rail.show(self.view)
         self.tab_bar.show(self.tab)
         self.show_footer()
-        self.update_pane()
+        self.call_later(self.update_pane)
 
     def show_footer(self) -> None:
         self.footer.show(actions.footer(self.tab, self.app.possible()))

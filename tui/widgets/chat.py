@@ -34,7 +34,6 @@ class ChatPane(Vertical):
     ChatPane #chat-turns { height: 1fr; }
     ChatPane #chat-how { margin-top: 1; }
     ChatPane #chat-box { margin-top: 1; }
-    .-narrow ChatPane #chat-box { margin-top: 0; }
     """
 
     def __init__(self, talker: Callable[[], Talker], folder: Callable[[], Path], sampling: Sampling,

@@ -72,8 +72,6 @@ class ComparePane(Vertical):
     ComparePane #compare-empty { display: none; }
     ComparePane.empty > * { display: none; }
     ComparePane.empty > #compare-empty { display: block; }
-    .-narrow ComparePane #compare-prompts { max-height: 1; margin: 0; }
-    .-narrow ComparePane #compare-how, .-narrow ComparePane #compare-answers { margin-top: 0; }
     """
 
     def __init__(self, talker: Callable[[], Talker], sampling: Sampling, id: str | None = None) -> None:

@@ -41,7 +41,9 @@ def blocks(view: state.RunView, checks: tuple[Any, ...]) -> list[RenderableType]
     for check in sorted(checks, key=lambda check: order.get(check.status, 3)):
         words, mood = _MARKS.get(check.status, (check.status, "plain"))
         cell = text(check.found)
-        if check.wanted:
+        if check.wanted and check.status == "ok":
+            cell.append(f"  wanted: {check.wanted}", tone("faint"))
+        elif check.wanted:
             cell.append(f"\nwanted: {check.wanted}", tone("faint"))
         if check.fix and check.status != "ok":
             cell.append(f"\nfix: {check.fix}", tone("accent"))

@@ -81,7 +81,7 @@ class TabBar(OneLine):
     def show(self, current: str) -> None:
         self.current = current
         width = self.size.width
-        full = sum(len(tab.title) + 5 for tab in actions.TABS) <= width
+        full = sum(len(tab.title) + 4 for tab in actions.TABS) - 1 <= width
         gap = "  " if full else " "
         line, self.spots = text((" ", "plain")), []
         for number, tab in enumerate(actions.TABS):
@@ -110,7 +110,8 @@ class Footer(OneLine):
                 line.append(row.first, tone("accent"))
                 line.append(f" {row.short}{spacing}", tone("faint"))
                 spots.append((start, line.cell_len, row.name))
-            if line.cell_len <= width + len(spacing):
+            line.rstrip()
+            if line.cell_len <= width:
                 break
         self.spots = spots
         self.set_line(line)

@@ -21,7 +21,7 @@ from tui.widgets.tones import tone
 
 def text(*parts: str | tuple[str, str]) -> Text:
     """`text("plain ", ("words", "bad"))`: strings in the plain tone, pairs in a named one."""
-    line = Text(no_wrap=False, end="")
+    line = Text()
     for part in parts:
         words, name = (part, "plain") if isinstance(part, str) else part
         line.append(words, tone(name))

@@ -46,11 +46,15 @@ class LogLines(ScrollView, can_focus=True):
         if size != self.virtual_size:
             self.virtual_size = size
         if self.following:
+            self.call_after_refresh(self._to_end)
+        if changed:
+            self.refresh()
+
+    def _to_end(self) -> None:
+        if self.following:
             self._programmatic = True
             self.scroll_to(y=max(0, self.total - self.size.height), animate=False, immediate=True)
             self._programmatic = False
-        if changed:
-            self.refresh()
 
     def request(self) -> None:
         """Ask for what is visible and a margin around it."""

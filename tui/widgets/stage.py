@@ -39,11 +39,13 @@ def blocks(view: state.RunView, name: str, detail: state.Detail | None) -> list[
     if not view.exists:
         found += _welcome(view)
     found += [heading(row.title, _place(name)), text(row.purpose), Text("")]
-    found += [rows([("Expect", row.expect), ("State", _state(status)), *_time(status), *_needs(view, row)])]
+    facts: list[tuple[str, RenderableType | str]] = [("Expect", row.expect), ("State", _state(status))]
     if status.reason:
-        found += [rows([("Why", Text(status.reason, style=tone(state.LOOKS[status.state].tone)))])]
-    if view.notice and not (view.active and status.state in ACTIVE):
-        found += [rows([("Conductor", Text(view.notice, style=tone("warn")))])]
+        facts.append(("Why", Text(status.reason, style=tone(state.LOOKS[status.state].tone))))
+    facts += [*_time(status), *_needs(view, row)]
+    if view.notice and view.active is None:
+        facts.append(("Conductor", Text(view.notice, style=tone("warn"))))
+    found.append(rows(facts))
     advice = state.advice(view, name)
     if advice and view.exists:
         key = actions.find(advice).first

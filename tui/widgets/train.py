@@ -20,7 +20,7 @@ from tui.widgets.lines import LinesView, empty_state, text
 
 REDRAW_S = 1.0
 STAGGER_S = 0.06
-WIDE = 84
+WIDE = 70
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ class TrainPane(LinesView):
             if now - at >= REDRAW_S:
                 self._drawn[name] = (key, self._chart(title, name, smooth, width, height))
                 self._drawn_at[name] = time.monotonic()
-                self._compose(width, height)
+                self._arrange(width, height)
                 wait = STAGGER_S if len(stale) > 1 else REDRAW_S
             else:
                 wait = REDRAW_S - (now - at)
             self._timer = self.set_timer(max(STAGGER_S, wait), self._tick)
         elif not self._strips:
-            self._compose(width, height)
+            self._arrange(width, height)
 
     def _shown(self) -> list[tuple[str, str, bool]]:
         return [self._picked[min(self.zoomed, len(self._picked)) - 1]] if self.zoomed else self._picked
@@ -154,8 +154,8 @@ class TrainPane(LinesView):
         width = region.width // columns - (2 if columns > 1 else 0)
         if self.zoomed:
             return width, max(6, region.height)
-        per_screen = -(-len(self._picked) // columns)
-        return width, max(8, min(14, region.height // max(1, min(per_screen, 3))))
+        down = -(-len(self._picked) // columns)
+        return width, max(8, min(16, region.height // max(1, min(down, 3))))
 
     def _chart(self, title: str, name: str, smooth: bool, width: int, height: int) -> list[Text]:
         curve = self._curves[name]
@@ -168,7 +168,7 @@ class TrainPane(LinesView):
         lines = plot.raw_and_smooth(curve.xs, curve.ys, curve.ema_xs, curve.ema_ys, smooth)
         return [head, *plot.draw(lines, width, height - 1)]
 
-    def _compose(self, width: int, height: int) -> None:
+    def _arrange(self, width: int, height: int) -> None:
         """Charts side by side into strips."""
         columns = self._columns()
         shown = self._shown()

@@ -1,0 +1,76 @@
+"""Fixture runs, made once per session and copied; an app on a run; a stand-in for the inference process."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from picollm.run.folder import Run
+from tests.fixtures import make_runs
+from tui import asks
+from tui.app import PicollmApp
+
+WIDE, NARROW = (120, 40), (80, 24)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind of run, written once."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PICOLLM_RUNS", str(folder))
+        for kind in make_runs.KINDS:
+            make_runs.make(folder, kind)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty runs folder that the app looks into."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    monkeypatch.setenv("PICOLLM_RUNS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def a_run(made: Path, runs: Path) -> Iterator[Callable[[str], Run]]:
+    """Gives a private copy of a kind of run; holds the lock of what should be alive."""
+    held = []
+
+    def copy(kind: str) -> Run:
+        shutil.copytree(made / kind, runs / kind)
+        run = Run(runs / kind)
+        if kind in ("running", "stalled"):
+            held.append(make_runs.hold(run, "pretrain" if kind == "running" else "midtrain"))
+        return run
+
+    yield copy
+    for lock in held:
+        lock.release()
+
+
+@pytest.fixture
+def an_app() -> Callable[..., PicollmApp]:
+    return lambda name, **more: PicollmApp(asks.Options(run=name, **more))
+
+
+async def until(pilot, condition: Callable[[], bool], seconds: float = 8.0, what: str = "") -> None:
+    """Wait for a condition, looking every few milliseconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what or f"not within {seconds} s; screen:\n{shown(pilot.app)}"
+        await pilot.pause(0.03)
+
+
+def shown(app: PicollmApp) -> str:
+    """The whole screen as text."""
+    width, height = app.size
+    lines = []
+    for strip in app.screen._compositor.render_strips():
+        lines.append(strip.text[:width].rstrip())
+    return "\n".join(lines[:height])

@@ -1,0 +1,74 @@
+"""The one table of keys."""
+
+from __future__ import annotations
+
+from tests.tui.conftest import shown, until
+from tui import actions, palette
+from tui.app import PicollmApp
+from tui.screens.help import help_blocks
+
+
+def test_no_key_is_bound_twice() -> None:
+    keys = [key for row in actions.ACTIONS for key in row.keys]
+    assert len(keys) == len(set(keys))
+
+
+def test_nothing_needs_alt() -> None:
+    assert not [key for row in actions.ACTIONS for key in row.keys if "alt" in key]
+
+
+def test_every_action_is_implemented() -> None:
+    for row in actions.ACTIONS:
+        if row.scope != ("dialog",):
+            assert hasattr(PicollmApp, f"action_{actions.base(row)}"), row.name
+
+
+def test_every_action_is_in_the_palette() -> None:
+    names = {name for name, _, _ in palette.entries()}
+    assert {row.title for row in actions.ACTIONS if row.scope != ("dialog",)} <= names
+
+
+def test_every_action_is_in_the_help_of_every_tab() -> None:
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for tab in actions.TAB_NAMES:
+        with console.capture() as capture:
+            console.print(*help_blocks(tab))
+        for row in actions.ACTIONS:
+            assert row.title in capture.get(), (tab, row.title)
+
+
+def test_footer_is_short() -> None:
+    for tab in actions.TAB_NAMES:
+        rows = actions.footer(tab)
+        assert 3 <= len(rows) <= actions.FOOTER_LIMIT
+        assert any(row.short == "Help" for row in rows)
+
+
+def test_tabs_are_numbered_from_zero() -> None:
+    for number, tab in enumerate(actions.TABS):
+        assert [row.keys for row in actions.ACTIONS if row.name == f"show_tab('{tab.name}')"] == [(str(number),)]
+
+
+async def test_help_opens_and_closes(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("question_mark")
+        await until(pilot, lambda: "Everywhere" in shown(app))
+        await pilot.press("escape")
+        await until(pilot, lambda: "Everywhere" not in shown(app))
+
+
+async def test_palette_runs_an_action(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=(120, 40)) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        await pilot.press("ctrl+p")
+        await until(pilot, lambda: "Launch the whole pipeline" in shown(app))
+        await pilot.press(*"Go to Midtrain")
+        await pilot.pause(0.4)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.main.stage == "midtrain")

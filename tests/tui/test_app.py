@@ -1,0 +1,182 @@
+"""Every tab on every kind of run, at both sizes; robustness against what a run folder can look like."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.fixtures import make_runs
+from tests.tui.conftest import NARROW, WIDE, shown, until
+from tui import actions
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["120x40", "80x24"])
+@pytest.mark.parametrize("kind", make_runs.KINDS)
+async def test_every_tab_says_something(kind: str, size: tuple[int, int], a_run, an_app) -> None:
+    a_run(kind)
+    app = an_app(kind)
+    async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: app.main.view.exists and app.main.detail is not None)
+        for number, tab in enumerate(actions.TABS):
+            app.main.rail.focus()
+            await pilot.press(str(number))
+            await until(pilot, lambda tab=tab: app.main.tab == tab.name)
+            rail = app.main.rail.size.width
+            await until(
+                pilot,
+                lambda rail=rail: sum(bool(line[rail:].strip(" ▕")) for line in shown(app).splitlines()[3:-1]) >= 2,
+                what=f"{kind} {tab.name} is blank:\n{shown(app)}",
+            )
+            assert kind in shown(app).splitlines()[0]
+            await pilot.press("escape")
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "word"),
+    [("running", "pretrain", "running"), ("stalled", "midtrain", "stalled"), ("crashed", "sft", "crashed"),
+     ("failed", "tokenizer", "failed"), ("stopped", "rl", "stopped"), ("stale", "sft", "stale")],
+)  # fmt: skip
+async def test_the_app_opens_where_things_stand(kind: str, stage: str, word: str, a_run, an_app) -> None:
+    a_run(kind)
+    app = an_app(kind)
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.stage == stage)
+        await until(pilot, lambda: f" {word}" in app.main.plain)
+        assert state_word(app, stage, word)
+
+
+def state_word(app, stage: str, word: str) -> bool:
+    row = next(line for line in app.main.rail.plain.splitlines() if line[3:].lower().startswith(stage[:3]))
+    return word in row or "run " in row
+
+
+async def test_reason_of_a_failure_is_on_the_screen(a_run, an_app) -> None:
+    a_run("failed")
+    app = an_app("failed")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "point data.source at some text" in app.main.plain)
+        assert "r  continues it" in app.main.plain
+
+
+async def test_curves_appear(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished", tab="train", stage="rl")
+    async with app.run_test(size=WIDE) as pilot:
+        for title in ("Loss", "Reward", "Rollout length", "Bits per byte", "Tokens per second"):
+            await until(pilot, lambda title=title: title in app.main.plain)
+        await pilot.press("z")
+        await until(pilot, lambda: "Loss" in app.main.plain and "Reward" not in app.main.plain)
+
+
+async def test_doctor_shows_cures_first(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished", tab="doctor")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "fix: nothing to do" in app.main.plain)
+        assert app.main.plain.index("network") < app.main.plain.index("python")
+
+
+async def test_machine_says_in_words_that_there_is_no_gpu(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished", tab="machine")
+    async with app.run_test(size=NARROW) as pilot:
+        await until(pilot, lambda: "No GPU on this machine" in app.main.plain)
+
+
+async def test_log_follows_and_searches(a_run, an_app) -> None:
+    run = a_run("finished")
+    app = an_app("finished", tab="log", stage="sft")
+    async with app.run_test(size=NARROW) as pilot:
+        await until(pilot, lambda: "warning: this is a fixture" in shown(app))
+        with open(run.console_file("sft", 1), "a") as more:
+            more.write("and one line more\n")
+        await until(pilot, lambda: "and one line more" in shown(app))
+        await pilot.press("slash", *"line 7 of", "enter")
+        await until(pilot, lambda: "sft: line 7 of" in shown(app))
+        await pilot.press("escape", "t")
+        await until(pilot, lambda: "and one line more" in shown(app))
+
+
+async def test_report_is_rendered(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished", tab="report")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "Plan against outcome" in shown(app) and "run_manifest.json" in shown(app))
+
+
+async def test_no_run_yet_says_how_to_begin(runs, an_app) -> None:
+    app = an_app("demo")
+    async with app.run_test(size=NARROW) as pilot:
+        await until(pilot, lambda: "g makes it with profile pocket" in " ".join(app.main.plain.split()))
+    assert list(runs.iterdir()) == []
+
+
+async def test_broken_settings_are_said_and_the_rest_lives(a_run, an_app) -> None:
+    run = a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        good = (run.dir / "config.toml").read_text()
+        (run.dir / "config.toml").write_text("[sft]\nlr = 'fast'\n")
+        await until(pilot, lambda: "config.toml" in app.main.view.problem)
+        assert len(app.main.view.stages) == 13
+        await pilot.press("j", "2", "4", "0")
+        (run.dir / "config.toml").write_text(good)
+        await until(pilot, lambda: not app.main.view.problem and app.main.view.exists)
+
+
+async def test_broken_from_the_start(a_run, an_app) -> None:
+    run = a_run("torn")
+    (run.dir / "config.toml").write_text("[[[")
+    (run.dir / "plan.json").write_text("{")
+    app = an_app("torn")
+    async with app.run_test(size=NARROW) as pilot:
+        await until(pilot, lambda: "not valid TOML" in app.main.view.problem)
+        await until(pilot, lambda: "config.toml" in app.main.plain)
+
+
+async def test_a_run_deleted_under_the_app(a_run, an_app) -> None:
+    run = a_run("finished")
+    app = an_app("finished", tab="train", stage="sft")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "Loss" in app.main.plain)
+        shutil.rmtree(run.dir / "stages")
+        await until(pilot, lambda: app.main.view.stage("sft").state == "waiting")
+        shutil.rmtree(run.dir)
+        await until(pilot, lambda: not app.main.view.exists)
+
+
+async def test_stages_move_by_key_and_narrow_rail_keeps_words(a_run, an_app) -> None:
+    a_run("stopped")
+    app = an_app("stopped")
+    async with app.run_test(size=NARROW) as pilot:
+        await until(pilot, lambda: app.main.stage == "rl")
+        await pilot.press("k", "up", "j")
+        await until(pilot, lambda: app.main.stage == "sft")
+        assert "✓ SFT" in app.main.rail.plain and "done" in app.main.rail.plain
+        assert "■ RL" in app.main.rail.plain and "stop" in app.main.rail.plain
+
+
+async def test_typing_in_a_box_types(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished", tab="chat")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "chat" in app.main.panes and app.main.view.exists)
+        await pilot.press("escape", "i", *"quit g 123?")
+        await until(pilot, lambda: app.main.panes["chat"].box.text == "quit g 123?")
+        assert app.main.tab == "chat" and app.is_running
+
+
+async def test_other_runs_can_be_opened(a_run, an_app) -> None:
+    a_run("finished")
+    a_run("failed")
+    app = an_app("finished")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        await pilot.press("o")
+        await until(pilot, lambda: "newest first" in shown(app))
+        rows = [option for option in ("failed", "finished")]
+        await pilot.press("down", "enter") if shown(app).index("failed") > shown(app).index("finished  ") else None
+        app._open_run(rows[0])
+        await until(pilot, lambda: app.main.view.name == "failed" and "failed" in shown(app).splitlines()[0])

@@ -1,0 +1,52 @@
+"""The pure fold."""
+
+from __future__ import annotations
+
+from picollm.run import pipeline
+from picollm.run.folder import STATES, StageStatus
+from tui import state
+
+
+def view(**states: str) -> state.RunView:
+    stages = tuple(
+        StageStatus(name=name, state=states.get(name, "waiting"), predicted_s=10.0, eta=10.0) for name in pipeline.NAMES
+    )
+    return state.RunView(name="r", exists=True, stages=stages)
+
+
+def test_every_state_has_symbol_and_word() -> None:
+    assert set(state.LOOKS) == set(STATES)
+    words = [look.word for look in state.LOOKS.values()]
+    assert len(set(words)) == len(words)
+    assert all(len(look.symbol) == 1 and len(look.short) <= 5 for look in state.LOOKS.values())
+
+
+def test_models_are_those_whose_stage_finished() -> None:
+    found = view(pretrain="done", midtrain="stale", sft="running")
+    assert state.models(found.stages) == ("base", "mid")
+    assert state.best_chat_model(("base", "mid", "sft")) == "sft"
+    assert state.best_chat_model(("base",)) is None
+
+
+def test_where_to_look_prefers_what_runs_then_what_broke() -> None:
+    assert state.where_to_look(view(doctor="done", pretrain="failed", sft="running")) == "sft"
+    assert state.where_to_look(view(doctor="done", pretrain="failed")) == "pretrain"
+    assert state.where_to_look(view(doctor="ready")) == "doctor"
+    assert state.where_to_look(view(**dict.fromkeys(pipeline.NAMES, "done"))) == "report"
+
+
+def test_missing_upstream_is_in_order_and_stops_at_what_is_done() -> None:
+    done = dict.fromkeys(("doctor", "preflight", "dataset", "tokenizer", "tokenizer_eval"), "done")
+    assert state.missing_upstream(view(**done), "midtrain") == ("pretrain", "base_eval", "identity")
+    assert state.missing_upstream(view(**dict.fromkeys(pipeline.NAMES, "done")), "rl") == ()
+
+
+def test_totals_count_what_is_to_go() -> None:
+    sums = state.totals(view(doctor="done"))
+    assert (sums.done, sums.stages, sums.left) == (1, 13, 120.0)
+
+
+def test_headline_says_the_worst_first() -> None:
+    assert "SFT crashed" in state.headline(view(sft="crashed"))[0]
+    assert state.headline(view(**dict.fromkeys(pipeline.NAMES, "done")))[0] == "finished"
+    assert state.headline(state.empty("x"))[0] == "no such run yet"
