@@ -10,14 +10,17 @@ from hypothesis import strategies as st
 from picollm.run.measures import ended_properly, measure, repetition
 
 
-@pytest.mark.parametrize(("text", "low", "high"), [
-    ("", 0, 0),
-    ("Hello!", 0, 0),
-    ("The sky is blue because air scatters blue light more than red light.", 0, 0),
-    ("the cat sat. " * 10, 0.85, 1),
-    ("ha" * 40, 0.9, 1),
-    ("a fresh start, then the same words again and the same words again", 0.1, 0.4),
-])
+@pytest.mark.parametrize(
+    ("text", "low", "high"),
+    [
+        ("", 0, 0),
+        ("Hello!", 0, 0),
+        ("The sky is blue because air scatters blue light more than red light.", 0, 0),
+        ("the cat sat. " * 10, 0.85, 1),
+        ("ha" * 40, 0.9, 1),
+        ("a fresh start, then the same words again and the same words again", 0.1, 0.4),
+    ],
+)
 def test_repetition(text, low, high):
     assert low <= repetition(text) <= high
 
@@ -29,11 +32,20 @@ def test_repetition_is_a_share_and_a_refrain_has_much_of_it(text):
         assert repetition(" ".join([text] * 5)) >= 0.7
 
 
-@pytest.mark.parametrize(("text", "reason", "ended"), [
-    ("It is blue.", None, True), ('He said "no!"', None, True), ("It is (really.)", None, True),
-    ("It is", None, False), ("", None, False), ("  ", "stop", False),
-    ("h-a-r-b-o-r", "stop", True), ("It is blue.", "length", False), ("It is blue.", "cancel", False),
-])
+@pytest.mark.parametrize(
+    ("text", "reason", "ended"),
+    [
+        ("It is blue.", None, True),
+        ('He said "no!"', None, True),
+        ("It is (really.)", None, True),
+        ("It is", None, False),
+        ("", None, False),
+        ("  ", "stop", False),
+        ("h-a-r-b-o-r", "stop", True),
+        ("It is blue.", "length", False),
+        ("It is blue.", "cancel", False),
+    ],
+)
 def test_ended_properly(text, reason, ended):
     assert ended_properly(text, reason) is ended
 

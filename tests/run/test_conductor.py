@@ -1,0 +1,240 @@
+"""The conductor with real processes: dataflow, stops, kills, adoption, requests at awkward moments."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from picollm.run import conductor, launch, lease, pipeline
+from picollm.run import events as ev
+from picollm.run.conductor import Request
+from picollm.run.errors import UserError
+from picollm.run.folder import Run
+from tests.run.conftest import lines, make_done, script, started, state, until, write_attempt
+
+LONG = {"steps": 4000, "sleep": 0.01}
+
+
+def words(run: Run) -> list[str]:
+    return [event.what for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Conductor)]
+
+
+def conduct(run: Run) -> subprocess.Popen[bytes]:
+    """A conductor that we can wait for."""
+    argv = [sys.executable, "-m", "stages.conductor", "--run", str(run.dir)]
+    return subprocess.Popen(argv, env=launch.child_environment(), start_new_session=True)
+
+
+def conductor_pid(run: Run) -> int:
+    return [event.pid for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Conductor)][-1]
+
+
+def ended(run: Run) -> bool:
+    pending = any((run.dir / "conductor" / "requests").glob("*.json"))
+    return not pending and not lease.is_held(run.conductor_lock)
+
+
+def ask(run: Run, *stages: str, redo: bool = False) -> None:
+    conductor.ask(run, conductor.plan_request(run, list(stages), redo=redo))
+
+
+def test_what_is_needed_first_goes_first(run: Run) -> None:
+    ask(run, "preflight", "doctor")
+    until(lambda: ended(run))
+    assert state(run, "doctor") == state(run, "preflight") == "done" and words(run)[-1] == "finished"
+    starts = [event.stage for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Launched)]
+    assert starts == ["doctor", "preflight"] and run.config().model.depth == 4
+
+
+def test_done_is_not_made_again_unless_asked(run: Run) -> None:
+    make_done(run, "doctor")
+    ask(run, "doctor")
+    until(lambda: ended(run))
+    assert run.attempts("doctor") == [1]
+    ask(run, "doctor", redo=True)
+    until(lambda: ended(run))
+    assert run.attempts("doctor") == [1, 2] and state(run, "doctor") == "done"
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline(run: Run) -> None:
+    ask(run, *pipeline.NAMES)
+    until(lambda: ended(run), seconds=90)
+    assert {status.state for status in run.statuses()} == {"done"}
+
+
+def test_a_failure_stops_what_depends_on_it_and_is_told(run: Run) -> None:
+    script(run, doctor={"error": "no compiler"})
+    ask(run, "doctor", "preflight")
+    until(lambda: ended(run))
+    assert state(run, "doctor") == "failed" and state(run, "preflight") == "waiting"
+    script(run)
+    ask(run, "doctor", "preflight")
+    until(lambda: ended(run))
+    assert run.attempts("doctor") == [1, 2] and state(run, "preflight") == "done"
+
+
+def test_a_stage_that_cannot_start_has_a_reason(run: Run) -> None:
+    run.stage_dir("doctor").parent.mkdir(exist_ok=True)
+    run.stage_dir("doctor").write_text("a file where a folder should be")
+    conductor.ask(run, Request(stages=["doctor"]))
+    until(lambda: ended(run))
+    last = [event for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Conductor)]
+    assert any("did not start: error: cannot start 'doctor'" in event.text for event in last)
+
+
+def test_stop_saves_and_drops_what_was_to_come(run: Run) -> None:
+    script(run, doctor=LONG)
+    ask(run, "doctor", "preflight")
+    until(lambda: run.status("doctor").step)
+    assert conductor.stop(run) == ["doctor"]
+    until(lambda: ended(run))
+    assert state(run, "doctor") == "stopped" and state(run, "preflight") == "waiting" and run.status("doctor").step > 0
+
+
+def test_stop_twice_kills(run: Run) -> None:
+    script(run, doctor={"steps": 2, "sleep": 60})
+    ask(run, "doctor")
+    until(lambda: run.status("doctor").phase == "train")
+    conductor.stop(run)
+    until(lambda: state(run, "doctor") == "stopping")
+    time.sleep(0.3)
+    assert state(run, "doctor") == "stopping"
+    conductor.stop(run)
+    until(lambda: ended(run))
+    assert "SIGKILL" in run.status("doctor").reason
+
+
+def test_a_stop_that_meets_a_stage_being_started_is_kept(run: Run) -> None:
+    """The request is there before the stage has its lock: whoever asked could see nothing to stop."""
+    script(run, doctor=LONG)
+    ask(run, "doctor")
+    until(lambda: lease.is_held(run.conductor_lock))
+    conductor.ask(run, Request(stop=True))
+    until(lambda: ended(run))
+    assert state(run, "doctor") in ("stopped", "waiting")
+
+
+def test_nothing_to_stop(run: Run) -> None:
+    assert conductor.stop(run) == [] and conductor.stop(run, kill=True) == []
+
+
+def test_stop_without_a_conductor_withdraws_what_nobody_has_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "spawn_detached", lambda *args: None)
+    conductor.ask(run, Request(stages=["doctor"]))
+    conductor.stop(run)
+    assert conduct(run).wait(20) == 0 and run.attempts("doctor") == []
+
+
+def test_going_on_while_it_is_still_stopping(run: Run) -> None:
+    script(run, doctor={"steps": 3, "sleep": 1.0})
+    ask(run, "doctor")
+    until(lambda: run.status("doctor").phase == "train")
+    conductor.stop(run)
+    until(lambda: state(run, "doctor") == "stopping")
+    ask(run, "doctor")
+    until(lambda: state(run, "doctor") == "done")
+    assert run.attempts("doctor") == [1, 2]
+
+
+def test_kill_9_of_the_conductor_and_the_next_one_adopts(run: Run) -> None:
+    script(run, doctor={"steps": 150, "sleep": 0.02})
+    ask(run, "doctor", "preflight")
+    until(lambda: run.status("doctor").step)
+    os.kill(conductor_pid(run), signal.SIGKILL)
+    until(lambda: not lease.is_held(run.conductor_lock))
+    assert state(run, "doctor") == "running"
+    ask(run, "doctor", "preflight")
+    until(lambda: ended(run))
+    assert "adopted" in words(run) and state(run, "preflight") == "done" and run.attempts("doctor") == [1]
+
+
+def test_kill_9_of_the_conductor_and_nobody_comes(run: Run) -> None:
+    script(run, doctor={"steps": 60, "sleep": 0.02})
+    ask(run, "doctor", "preflight")
+    until(lambda: run.status("doctor").step)
+    os.kill(conductor_pid(run), signal.SIGKILL)
+    until(lambda: state(run, "doctor") == "done")
+    assert {status.name: status.state for status in run.statuses()}["preflight"] == "ready"
+
+
+@pytest.mark.slow
+def test_two_conductors_cannot_own_one_run(run: Run) -> None:
+    lock = lease.Lock(run.conductor_lock)
+    assert lock.exclusive()
+    try:
+        assert conduct(run).wait(30) == 4
+        assert words(run) == []
+    finally:
+        lock.release()
+
+
+def test_a_request_while_the_conductor_is_leaving_is_served(run: Run) -> None:
+    """The one that leaves holds the lock and reads no more; the one that was spawned waits for it."""
+    lock = lease.Lock(run.conductor_lock)
+    assert lock.exclusive()
+    ask(run, "doctor")
+    time.sleep(1.0)
+    lock.release()
+    until(lambda: state(run, "doctor") == "done")
+
+
+def test_a_broken_request_is_put_aside(run: Run) -> None:
+    requests = run.dir / "conductor" / "requests"
+    requests.mkdir(parents=True)
+    (requests / "1.json").write_text("{")
+    ask(run, "doctor")
+    until(lambda: ended(run))
+    assert state(run, "doctor") == "done" and "ignored" in words(run)
+
+
+def test_settings_broken_while_it_conducts_end_it_with_the_line(run: Run) -> None:
+    script(run, doctor={"steps": 100, "sleep": 0.02})
+    ask(run, "doctor")
+    until(lambda: run.status("doctor").step)
+    good = (run.dir / "config.toml").read_text()
+    (run.dir / "config.toml").write_text(good + "\n[sftt]\n")
+    until(lambda: not lease.is_held(run.conductor_lock))
+    last = [event for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Conductor)][-1]
+    assert last.what == "failed" and "unknown table [sftt]" in last.text
+    (run.dir / "config.toml").write_text(good)
+    until(lambda: state(run, "doctor") == "done")
+
+
+# what may be asked ----------------------------------------------------------------------------------------------------
+
+
+def test_stale_is_neither_rerun_nor_trusted_silently(run: Run) -> None:
+    make_done(run, "doctor", "preflight", "dataset", "tokenizer", "tokenizer_eval", "pretrain")
+    run.set(["tokenizer.vocab_size=2048"])
+    with pytest.raises(UserError, match=r"stale: .*tokenizer\.vocab_size was 4096, is now 2048.*--from"):
+        conductor.plan_request(run, list(pipeline.NAMES))
+    with pytest.raises(UserError, match="stale: tokenizer "):
+        conductor.plan_request(run, ["pretrain"], redo=True)
+    request = conductor.plan_request(run, ["tokenizer", "tokenizer_eval", "pretrain"], redo=True, fresh=True)
+    assert request.redo == request.fresh == request.stages
+
+
+def test_what_is_missing_is_named(run: Run) -> None:
+    make_done(run, "doctor")
+    with pytest.raises(UserError, match=r"identity, midtrain must be made first: .*--from identity"):
+        conductor.plan_request(run, ["sft"], redo=True)
+    with pytest.raises(UserError, match="unknown stage 'sfft'"):
+        conductor.plan_request(run, ["sfft"])
+
+
+def test_what_runs_is_not_made_again(run: Run) -> None:
+    write_attempt(run, "doctor", lines(started(run, "doctor"), start=time.time()))
+    lock = lease.Lock(run.lock_file("doctor"))
+    lock.share()
+    try:
+        with pytest.raises(UserError, match="'doctor' is running; stop it first"):
+            conductor.plan_request(run, ["doctor"], redo=True)
+        assert conductor.plan_request(run, ["doctor", "preflight"]).redo == []
+    finally:
+        lock.release()

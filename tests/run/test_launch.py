@@ -1,0 +1,190 @@
+"""Launcher and stage as real processes; the stage is a fake that only counts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from picollm.run import events as ev
+from picollm.run import launch, lease
+from picollm.run.folder import Run
+from tests.run.conftest import lines, script, started, state, until, write_attempt
+
+LONG = {"steps": 4000, "sleep": 0.01}
+
+
+def begin(run: Run, name: str = "doctor", fresh: bool = False) -> subprocess.Popen[bytes]:
+    """Start a launcher; returns when the stage has made its first step."""
+    attempt = max(run.attempts(name), default=0) + 1
+    child = launch.start_launcher(run, name, fresh)
+    until(lambda: run.status(name).attempt == attempt and (run.status(name).step or child.poll() is not None))
+    return child
+
+
+def conducted(run: Run) -> list[ev.AnyEvent]:
+    return list(ev.read_events(run.conductor_events))
+
+
+def test_a_stage_from_start_to_done(run: Run) -> None:
+    assert launch.start_launcher(run, "doctor").wait(20) == 0
+    found = run.status("doctor")
+    assert (found.state, found.attempt, found.step) == ("done", 1, 1)
+    assert "console line of doctor" in run.console_file("doctor", 1).read_text()
+    assert run.config_file("doctor", 1).exists() and run.output("doctor", "made").exists()
+    begun, ended = conducted(run)
+    assert isinstance(begun, ev.Launched) and isinstance(ended, ev.Exited) and ended.code == 0
+
+
+@pytest.mark.parametrize(
+    "do, code, expected, reason",
+    [
+        ({"error": "no text here"}, 2, "failed", "no text here"),
+        ({"bug": "boom"}, 1, "failed", "RuntimeError: boom; see attempt-001.console.log"),
+        ({"exit": 9}, 9, "crashed", "exit code 9 without a last word; see attempt-001.console.log"),
+    ],
+)
+def test_how_it_can_fail(run: Run, do: dict, code: int, expected: str, reason: str) -> None:
+    script(run, doctor=do)
+    assert launch.start_launcher(run, "doctor").wait(20) == code
+    found = run.status("doctor")
+    assert (found.state, found.reason) == (expected, reason)
+
+
+def test_kill_9_of_the_stage_is_a_crash_with_its_signal_and_resumes(run: Run) -> None:
+    script(run, doctor=LONG)
+    child = begin(run)
+    os.kill(run.status("doctor").pid, signal.SIGKILL)
+    assert child.wait(10) == 128 + 9
+    found = run.status("doctor")
+    assert found.state == "crashed" and "SIGKILL" in found.reason
+    script(run, doctor={"steps": 2})
+    assert launch.start_launcher(run, "doctor").wait(20) == 0 and state(run, "doctor") == "done"
+
+
+def test_kill_9_of_the_launcher_leaves_the_stage_alone(run: Run) -> None:
+    script(run, doctor={"steps": 200, "sleep": 0.02})
+    child = begin(run)
+    child.kill()
+    child.wait()
+    assert state(run, "doctor") == "running"
+    assert launch.launch_here(run.dir, "doctor") == 2  # nobody can start it twice
+    until(lambda: state(run, "doctor") == "done")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("whom", ["stage", "launcher"])
+def test_a_polite_signal_is_a_saved_stop_and_the_next_attempt_resumes(run: Run, whom: str, number: int) -> None:
+    script(run, doctor=LONG)
+    child = begin(run)
+    os.kill(child.pid if whom == "launcher" else run.status("doctor").pid, number)
+    assert child.wait(10) == 0
+    found = run.status("doctor")
+    assert found.state == "stopped" and found.step > 0 and not run.stop_file("doctor").exists()
+    step = int((run.dir / "doctor.saved").read_text())
+    script(run, doctor={"steps": step + 2})
+    assert launch.start_launcher(run, "doctor").wait(20) == 0
+    resumed = [event for event in ev.read_events(run.events_file("doctor", 2)) if isinstance(event, ev.Resumed)]
+    assert resumed[0].step == step
+
+
+def test_a_second_signal_to_the_launcher_kills(run: Run) -> None:
+    script(run, doctor=LONG | {"sleep": 30.0})
+    child = launch.start_launcher(run, "doctor")
+    until(lambda: run.status("doctor").phase == "train")
+    os.kill(child.pid, signal.SIGTERM)
+    until(lambda: state(run, "doctor") == "stopping")
+    os.kill(child.pid, signal.SIGTERM)
+    assert child.wait(10) == 128 + 9 and state(run, "doctor") == "crashed"
+
+
+def test_hanging_up_stops_nothing(run: Run) -> None:
+    script(run, doctor={"steps": 60, "sleep": 0.02})
+    child = begin(run)
+    os.kill(child.pid, signal.SIGHUP)
+    os.kill(run.status("doctor").pid, signal.SIGHUP)
+    assert child.wait(20) == 0 and state(run, "doctor") == "done"
+
+
+def test_a_stale_stop_request_does_not_stop_the_next_attempt(run: Run) -> None:
+    run.stop_file("doctor").parent.mkdir(parents=True)
+    run.request_stop("doctor")
+    assert launch.start_launcher(run, "doctor").wait(20) == 0 and state(run, "doctor") == "done"
+
+
+def test_a_reused_pid_is_never_signalled(run: Run) -> None:
+    """The newest attempt claims to be a process that has our pid, but was started at another time."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    who = lease.identify(child.pid)
+    forged = who._replace(start_ticks=who.start_ticks - 100)._asdict()
+    write_attempt(run, "doctor", lines(started(run, "doctor", **forged)))
+    ev.append(run.conductor_events, ev.Launched(stage="doctor", attempt=1, **forged))
+    ev.append(run.conductor_events, ev.Launched(stage="doctor", attempt=1, pid=child.pid))
+    lock = lease.Lock(run.lock_file("doctor"))
+    lock.share()
+    try:
+        assert not launch.kill_stage(run, "doctor") and not launch.dump_stack(run, "doctor")
+        assert child.poll() is None
+    finally:
+        lock.release()
+        child.kill()
+        child.wait()
+
+
+def test_kill_before_the_first_word(run: Run) -> None:
+    """A stage that is still importing has said nothing; what the launcher wrote is enough to kill it."""
+    file = run.dir.parent.parent / "fakes" / "stages" / "doctor.py"
+    file.write_text("import time\ntime.sleep(60)\n")
+    child = launch.start_launcher(run, "doctor")
+    until(lambda: any(isinstance(event, ev.Launched) for event in conducted(run)))
+    assert launch.kill_stage(run, "doctor")
+    assert child.wait(10) == 128 + 9
+
+
+def test_the_stack_of_a_silent_stage_is_in_its_console_log(run: Run) -> None:
+    script(run, doctor={"steps": 2, "sleep": 30})
+    launch.start_launcher(run, "doctor")
+    until(lambda: run.status("doctor").phase == "train")
+    assert launch.dump_stack(run, "doctor")
+    until(lambda: "in work" in run.console_file("doctor", 1).read_text())
+    assert psutil.pid_exists(run.status("doctor").pid)
+
+
+def test_a_run_that_cannot_be_written_is_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.dir / "stages").write_text("a file where a folder should be")
+    assert launch.launch_here(run.dir, "doctor") == 2
+    assert capsys.readouterr().err.startswith("error: cannot start 'doctor'")
+    assert launch.launch_here(run.dir / "absent", "doctor") == 2
+    assert "not a run folder" in capsys.readouterr().err
+
+
+def test_a_folder_called_stages_where_we_are_does_not_shadow_ours(run: Run, tmp_path, monkeypatch) -> None:
+    (tmp_path / "here" / "stages").mkdir(parents=True)
+    (tmp_path / "here" / "stages" / "__init__.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(tmp_path / "here")
+    assert launch.start_launcher(run, "doctor").wait(20) == 0
+
+
+def test_settings_broken_before_the_stage_reads_them_are_its_last_word(run: Run) -> None:
+    file = run.config_file("doctor", 1)
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    (run.dir / "config.toml").write_text("[sftt]\n")
+    code = subprocess.call(
+        [sys.executable, "-m", "stages.doctor", "--run", str(run.dir), "--attempt", "1"], env=launch.child_environment()
+    )
+    assert code == 2
+    (event,) = ev.read_events(run.events_file("doctor", 1))
+    assert isinstance(event, ev.Failed) and "config.toml:1: unknown table" in event.error
+
+
+def test_time_between_two_attempts_is_not_counted(run: Run) -> None:
+    assert launch.start_launcher(run, "doctor").wait(20) == 0
+    time.sleep(0.5)
+    assert launch.start_launcher(run, "doctor").wait(20) == 0
+    assert run.status("doctor").attempt == 2 and run.status("doctor").seconds < 0.5
