@@ -1,0 +1,188 @@
+"""The models of one process, and the one thread that runs them.
+
+All generation happens in a single worker thread that gives each open stream one token in turn: streams interleave
+fairly, the event loop never waits for a model, and on a CPU two streams do not fight over the same cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+from picollm.infer.engine import Engine
+from picollm.run.errors import UserError
+
+_END = object()
+
+
+class UnknownModel(UserError):
+    """No model of that name is served."""
+
+
+class ModelHub:
+    """Named models, loaded when first asked for.
+
+        hub = ModelHub()
+        hub.add("sft", lambda: load_model(checkpoint, tokenizer), step=400)
+        hub.names -> ["sft"]
+    """
+
+    def __init__(self) -> None:
+        self.worker = Worker()
+        self.created = int(time.time())
+        self._loaders: dict[str, Callable[[], Engine]] = {}
+        self._engines: dict[str, Engine] = {}
+        self._info: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, name: str, model: Engine | Callable[[], Engine], **info: Any) -> None:
+        """Serve an engine, or what a loader returns, under this name; `info` is shown in the list of models."""
+        with self._lock:
+            self._engines.pop(name, None)
+            if isinstance(model, Engine):
+                self._engines[name] = model
+                self._loaders[name] = lambda: model
+            else:
+                self._loaders[name] = model
+            self._info[name] = info
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._loaders)
+
+    def info(self, name: str) -> dict[str, Any]:
+        return {**self._info[name], "loaded": name in self._engines}
+
+    def check(self, name: str | None) -> str:
+        """The name itself, or the last one added when none is asked for. Raises UnknownModel (a UserError)."""
+        if name is None and self._loaders:
+            return self.names[-1]
+        if name not in self._loaders:
+            raise UnknownModel(f"the model {name!r} does not exist; there is {', '.join(self.names) or 'none yet'}")
+        return name
+
+    def engine(self, name: str) -> Engine:
+        """The engine, loaded now if need be. May take seconds: call it from the worker."""
+        with self._lock:
+            if name not in self._engines:
+                self._engines[name] = self._loaders[name]()
+            return self._engines[name]
+
+    def unload(self) -> None:
+        """Forget loaded engines; the next request loads again."""
+        with self._lock:
+            self._engines.clear()
+
+
+Job = Callable[[threading.Event], Iterator[Any]]
+
+
+class _Task:
+    def __init__(self, job: Job, cancel: threading.Event, deliver: Callable[[Any], None]) -> None:
+        self.job, self.cancel, self.deliver = job, cancel, deliver
+        self.items: Iterator[Any] | None = None
+
+    def step(self) -> bool:
+        """Produce one item; False when there is nothing more to do."""
+        try:
+            if self.cancel.is_set():
+                if self.items is not None and hasattr(self.items, "close"):
+                    self.items.close()
+                return False
+            if self.items is None:
+                self.items = self.job(self.cancel)
+            self.deliver(next(self.items))
+            return True
+        except StopIteration:
+            self.deliver(_END)
+        except Exception as error:  # handed to the request that waits for it
+            self.deliver(error)
+        return False
+
+
+class Worker:
+    """One daemon thread that advances jobs in turn, an item each. A job is a function that returns an iterator."""
+
+    def __init__(self) -> None:
+        self._tasks: deque[_Task] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self.last_used = time.monotonic()  # for a process that ends when nobody asks any more
+
+    @property
+    def busy(self) -> int:
+        """Jobs under way."""
+        return len(self._tasks)
+
+    async def run(self, jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Any]]:
+        """Run jobs side by side and yield (index of the job, item) as they come.
+
+        An exception of a job is raised here. Leaving the iteration early, for whatever reason, cancels all of them.
+        """
+        loop, queue, cancel = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]](), threading.Event()
+
+        def deliver_to(index: int) -> Callable[[Any], None]:
+            def deliver(item: Any) -> None:
+                try:
+                    loop.call_soon_threadsafe(queue.put_nowait, (index, item))
+                except RuntimeError:  # the event loop has been closed: nobody waits
+                    cancel.set()
+
+            return deliver
+
+        self._start([_Task(job, cancel, deliver_to(i)) for i, job in enumerate(jobs)])
+        try:
+            left = len(jobs)
+            while left:
+                index, item = await queue.get()
+                if item is _END:
+                    left -= 1
+                elif isinstance(item, Exception):
+                    raise item
+                else:
+                    yield index, item
+        finally:
+            cancel.set()
+
+    def _start(self, tasks: list[_Task]) -> None:
+        with self._changed:
+            if self._closed:
+                raise UserError("the inference process is shutting down; ask again later")
+            self._tasks.extend(tasks)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._tasks and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                task = self._tasks[0]
+            more = task.step()
+            self.last_used = time.monotonic()
+            with self._changed:
+                # The task stays at the head while it works, so that `busy` counts it.
+                with contextlib.suppress(ValueError):
+                    self._tasks.remove(task)
+                if more:
+                    self._tasks.append(task)
+
+    def close(self) -> None:
+        """Cancel everything and let the thread end."""
+        with self._changed:
+            self._closed = True
+            for task in self._tasks:
+                task.cancel.set()
+                task.deliver(UserError("the inference process is shutting down; ask again later"))
+            self._tasks.clear()
+            self._changed.notify()

@@ -1,0 +1,239 @@
+"""The OpenAI wire format: what a request may hold, and how answers are written. No sockets, no models.
+
+Beyond the standard: `top_k` in requests; in answers a `picollm` field with `tok_s` (tokens per second after the first),
+`first_token_s` and `cut_tokens`, and `usage.tokens_per_second`. Defaults suit small models: temperature 0.8, top_k 50,
+256 tokens.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from picollm.infer.rows import Completion
+from picollm.infer.sampling import Sampling, row_seed
+from picollm.run.errors import UserError
+from picollm.text.chat import Message
+
+DEFAULT_MAX_TOKENS = 256
+MAX_CHOICES = 32
+MAX_STOPS = 16
+UNSUPPORTED = ("tools", "functions", "logprobs", "top_logprobs", "logit_bias", "echo", "suffix", "best_of",
+               "frequency_penalty", "presence_penalty", "audio", "modalities", "prediction")  # fmt: skip
+
+_Request = TypeVar("_Request", bound="Request")
+
+
+class BadRequest(UserError):
+    """A request that cannot be answered as it is; `param` names the field, `code` is OpenAI's short name for it."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.param, self.code, self.status = param, code, status
+
+
+class TextPart(msgspec.Struct):
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(msgspec.Struct):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart] | None = None
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool = False
+
+
+class Request(msgspec.Struct, kw_only=True):
+    """What chat and plain completions share. Fields that are not listed here are ignored."""
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    def sampling(self) -> Sampling:
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        checks = [
+            ("temperature", self.temperature, 0, 2), ("top_p", self.top_p, 0, 1), ("top_k", self.top_k, 0, 10**6),
+            ("max_tokens", self.most, 1, 10**6), ("n", self.n, 1, MAX_CHOICES), ("stop", len(stop), 0, MAX_STOPS),
+        ]  # fmt: skip
+        for name, value, low, high in checks:
+            if value is not None and not low <= value <= high:
+                what = f"has {value} texts" if name == "stop" else f"is {value}"
+                raise BadRequest(f"{name} {what}; expected {low} to {high}", param=name)
+        if not all(stop):
+            raise BadRequest("stop holds an empty text", param="stop")
+        return Sampling(
+            max_tokens=self.most or DEFAULT_MAX_TOKENS,
+            temperature=0.8 if self.temperature is None else self.temperature,
+            top_k=50 if self.top_k is None else self.top_k,
+            # OpenAI allows 0, which can only mean the likeliest token.
+            top_p=1.0 if self.top_p is None else max(self.top_p, 1e-9),
+            stop=stop,
+        )
+
+    @property
+    def most(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def with_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def seeds(self) -> list[int]:
+        """One per choice: the seed itself for the first, so that n = 1 and the first of many say the same."""
+        seed = secrets.randbits(62) if self.seed is None else self.seed
+        return [seed if k == 0 else row_seed(seed, k) for k in range(self.choices)]
+
+
+class ChatRequest(Request, kw_only=True):
+    messages: list[ChatMessage]
+
+    def conversation(self) -> list[Message]:
+        """Messages as training knows them: text only, `developer` is `system`, equal neighbours joined."""
+        turns: list[Message] = []
+        for number, message in enumerate(self.messages):
+            role = "system" if message.role == "developer" else message.role
+            text = _text(message.content, f"messages[{number}].content")
+            if turns and turns[-1]["role"] == role:
+                turns[-1]["content"] = f"{turns[-1]['content']}\n\n{text}"
+            else:
+                turns.append({"role": role, "content": text})
+        if not turns:
+            raise BadRequest("messages is empty; add a user message", param="messages")
+        return turns
+
+
+class CompletionRequest(Request, kw_only=True):
+    prompt: str | list[str]
+
+    def prompts(self) -> list[str]:
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if not 1 <= len(prompts) * self.choices <= MAX_CHOICES:
+            raise BadRequest(f"prompt and n ask for {len(prompts) * self.choices} answers; expected 1 to {MAX_CHOICES}",
+                             param="prompt")  # fmt: skip
+        return prompts
+
+
+def _text(content: str | list[TextPart] | None, where: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    for part in content:
+        if part.type != "text" or part.text is None:
+            raise BadRequest(f"{where}: parts of type {part.type!r} are not supported; this model reads text only",
+                             param=where)  # fmt: skip
+    return "".join(part.text or "" for part in content)
+
+
+def read(body: bytes, kind: type[_Request]) -> _Request:
+    """Decode and check a request. Raises BadRequest, naming the field at fault."""
+    try:
+        raw = msgspec.json.decode(body)
+        request = msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at ")
+        param = re.sub(r"^\$\.?", "", place.strip("`")) or None
+        missing = re.search(r"missing required field `(\w+)`", message)
+        raise BadRequest(f"{param or 'request'}: {message}", param=missing[1] if missing else param) from None
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from None
+    for name in UNSUPPORTED:
+        if raw.get(name):
+            raise BadRequest(f"{name} is not supported; leave it out", param=name, code="unsupported_parameter")
+    style = raw.get("response_format")
+    if isinstance(style, dict) and style.get("type", "text") != "text":
+        raise BadRequest("response_format: only text is supported", param="response_format",
+                         code="unsupported_parameter")  # fmt: skip
+    request.sampling()
+    return request
+
+
+def error_body(message: str, *, kind: str = "invalid_request_error", param: str | None = None,
+               code: str | None = None) -> dict[str, Any]:  # fmt: skip
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def usage_of(prompt_tokens: int, answers: list[Completion]) -> dict[str, Any]:
+    made = sum(len(answer.ids) for answer in answers)
+    rates = [answer.tok_s for answer in answers if answer.tok_s]
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": made,
+        "total_tokens": prompt_tokens + made,
+        "tokens_per_second": round(sum(rates) / len(rates), 1) if rates else None,
+    }
+
+
+def figures_of(answer: Completion) -> dict[str, Any]:
+    return {
+        "tok_s": round(answer.tok_s, 1),
+        "first_token_s": round(answer.first_token_s, 4),
+        "cut_tokens": answer.cut_tokens,
+    }
+
+
+class Envelope:
+    """The fields all pieces of one response share, and the shape of a choice in each of the four forms."""
+
+    def __init__(self, *, chat: bool, model: str) -> None:
+        self.chat, self.model = chat, model
+        self.id = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
+        self.created = int(time.time())
+
+    def _wrap(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices, **more}
+
+    def whole(self, answers: list[Completion], usage: dict[str, Any]) -> dict[str, Any]:
+        """The response to a request that does not stream."""
+        choices = []
+        for index, answer in enumerate(answers):
+            choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": answer.finish_reason}
+            if self.chat:
+                choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
+            else:
+                choice["text"] = answer.text
+            choices.append(choice)
+        kind = "chat.completion" if self.chat else "text_completion"
+        return self._wrap(kind, choices, usage=usage, picollm=figures_of(answers[0]))
+
+    def piece(self, index: int, text: str | None, *, first: bool = False, answer: Completion | None = None,
+              with_usage: bool = False) -> dict[str, Any]:  # fmt: skip
+        """One streamed chunk of a choice: its opening (`first`), some text, or its end (`answer`)."""
+        choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": None}
+        if answer is not None:
+            choice["finish_reason"] = answer.finish_reason
+        if self.chat:
+            delta: dict[str, Any] = {"role": "assistant", "content": ""} if first else {}
+            if text:
+                delta["content"] = text
+            choice["delta"] = delta
+        else:
+            choice["text"] = text or ""
+        more: dict[str, Any] = {"usage": None} if with_usage else {}
+        if answer is not None:
+            more["picollm"] = figures_of(answer)
+        return self._wrap("chat.completion.chunk" if self.chat else "text_completion", [choice], **more)
+
+    def usage_piece(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """The last chunk when stream_options.include_usage is set: no choices, only the count."""
+        return self._wrap("chat.completion.chunk" if self.chat else "text_completion", [], usage=usage)

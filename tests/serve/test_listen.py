@@ -1,0 +1,174 @@
+"""A real server on a real socket: permissions, interleaving, hanging up, stopping."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from picollm.infer.engine import Engine
+from picollm.run.errors import UserError
+from picollm.serve.api import ModelHub, create_app, serve
+from picollm.serve.listen import bind_unix
+from tests.infer.fakes import ByteTokenizer, scripted_engine, tiny_model
+
+TOK = ByteTokenizer()
+HI = [{"role": "user", "content": "hi"}]
+
+
+class Running:
+    """A server in a thread, on a socket in a short folder and on a free port."""
+
+    def __init__(self, hub: ModelHub, folder: Path) -> None:
+        self.hub, self.uds = hub, folder / "private" / "s.sock"
+        self.stop, ready = threading.Event(), threading.Event()
+        self.addresses: list[str] = []
+
+        def on_ready(addresses: list[str]) -> None:
+            self.addresses = addresses
+            ready.set()
+
+        def run() -> None:
+            serve(create_app(hub, "secret"), uds=self.uds, host="127.0.0.1", should_stop=self.stop.is_set,
+                  on_ready=on_ready)  # fmt: skip
+
+        self.thread = threading.Thread(target=run)
+        self.thread.start()
+        assert ready.wait(20)
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(transport=httpx.HTTPTransport(uds=str(self.uds)), base_url="http://x", timeout=20)
+
+    def end(self) -> None:
+        self.stop.set()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    hub = ModelHub()
+    slow = scripted_engine(list(b"abcdefghij" * 10), prompt_tokens=6)
+    real = slow.model.hidden
+
+    def hidden(*args):  # type: ignore[no-untyped-def]
+        time.sleep(0.02)
+        return real(*args)
+
+    slow.model.hidden = hidden  # type: ignore[method-assign]
+    hub.add("slow", slow)
+    hub.add("tiny", lambda: Engine(tiny_model(), TOK, live=False))
+    running = Running(hub, tmp_path_factory.mktemp("s"))
+    yield running
+    running.end()
+    assert not running.uds.exists()
+
+
+def until(what, seconds: float = 5.0) -> bool:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + seconds
+    while not what() and time.monotonic() < end:
+        time.sleep(0.02)
+    return bool(what())
+
+
+def test_socket_is_private_and_needs_no_token(server: Running) -> None:
+    assert stat.S_IMODE(os.stat(server.uds).st_mode) == 0o600
+    assert stat.S_IMODE(os.stat(server.uds.parent).st_mode) == 0o700
+    with server.client() as client:
+        assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["slow", "tiny"]
+    [_, tcp] = server.addresses
+    assert httpx.get(f"{tcp}/v1/models").status_code == 401
+    assert httpx.get(f"{tcp}/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_two_streams_interleave(server: Running) -> None:
+    order: list[int] = []
+
+    def ask(k: int) -> None:
+        body = {"model": "slow", "messages": HI, "temperature": 0, "max_tokens": 20, "stream": True}
+        with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            order.extend(k for line in answer.iter_lines() if '"content":"' in line and '"content":""' not in line)
+
+    threads = [threading.Thread(target=ask, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    with server.client() as client:  # the event loop is free while models work
+        begun = time.perf_counter()
+        assert client.get("/health").status_code == 200
+        assert time.perf_counter() - begun < 1
+    for thread in threads:
+        thread.join(20)
+    assert order.count(0) == order.count(1) == 20
+    changes = sum(a != b for a, b in itertools.pairwise(order))
+    assert changes >= 10
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_hanging_up_stops_generation(server: Running, stream: bool) -> None:
+    body = json.dumps({"model": "slow", "messages": HI, "temperature": 0, "max_tokens": 100, "stream": stream}).encode()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(server.uds))
+        sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                     + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)  # fmt: skip
+        assert until(lambda: server.hub.worker.busy == 1)
+        if stream:
+            assert sock.recv(100).startswith(b"HTTP/1.1 200")
+    begun = time.monotonic()
+    assert until(lambda: server.hub.worker.busy == 0)
+    assert time.monotonic() - begun < 1.5  # the whole answer would take 2 s
+
+
+def test_a_stop_ends_open_streams(server: Running) -> None:
+    body = {"model": "slow", "messages": HI, "temperature": 0, "max_tokens": 100, "stream": True}
+    with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        assert answer.status_code == 200
+        server.stop.set()
+        with pytest.raises(httpx.HTTPError):
+            if "[DONE]" in "".join(answer.iter_lines()):
+                raise httpx.ReadError("ended in time")
+    assert until(lambda: not server.thread.is_alive())
+
+
+def test_addresses_that_cannot_be_used(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("b")
+    with pytest.raises(UserError, match="bytes"):
+        bind_unix(folder / ("x" * 110) / "s.sock")
+    (folder / "open").mkdir(mode=0o755)
+    with pytest.raises(UserError, match="chmod 700"):
+        bind_unix(folder / "open" / "s.sock")
+    path = folder / "p" / "s.sock"
+    first = bind_unix(path)
+    with pytest.raises(UserError, match="already listens"):
+        bind_unix(path)
+    first.close()
+    bind_unix(path).close()  # what a dead process left is replaced
+    app = create_app(ModelHub(), None)
+    with pytest.raises(UserError, match="token"):
+        serve(app, host="127.0.0.1")
+    with pytest.raises(UserError, match="nowhere"):
+        serve(app)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="cannot listen"):
+        serve(create_app(ModelHub(), "t"), host="127.0.0.1", port=taken.getsockname()[1])
+
+
+def test_our_own_client_understands_it(server: Running) -> None:
+    from picollm.run.serving import Address, Client
+
+    client = Client(Address(uds=str(server.uds)))
+    assert client.models() == ["slow", "tiny"]
+    *pieces, last = client.stream_chat("slow", HI, temperature=0, max_tokens=12)
+    assert "".join(piece.text for piece in pieces) == "abcdefghijab"
+    assert (last.finish_reason, last.tokens) == ("length", 12) and last.tok_s
+    *pieces, last = client.stream_completion("tiny", "x", max_tokens=5)
+    assert last.finish_reason in ("length", "stop")
+    with pytest.raises(UserError, match="does not exist"):
+        list(client.stream_chat("gone", HI))
