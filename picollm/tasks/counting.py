@@ -3,6 +3,9 @@
     user       How many 'r' are in 'strawberry'?
     assistant  <python> "strawberry".count("r") <output> 3 <text> There are 3.
 
+Most phrasings put the word in double quotes, as the calculation does: its tokens are then the same in both places and
+can be copied. (In 'strawberry' the splitter takes 's for a contraction, and the tokens differ.)
+
 Words come from the corpus; split by word (the same hash as spelling). Most questions ask for a letter of the word, one
 in six for any letter, so that 0 occurs. Right means: the last integer of the answer is the count.
 """
@@ -18,11 +21,12 @@ from picollm.tasks.scoring import last_number
 PHRASINGS = (
     "How many '{letter}' are in '{word}'?",
     'How many "{letter}" are in "{word}"?',
-    "How many {letter} are in the word {word}?",
-    "How many times does {letter} occur in {word}?",
+    'How many {letter} are in the word "{word}"?',
+    'How many times does {letter} occur in "{word}"?',
     'Count the letter {letter} in "{word}".',
-    "Count the {letter} in {word}.",
+    'Count the {letter} in "{word}".',
     "How often does the letter {letter} appear in {word}?",
+    "How many {letter} are in {word}?",
 )
 
 
