@@ -48,7 +48,8 @@ def split(documents: Iterable[Document], val_share: float) -> tuple[list[Documen
     """(train, val): a document is for validation when the hash of its text falls into the first `val_share`.
 
     So the choice is the same on every machine and for every order, and a document keeps its side when others are
-    added. A corpus of few documents is cut into pieces first. Both sides get at least one document.
+    added. A corpus of few documents is cut into pieces first. Both sides get at least one document: where the draw
+    leaves validation without any, or with more than half of the text, it is the shortest document.
 
     Raises UserError when there is too little text for both.
     """
@@ -57,13 +58,12 @@ def split(documents: Iterable[Document], val_share: float) -> tuple[list[Documen
         whole = _cut(whole)
     if len(whole) < 2:
         raise UserError("too little text to train on and to validate with; give at least a few paragraphs")
-    ranked = sorted(((_draw(document.text), document) for document in whole), key=lambda pair: pair[0])
-    in_val = sum(draw < val_share for draw, _ in ranked)
-    bound = ranked[min(max(in_val, 1), len(ranked) - 1)][0]
-    train = [document for document in whole if _draw(document.text) >= bound]
-    val = [document for document in whole if _draw(document.text) < bound]
-    if not val:  # copies of one text have one draw; whoever made them gets the same text on both sides
-        train, val = whole[1:], whole[:1]
+    chosen = {i for i, document in enumerate(whole) if _draw(document.text) < val_share}
+    in_val = sum(len(whole[i].text) for i in chosen)
+    if not chosen or 2 * in_val > sum(len(document.text) for document in whole):
+        chosen = {min(range(len(whole)), key=lambda i: (len(whole[i].text), _draw(whole[i].text)))}
+    train = [document for i, document in enumerate(whole) if i not in chosen]
+    val = [document for i, document in enumerate(whole) if i in chosen]
     return train, val
 
 
@@ -71,7 +71,8 @@ def _cut(documents: list[Document]) -> list[Document]:
     size = sum(len(document.text) for document in documents)
     limit = min(PIECE_CHARACTERS, max(200, size // MOST_PIECES))
     if len(documents) == 1 and size <= limit:
-        limit = max(1, (size * 3 + 3) // 4)
+        documents = [Document(id=documents[0].id, text=documents[0].text.strip())]
+        limit = max(1, len(documents[0].text) * 3 // 4)
     found = []
     for document in documents:
         parts = [part for part in pieces(document.text, limit) if part.strip()]
