@@ -199,6 +199,9 @@ class GPT(nn.Module):
         attention_backend: one of `picollm.model.attention.BACKENDS`; changes speed only.
     """
 
+    cos: Tensor  # (seq_len, C / 2), rotary angles
+    sin: Tensor
+
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
@@ -323,7 +326,8 @@ class GPT(nn.Module):
             x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
             value_embed = None
             if shape.has_value_embed(i):
-                value_embed = F.embedding(ids_BT, self.value_embeds[str(i)].weight).to(x.dtype)
+                table = self.value_embeds[str(i)].weight
+                value_embed = F.embedding(ids_BT, table).to(x.dtype)  # type: ignore[arg-type]
             window = self.windows[i]
             x = block(
                 x, value_embed, rotary, window=window, mask=masks.get(window), segments=segments_BT, backend=backend,
