@@ -6,6 +6,7 @@ stage to save and stop first.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ PROGRESS_EVERY_S = 5.0
 NUDGE_AFTER_S = 10.0  # a request that nobody read for so long needs another conductor
 GIVE_UP_AFTER_S = 30.0
 MOST_CONDUCTORS = 3
-DONE, OURS, USERS, STOPPED, HUNG_UP = 0, 1, 2, 3, 129
+DONE, OURS, USERS, STOPPED, HUNG_UP, UNREAD = 0, 1, 2, 3, 129, 141
 
 
 def duration(seconds: float | None) -> str:
@@ -37,7 +38,8 @@ def duration(seconds: float | None) -> str:
 class Follower:
     """Follows one request; `follow()` blocks and returns the exit code of the command line.
 
-    0 all asked-for stages are done, 1 failed by our fault, 2 by the person's, 3 stopped, 129 the terminal hung up.
+    0 all asked-for stages are done, 1 failed by our fault, 2 by the person's, 3 stopped; 129 the terminal hung up and
+    141 nobody reads us any more, while training goes on.
     """
 
     def __init__(self, run: Run, request: conductor.Request) -> None:
@@ -62,6 +64,10 @@ class Follower:
         try:
             conductor.ask(self.run, self.request)
             return self._follow()
+        except BrokenPipeError:
+            # Whoever read our output has gone, as `head` does; nothing must be written at exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return UNREAD
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -1,0 +1,357 @@
+"""The command line as people and scripts meet it: real processes, fake stages (tests/run/conftest.py)."""
+
+# ruff: noqa: F811  pytest passes fixtures by the names that were imported
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from picollm import cli
+from picollm.run import config as settings
+from picollm.run import lease, pipeline
+from picollm.run.folder import Run
+from tests.run.conftest import make_done, run, runs, script, state, until  # noqa: F401  two are fixtures
+from tests.run.test_serving import SERVER
+
+
+def call(*argv: str, capsys: Any) -> tuple[int, str, str]:
+    code = cli.invoke(list(argv))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def start(*argv: str, **options: Any) -> subprocess.Popen[str]:
+    """The command line as a process, output in pipes."""
+    argv = (sys.executable, "-m", "picollm.cli", *argv)
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def forge_all(run: Run) -> None:
+    make_done(run, *pipeline.NAMES)
+
+
+# light ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, picollm.cli; "
+        "heavy = {'torch', 'numpy', 'pyarrow', 'textual', 'rich', 'httpx', 'stages', 'tui'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_command_has_help(capsys: Any) -> None:
+    for name in ["run", "resume", "stop", "status", "runs", "plan", "doctor", "chat", "compare", "config"]:
+        code, out, _ = call(name, "--help", capsys=capsys)
+        assert code == 0 and "Usage: picollm" in out
+
+
+# mistakes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["bogus"], "No such command"),
+        (["status", "--bogus"], "No such option"),
+        (["chat", "--top-k", "many"], "--top-k"),
+        (["status"], "no runs in"),
+        (["status", "--run", "zz"], "no run 'zz'"),
+        (["resume", "--run", "zz"], "start it with: picollm run --run zz"),
+        (["stop", "--run", "zz"], "no run 'zz'"),
+        (["chat", "--run", "zz"], "no run 'zz'"),
+        (["run", "--profile", "huge"], "unknown profile 'huge'"),
+        (["run", "--set", "sft.lrr=1"], "unknown key 'sft.lrr'"),
+        (["run", "--run", "../up"], "no run '../up'"),
+        (["run", "--run", "a b"], "run name 'a b'"),
+        (["run", "--only", "sfft"], "unknown stage 'sfft'"),
+        (["run", "--only", "sft", "--from", "rl"], "exclude each other"),
+        (["run", "--config", "absent.toml"], "cannot read settings file"),
+        (["config", "--set", "x"], "expected table.key=value"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(runs: Path, capsys: Any, argv: list[str], said: str) -> None:
+    code, out, err = call(*argv, capsys=capsys)
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and said in err
+    assert Run.all() == []
+
+
+def test_an_unexpected_exception_is_one_line_and_a_file(runs: Path, capsys: Any, monkeypatch: Any) -> None:
+    def boom() -> None:
+        raise ZeroDivisionError("deep inside")
+
+    monkeypatch.setattr(Run, "all", boom)
+    code, _, err = call("runs", capsys=capsys)
+    assert code == 1 and err.count("\n") == 1 and "ZeroDivisionError: deep inside" in err
+    kept = Path(err.strip().rpartition(" is in ")[2])
+    assert "def boom" in kept.read_text() or "in boom" in kept.read_text()
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(runs: Path, capsys: Any) -> None:
+    runs.write_text("a file where the runs folder should be")
+    code, _, err = call("run", capsys=capsys)
+    assert code == 2 and "cannot write" in err and err.count("\n") == 1
+
+
+# reading --------------------------------------------------------------------------------------------------------------
+
+
+def test_status_in_both_forms(run: Run, capsys: Any) -> None:
+    make_done(run, "doctor")
+    code, out, _ = call("status", "--json", capsys=capsys)
+    found = json.loads(out)
+    assert code == 0 and found["run"] == "r" and found["conductor"] is False
+    assert [stage["name"] for stage in found["stages"]] == list(pipeline.NAMES)
+    first = found["stages"][0]
+    assert {"name", "state", "step", "steps", "started", "seconds", "eta", "reason", "attempt"} <= set(first)
+    assert (first["state"], first["seconds"], found["stages"][1]["state"]) == ("done", 3.0, "ready")
+    _, out, _ = call("status", "--run", "r", capsys=capsys)
+    assert "\x1b" not in out and re.search(r"^doctor +done +3\.0 s", out, re.M)
+    run.set(["run.seed=5"])
+    _, out, _ = call("status", capsys=capsys)
+    assert "run.seed was 1337, is now 5" in out
+
+
+def test_runs_are_listed_broken_ones_too(run: Run, capsys: Any) -> None:
+    broken = Run.create("broken", settings.load(environ={}))
+    (broken.dir / "config.toml").write_text("[sftt]\n")
+    code, out, _ = call("runs", capsys=capsys)
+    assert code == 0 and "unknown table [sftt]" in out and re.search(r"^r +pocket +0/13", out, re.M)
+
+
+def test_config_says_where_each_value_comes_from(run: Run, tmp_path: Path, capsys: Any) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[rl]\nsteps = 7\n")
+    _, out, _ = call(
+        "config", "--profile", "smoke", "--config", str(mine), "--set", "sft.lr=0.1", "--diff", capsys=capsys
+    )
+    assert re.search(r"^sft\.lr = 0\.1 +# --set", out, re.M) and re.search(
+        r"^model\.depth = 2 +# profile smoke", out, re.M
+    )
+    assert re.search(rf"^rl\.steps = 7 +# {re.escape(str(mine))}", out, re.M) and "seq_len = 128" in out
+    assert "data.source" not in out
+    run.set(["sft.lr=0.3"])
+    _, out, _ = call("config", "--run", "r", capsys=capsys)
+    assert re.search(r"^sft\.lr = 0\.3 +# r/config\.toml", out, re.M) and re.search(
+        r"^rl\.lr = 0\.05 +# default", out, re.M
+    )
+    _, out, _ = call("config", "--template", capsys=capsys)
+    assert out == settings.template()
+
+
+# running --------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_runs_what_it_needs_and_shows_the_outcome(runs: Path, capfd: Any) -> None:
+    code = cli.invoke(["plan", "--run", "p", "--profile", "smoke", "--set", "model.depth=3"])
+    out, _ = capfd.readouterr()
+    assert code == 0 and Run.open("p").wishes().run.profile == "smoke"
+    assert re.search(r"^model\.depth +4 +you set 3", out, re.M) and re.search(r"^ +bf16 +1,400 +<", out, re.M)
+    assert re.search(r"^pretrain +12\.5 s +- +waiting", out, re.M)
+    assert re.search(r"^preflight +- +0\.\d s +done", out, re.M)
+
+
+def test_doctor_in_a_throwaway_run_leaves_nothing(runs: Path, capsys: Any) -> None:
+    code, out, _ = call("doctor", capsys=capsys)
+    assert code == 0 and re.search(r"^ok +python +3\.11", out, re.M) and not runs.exists()
+
+
+def test_doctor_fails_when_a_check_fails(run: Run, capsys: Any) -> None:
+    script(run, doctor={"check": "fail"})
+    code, out, _ = call("doctor", "--run", "r", capsys=capsys)
+    assert code == 1 and "fail" in out
+    script(run, doctor={"error": "cannot look"})
+    code, _, err = call("doctor", "--run", "r", capsys=capsys)
+    assert code != 0 and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_whole_run_from_nothing(runs: Path) -> None:
+    child = start("run", "--run", "whole", "--profile", "smoke", "--nproc", "1")
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    assert "\x1b" not in out and len(re.findall(r" done in ", out)) == 13
+    assert Run.open("whole").wishes().run.nproc == 1
+    again = start("resume", "--run", "whole")
+    assert again.wait(30) == 0
+    assert Run.open("whole").attempts("sft") == [1]
+
+
+@pytest.mark.slow
+def test_failures_name_the_reason_and_whose_fault(run: Run) -> None:
+    make_done(run, *(name for name in pipeline.NAMES if name != "report"))
+    script(run, report={"error": "no ink"})
+    child = start("run", "--run", "r")
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 2 and err == "error: report failed: no ink\n" and "report         failed: no ink" in out
+    script(run, report={"bug": "boom"})
+    child = start("resume")
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 1 and "RuntimeError: boom; see attempt-002.console.log" in err
+    script(run, report={"exit": 3})
+    child = start("run", "--run", "r", "--only", "report")
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 1 and "report crashed: exit code 3" in err
+    script(run)
+    assert start("resume").wait(60) == 0
+
+
+def test_stale_is_refused_with_the_reason(run: Run, capsys: Any) -> None:
+    forge_all(run)
+    code, _, err = call("run", "--run", "r", "--set", "sft.lr=0.5", capsys=capsys)
+    assert code == 2 and "sft (sft.lr was 0.8, is now 0.5)" in err and "--from sft" in err
+    code, _, err = call("run", "--run", "r", "--profile", "smoke", capsys=capsys)
+    assert code == 2 and "made with profile 'pocket'" in err
+
+
+def test_a_config_file_on_an_existing_run_is_a_revision(run: Run, tmp_path: Path, capsys: Any) -> None:
+    forge_all(run)
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[chat]\ntemperature = 0.2\n")
+    code, _, _ = call("run", "--run", "r", "--config", str(mine), "--set", "chat.top_k=3", capsys=capsys)
+    assert code == 0 and run.wishes().chat.temperature == 0.2 and run.wishes().chat.top_k == 3
+    mine.write_text('[run]\nprofile = "smoke"\n')
+    code, _, err = call("run", "--run", "r", "--config", str(mine), capsys=capsys)
+    assert code == 2 and "cannot change" in err
+
+
+@pytest.mark.slow
+def test_only_and_from_make_again(run: Run) -> None:
+    forge_all(run)
+    assert start("run", "--run", "r", "--only", "report").wait(60) == 0
+    assert run.attempts("report") == [1, 2] and run.attempts("chat_eval") == [1]
+    assert start("run", "--run", "r", "--from", "chat_eval", "--fresh").wait(60) == 0
+    assert run.attempts("report") == [1, 2, 3] and run.attempts("chat_eval") == [1, 2] and run.attempts("rl") == [1]
+
+
+def following(run: Run, do: dict[str, Any]) -> subprocess.Popen[str]:
+    make_done(run, *(name for name in pipeline.NAMES if name != "report"))
+    script(run, report=do)
+    child = start("run", "--run", "r")
+    until(lambda: run.status("report").phase == "train", what="report starts")
+    return child
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_saves_and_exits_3(run: Run, number: int) -> None:
+    child = following(run, {"steps": 4000, "sleep": 0.01})
+    child.send_signal(number)
+    out, _ = child.communicate(timeout=30)
+    assert child.returncode == 3 and "go on with: picollm resume --run r" in out
+    assert state(run, "report") == "stopped" and run.status("report").step > 0
+
+
+def test_interrupting_twice_kills(run: Run) -> None:
+    child = following(run, {"steps": 2, "sleep": 60})
+    child.send_signal(signal.SIGINT)
+    until(lambda: state(run, "report") == "stopping")
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=30)
+    assert child.returncode == 3 and "killing: report" in out and state(run, "report") == "crashed"
+
+
+def test_hanging_up_ends_only_the_follower(run: Run) -> None:
+    child = following(run, {"steps": 100, "sleep": 0.02})
+    child.send_signal(signal.SIGHUP)
+    assert child.wait(10) == 129 and state(run, "report") == "running"
+    until(lambda: state(run, "report") == "done")
+
+
+def test_a_closed_pipe_ends_only_the_follower_and_silently(run: Run) -> None:
+    child = following(run, {"steps": 100, "sleep": 0.02})
+    assert child.stdout and child.stderr
+    child.stdout.close()
+    until(lambda: state(run, "report") == "done")
+    assert child.wait(20) == 141 and child.stderr.read() == ""
+
+
+def test_stop_from_elsewhere_ends_the_follower_with_3(run: Run, capsys: Any) -> None:
+    child = following(run, {"steps": 4000, "sleep": 0.01})
+    code, out, _ = call("stop", capsys=capsys)
+    assert code == 0 and "asked to save and stop: report" in out
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 3 and "stopped" in err
+    assert call("stop", capsys=capsys)[1] == "nothing runs\n"
+
+
+@pytest.mark.slow
+def test_the_follower_replaces_a_killed_conductor(run: Run) -> None:
+    child = following(run, {"steps": 100, "sleep": 0.02})
+    from tests.run.test_conductor import conductor_pid
+
+    os.kill(conductor_pid(run), signal.SIGKILL)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 0, err
+    assert "another one takes over" in out and run.attempts("report") == [1]
+
+
+@pytest.mark.slow
+def test_a_second_follower_joins(run: Run) -> None:
+    child = following(run, {"steps": 100, "sleep": 0.02})
+    other = start("resume", "--run", "r")
+    assert child.wait(30) == 0 and other.wait(30) == 0 and run.attempts("report") == [1]
+
+
+def test_progress_is_said_now_and_then(run: Run, capsys: Any, monkeypatch: Any) -> None:
+    from picollm import cli_follow
+
+    monkeypatch.setattr(cli_follow, "PROGRESS_EVERY_S", 0.3)
+    make_done(run, *(name for name in pipeline.NAMES if name != "report"))
+    script(run, report={"steps": 100, "sleep": 0.02})
+    code, out, _ = call("run", "--run", "r", capsys=capsys)
+    assert code == 0 and re.search(r"report +train  step \d+/100  loss 0\.\d{4}  1,000 tok/s  .* left", out)
+
+
+# talking --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def talking(run: Run) -> Run:
+    (run.dir.parent.parent / "fakes" / "stages" / "serve.py").write_text(SERVER)
+    (run.dir / "base_checkpoints").mkdir()
+    return run
+
+
+def test_chat_needs_a_model(run: Run, capsys: Any) -> None:
+    code, _, err = call("chat", "-p", "hi", capsys=capsys)
+    assert code == 2 and "has no model yet" in err and not (run.dir / "jobs").exists()
+
+
+def test_one_answer(talking: Run, capsys: Any) -> None:
+    code, out, _ = call("chat", "-p", "hi", "--seed", "7", "--temperature", "0", "--top-k", "2", capsys=capsys)
+    assert (code, out) == (0, "You said hi 7 0.0 2\n")
+    code, out, _ = call("chat", "-p", "hi", "--model", "base", capsys=capsys)
+    assert out == "You said hi 1 0.7 50\n"
+    for model, said in (("rl", "not made yet; there is sft, base"), ("gpt", "unknown model")):
+        code, _, err = call("chat", "-p", "hi", "--model", model, capsys=capsys)
+        assert code == 2 and said in err
+    assert call("stop", "--serving", capsys=capsys)[1].endswith("inference process ended\n")
+    assert not lease.is_held(talking.dir / "jobs" / "serve" / "lock")
+
+
+def test_a_conversation(talking: Run) -> None:
+    child = start("chat", stdin=subprocess.PIPE)
+    out, err = child.communicate("one\n\ntwo\n/new\nthree\n/quit\nnever\n", timeout=60)
+    assert child.returncode == 0, err
+    assert out.splitlines() == [f"You said {word} 1 0.7 50" for word in ("one", "two", "three")]
+
+
+def test_compare_shows_base_and_chat_with_measures(talking: Run, capsys: Any) -> None:
+    (talking.dir / "prompts.txt").write_text("# mine\nfirst\n\nsecond\n")
+    code, out, _ = call("compare", capsys=capsys)
+    assert code == 0 and re.findall(r"^### (.*)$", out, re.M) == ["first", "second"]
+    assert out.count("[base] You said") == out.count("[sft] You said") == 2
+    assert len(re.findall(r"^    6 words, \d+ characters, repetition 0%, ended by itself", out, re.M)) == 2
+    assert out.count("cut off") == 2
