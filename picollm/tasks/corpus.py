@@ -1,6 +1,7 @@
 """The facts that tasks ask about, taken from the documentation on this machine.
 
     functions()   documented functions with a short first sentence, name and sentence both unique
+    homes()       the modules in which a short name occurs
     vocabulary()  ordinary lower-case words of the text
 
 Both depend on the Python version, so nothing golden may be built on them. The base model has read the same text:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 SHORTEST, LONGEST = 15, 120  # characters of a first sentence worth asking for
 FEWEST_WORDS = 3
 LEAST_SEEN = 3  # a word must occur this often to be ordinary
+LEFT_OUT = frozenset({"tkinter", "distutils", "lib2to3", "test"})  # not on every machine, and few ask about them
+PATH_MODULES = frozenset({"posixpath", "ntpath", "genericpath"})
 
 _WORD = re.compile(r"(?<![\w.'`-])[a-z]{3,10}(?![\w'`-])(?!\.\w)")
 _PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]*")
@@ -39,15 +42,24 @@ class Function(msgspec.Struct, frozen=True):
 
 @lru_cache(maxsize=1)
 def functions() -> tuple[Function, ...]:
-    """Sorted by name. Sentences that several functions share are dropped: they do not tell which one is meant."""
-    from picollm.data.pydocs import docstrings
+    """Sorted by name. Of several functions with the same sentence the most familiar one stays: `str.split`, not
+    `bytes.rsplit`; so no sentence can be on both sides of a split.
+    """
+    by_name: dict[str, Function] = {}
+    by_sentence: dict[str, Function] = {}
+    for function in sorted(filter(None, map(_function, _entries())), key=_strangeness):
+        if function.name not in by_name and function.sentence.lower() not in by_sentence:
+            by_name[function.name] = by_sentence[function.sentence.lower()] = function
+    return tuple(by_name[name] for name in sorted(by_name))
 
-    found = [function for entry in docstrings() if (function := _function(entry)) is not None]
-    names = Counter(function.name for function in found)
-    sentences = Counter(function.sentence.lower() for function in found)
-    return tuple(sorted(
-        (f for f in found if names[f.name] == 1 and sentences[f.sentence.lower()] == 1), key=lambda f: f.name
-    ))
+
+@lru_cache(maxsize=1)
+def homes() -> dict[str, frozenset[str]]:
+    """For each short name the modules that have something public of that name, asked about or not."""
+    found: dict[str, set[str]] = {}
+    for entry in _entries():
+        found.setdefault(entry.name.rsplit(".", 1)[-1], set()).add(_public_module(entry.module))
+    return {short: frozenset(modules) for short, modules in found.items()}
 
 
 @lru_cache(maxsize=1)
@@ -59,6 +71,21 @@ def vocabulary() -> tuple[str, ...]:
     for document in documents():
         counts.update(_WORD.findall(document.text))
     return tuple(sorted(word for word, n in counts.items() if n >= LEAST_SEEN and _VOWEL.search(word)))
+
+
+def _entries() -> list[DocEntry]:
+    from picollm.data.pydocs import docstrings
+
+    return [entry for entry in docstrings() if entry.module.split(".", 1)[0] not in LEFT_OUT]
+
+
+def _strangeness(function: Function) -> tuple[bool, int, str]:
+    return function.module != "builtins", len(function.name), function.name
+
+
+def _public_module(module: str) -> str:
+    """`posixpath` and `genericpath` are known as `os.path`."""
+    return "os.path" if module in PATH_MODULES else module
 
 
 def _function(entry: DocEntry) -> Function | None:
@@ -73,6 +100,7 @@ def _function(entry: DocEntry) -> Function | None:
         return None
     if not sentence.endswith((".", "!", "?")):
         sentence += "."
-    inside = entry.module == "builtins" or entry.name.startswith(entry.module + ".")
-    name = entry.name if inside else f"{entry.module}.{entry.name}"
-    return Function(name=name.removeprefix("builtins."), module=entry.module, short=short, sentence=sentence)
+    module = _public_module(entry.module)
+    inside = entry.name.removeprefix(f"{entry.module}.")
+    name = inside if module == "builtins" else f"{module}.{inside}"
+    return Function(name=name, module=module, short=short, sentence=sentence)

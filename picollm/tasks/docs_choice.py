@@ -17,11 +17,10 @@ letters; each stands alone at the start of its line, so that it is the same toke
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from typing import Literal
 
 from picollm.tasks.base import BaseTask, Example, Split, ask, only
-from picollm.tasks.corpus import Function, functions
+from picollm.tasks.corpus import Function, functions, homes
 
 LETTERS = "ABCD"
 LONGEST_OPTION = 90  # characters; four descriptions must fit a short context
@@ -47,15 +46,12 @@ class DocsChoice(BaseTask):
     def _make(self, split: Split) -> list[Example]:
         named = {function.name: function for function in functions()}
         mine = [named[name] for name in only(split, "function", list(named))]
-        homes: defaultdict[str, set[str]] = defaultdict(set)
-        for function in functions():
-            homes[function.short].add(function.module)
         modules = sorted({function.module for function in mine if function.module != "builtins"})
         short_enough = [function for function in mine if len(function.sentence) <= LONGEST_OPTION]
         examples = []
         for function in mine:
             rng = self.random(split, function.name)
-            if len(homes[function.short]) == 1 and function.module != "builtins" and len(modules) >= len(LETTERS):
+            if len(homes()[function.short]) == 1 and function.module != "builtins" and len(modules) >= len(LETTERS):
                 examples.append(self._where(function, modules, rng))
             if len(function.sentence) <= LONGEST_OPTION and len(short_enough) >= len(LETTERS):
                 examples.append(self._which(function, short_enough, rng))

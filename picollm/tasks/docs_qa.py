@@ -24,7 +24,7 @@ PHRASINGS = (
     "In Python, what does `{name}` do?",
 )
 FAMILIAR = frozenset({
-    "builtins", "math", "os", "os.path", "posixpath", "random", "re", "json", "itertools", "functools", "collections",
+    "builtins", "math", "os", "os.path", "random", "re", "json", "itertools", "functools", "collections",
     "datetime", "time", "pathlib", "statistics", "string", "heapq", "bisect", "shutil", "csv", "operator", "textwrap",
 })
 

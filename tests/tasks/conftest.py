@@ -28,8 +28,10 @@ def fake_entries() -> list[SimpleNamespace]:
                                f"{verb} the {noun} and return what {i * 31 + j} others would need."))
     found += [
         entry("str.split", "builtins", "Return a list of the substrings in the string.", "method"),
-        entry("mod0.twice", "mod0", "Do the same thing as its twin."),
+        entry("mod0.twin.twice", "mod0", "Do the same thing as its twin."),
         entry("mod1.again", "mod1", "Do the same thing as its twin."),
+        entry("mod1.twice", "mod1", "Do something that nobody else would."),
+        entry("posixpath.glue", "posixpath", "Join pieces of a path with slashes."),
         entry("mod0._private", "mod0", "Nobody should ask about this one."),
         entry("mod0.Thing", "mod0", "A class and not a function at all.", "class"),
         entry("mod0.short", "mod0", "Too short."),
@@ -43,8 +45,9 @@ def small_corpus(monkeypatch):
     module.docstrings = fake_entries
     module.documents = fake_entries  # both have a text
     monkeypatch.setitem(sys.modules, "picollm.data.pydocs", module)
-    corpus.functions.cache_clear()
-    corpus.vocabulary.cache_clear()
+    cached = (corpus.functions, corpus.homes, corpus.vocabulary)
+    for function in cached:
+        function.cache_clear()
     yield
-    corpus.functions.cache_clear()
-    corpus.vocabulary.cache_clear()
+    for function in cached:
+        function.cache_clear()

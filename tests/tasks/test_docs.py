@@ -12,7 +12,8 @@ from picollm.tasks.docs_choice import LETTERS
 def test_facts_are_unique_and_worth_asking(small_corpus):
     names = [f.name for f in functions()]
     assert "str.split" in names and len(set(names)) == len(names)
-    assert not {"mod0.twice", "mod1.again", "mod0._private", "mod0.Thing", "mod0.short"} & set(names)
+    assert "mod1.again" in names and "os.path.glue" in names
+    assert not {"mod0.twin.twice", "posixpath.glue", "mod0._private", "mod0.Thing", "mod0.short"} & set(names)
     assert all(f.sentence.endswith(".") for f in functions())
 
 
@@ -41,6 +42,11 @@ def test_there_are_four_different_options_and_one_is_right(small_corpus):
         assert example.choices[LETTERS.index(example.letter)] == right
         assert all(f"\n{letter}: {c}\n" in example.question for letter, c in zip(LETTERS, example.choices, strict=True))
         assert example.messages[-1]["content"] == example.letter
+
+
+def test_a_name_with_two_homes_is_not_asked_for_its_module(small_corpus):
+    asked = {e.key for e in make("docs_choice").train() + make("docs_choice").heldout() if e.topic == "module"}
+    assert "mod1.again" in asked and "mod1.twice" not in asked
 
 
 def test_no_letter_is_favoured(small_corpus):
