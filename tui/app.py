@@ -21,7 +21,7 @@ from textual.app import App
 from picollm.run import pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, runs_folder
-from tui import actions, asks, bridge, state
+from tui import actions, asks, bridge, state, terminal
 from tui.palette import ActionCommands
 from tui.pane_actions import PaneActions
 from tui.screens.main import MainScreen
@@ -267,18 +267,14 @@ class PicollmApp(StageActions, PaneActions, App[None], inherit_bindings=False):
             return
         self.push_screen(PickScreen("Runs, newest first", rows), self._open_run)
 
-    def _open_run(self, name: str | None) -> None:
+    async def _open_run(self, name: str | None) -> None:
         if name is None or name == self.options.run:
             return
         self.reader.close()
         self.options = asks.Options(run=name)
-        self.main = MainScreen(name)
         self._talker, self._sampling, self._moved, self._seen = None, None, False, False
+        await self.main.forget(name)
         self.reader = bridge.Reader(name, self.post_message)
-        self.switch_screen(self.main)
-        self.call_after_refresh(self._follow_new_run)
-
-    def _follow_new_run(self) -> None:
         self.reader.select(self.main.rail.selected)
         self.reader.start()
 
@@ -319,6 +315,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     app = PicollmApp(replace(options, go=given.go))
+    terminal.leave_with(sys.stdin.fileno())
     app.run()
     if app.farewell:
         print(app.farewell)

@@ -62,4 +62,4 @@ def sparkline(values: list[float], width: int, top: float = 0.0) -> str:
     """The newest `width` values as eight heights; `top` fixes the scale, 0 takes the largest value."""
     shown = [value if math.isfinite(value) else 0.0 for value in values[-width:]]
     top = top or max(shown, default=0.0) or 1.0
-    return "".join("▁▂▃▄▅▆▇█"[min(7, max(0, int(value / top * 7.99)))] for value in shown).rjust(width)
+    return "".join("▁▂▃▄▅▆▇█"[int(min(1.0, max(0.0, value / top)) * 7.99)] for value in shown).rjust(width)

@@ -123,8 +123,6 @@ class MainScreen(Screen[None]):
         self.tab_bar.show(tab)
         self.show_footer()
         self.call_after_refresh(self.update_pane)
-        if tab == "chat" and self.view.models:
-            pane.query_one("#chat-box").focus()
 
     def _worth_watching(self) -> str:
         """The training stage to show when the selected stage draws no curves."""
@@ -158,7 +156,17 @@ class MainScreen(Screen[None]):
         """What Page Up and Page Down scroll."""
         pane = self.panes[self.tab]
         inner = {"log": "#log-lines", "report": "#report-scroll", "chat": "#chat-turns", "compare": "#compare-right"}
-        return pane.query_one(inner[self.tab]) if self.tab in inner else pane
+        found = pane.query(inner[self.tab]) if self.tab in inner else []
+        return found.first() if found else pane
+
+    async def forget(self, name_of_run: str) -> None:
+        """Begin again with another run: every pane but the overview is built anew when it is looked at."""
+        self.view, self.detail = state.empty(name_of_run), None
+        self.checks, self.readings, self.report = (), (), ("", "")
+        await self.show_tab("stage")
+        for tab in [tab for tab in self.panes if tab != "stage"]:
+            await self.panes.pop(tab).remove()
+        self.redraw()
 
     def typing(self) -> bool:
         """Whether the keys go into a text box."""

@@ -51,7 +51,7 @@ class ChatPane(Vertical):
     def compose(self) -> ComposeResult:
         yield LinesView(id="chat-turns")
         yield OneLine(id="chat-how")
-        yield PromptBox("write to the model; Enter sends, ^j starts a new line", id="chat-box")
+        yield PromptBox("Enter: write, then send · ^j new line · esc leaves", id="chat-box")
 
     def on_mount(self) -> None:
         self.turns = self.query_one("#chat-turns", LinesView)

@@ -89,7 +89,7 @@ class ComparePane(Vertical):
     def compose(self) -> ComposeResult:
         yield LinesView(id="compare-empty")
         yield LinesView(id="compare-prompts")
-        yield PromptBox("your own prompt, then Enter", id="compare-own")
+        yield PromptBox("i: your own prompt, Enter asks", id="compare-own")
         yield OneLine(id="compare-how")
         with Horizontal(id="compare-answers"):
             yield AnswerPane("compare-left", "continues the text")

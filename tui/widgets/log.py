@@ -85,6 +85,9 @@ class LogLines(ScrollView, can_focus=True):
         width = self.size.width
         number = y + self.scroll_offset.y
         index = number - self.first
+        if not self.lines and y == 1:
+            hint = text(("  What it prints while it runs appears here.", "faint"))
+            return Strip(hint.render(self.app.console, end="")).extend_cell_length(width).crop(0, width)
         if not 0 <= index < len(self.lines):
             return Strip.blank(width)
         line = Text(self.lines[index], style=tone(_mood(self.lines[index])), no_wrap=True, end="")
