@@ -45,7 +45,8 @@ def stage_command(run: Run, name: str, attempt: int, nproc: int, fresh: bool) ->
     row = pipeline.stage(name)
     if nproc > 1 and (row.trains or row.ranked):
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", "--max-restarts=0"]
-        return [sys.executable, *torchrun, *tail]
+        # Without the "--" torchrun takes our --run for an abbreviation of its own --run-path, and refuses.
+        return [sys.executable, *torchrun, "-m", "--", *tail[1:]]
     return [sys.executable, *tail]
 
 

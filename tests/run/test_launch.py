@@ -188,3 +188,22 @@ def test_time_between_two_attempts_is_not_counted(run: Run) -> None:
     time.sleep(0.5)
     assert launch.start_launcher(run, "doctor").wait(20) == 0
     assert run.status("doctor").attempt == 2 and run.status("doctor").seconds < 0.5
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_stop_is_saved_and_a_kill_leaves_no_rank(run: Run) -> None:
+    """torchrun gives every rank a session of its own: killing one group would leave the others training."""
+    pytest.importorskip("torch")
+    run.set(["run.nproc=2"])
+    script(run, pretrain=LONG)
+    child = launch.start_launcher(run, "pretrain")
+    until(lambda: run.status("pretrain").step, seconds=60)
+    run.request_stop("pretrain")
+    assert child.wait(60) == 0 and state(run, "pretrain") == "stopped"
+    child = launch.start_launcher(run, "pretrain", fresh=True)
+    until(lambda: run.status("pretrain").attempt == 2 and run.status("pretrain").step, seconds=60)
+    family = psutil.Process(child.pid).children(recursive=True)
+    assert len(family) >= 3
+    assert launch.kill_stage(run, "pretrain")
+    child.wait(20)
+    assert psutil.wait_procs(family, timeout=5)[1] == [] and "SIGKILL" in run.status("pretrain").reason
