@@ -22,6 +22,7 @@ import json
 import random
 import tomllib
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -33,6 +34,7 @@ from picollm.run.errors import UserError
 from picollm.run.folder import write_atomic
 from picollm.tasks.base import BaseTask, Example, Split, TaskSettings, ask
 from picollm.tasks.rows import Row, read_rows
+from picollm.tasks.scoring import says_the_same
 from picollm.text.chat import Message, text_of
 
 NAME = "picollm"
@@ -152,7 +154,7 @@ def verify(path: Path, fewest: int = FEWEST_ROWS) -> Manifest:
     try:
         manifest = msgspec.json.decode(beside.read_bytes(), type=Manifest)
     except FileNotFoundError:
-        raise UserError(f"{beside}: no manifest beside the identity rows; build them again") from None
+        raise UserError(f"{beside}: no manifest beside the identity rows; build or sign them") from None
     except msgspec.DecodeError as error:
         raise UserError(f"{beside}: not a manifest ({error}); build the identity rows again") from error
     if manifest.format != FORMAT:
@@ -163,10 +165,10 @@ def verify(path: Path, fewest: int = FEWEST_ROWS) -> Manifest:
     if sha256 != manifest.sha256:
         raise UserError(
             f"{path}: checksum {sha256[:12]}… differs from {manifest.sha256[:12]}… in its manifest: the file was "
-            "changed; build it again, or write a new manifest for your own rows"
+            "changed; build it again, or sign your own rows"
         )
     if len(found) < fewest:
-        raise UserError(f"{path}: {len(found)} rows, expected at least {fewest}; add rows and write a new manifest")
+        raise UserError(f"{path}: {len(found)} rows, expected at least {fewest}; add rows and sign them again")
     return manifest
 
 
@@ -178,10 +180,11 @@ def obeys(theme: Theme, never: list[str], answer: str) -> bool:
 
 
 class IdentitySettings(TaskSettings, frozen=True, kw_only=True):
-    """`path`: a rows file with its manifest (verified); empty: the built-in rows. `assistant`: the name to learn."""
+    """`path`: a rows file with its manifest (verified); empty: the built-in rows. `assistant`: the name to learn,
+    by default the manifest's, or picollm."""
 
     path: str = ""
-    assistant: str = NAME
+    assistant: str = ""
 
 
 class Identity(BaseTask):
@@ -190,26 +193,30 @@ class Identity(BaseTask):
     Settings = IdentitySettings
     settings: IdentitySettings
 
-    def score(self, example: Example, answer_text: str) -> bool:
-        source = material(self._assistant)
-        theme = next(theme for theme in source.theme if theme.name == example.topic)
-        return obeys(theme, source.never, answer_text)
+    def __init__(self, settings: Mapping[str, Any] | None = None, **more: Any) -> None:
+        """Verifies the rows file, if there is one. Raises UserError."""
+        super().__init__(settings, **more)
+        path = self.settings.path
+        signed = verify(Path(path), fewest=1).name if path else NAME
+        self.assistant = self.settings.assistant or signed
 
-    @property
-    def _assistant(self) -> str:
-        return self.settings.assistant
+    def score(self, example: Example, answer_text: str) -> bool:
+        source = material(self.assistant)
+        for theme in source.theme:
+            if theme.name == example.topic:
+                return obeys(theme, source.never, answer_text)
+        return says_the_same(answer_text, example.answer)  # rows of your own may have themes of your own
 
     def _make(self, split: Split) -> list[Example]:
         if split == "heldout":
             return [
                 Example(messages=ask(prompt, theme.answers[0]), answer=theme.answers[0], key=prompt, topic=theme.name)
-                for theme in material(self._assistant).theme for prompt in theme.heldout
+                for theme in material(self.assistant).theme for prompt in theme.heldout
             ]
         if self.settings.path:
-            verify(Path(self.settings.path), fewest=1)
             found = [(row.messages, row.extra.get("theme", "")) for row in _checked_rows(Path(self.settings.path))]
         else:
-            found = [(row["messages"], row["theme"]) for row in rows(self._assistant)]
+            found = [(row["messages"], row["theme"]) for row in rows(self.assistant)]
         return [
             Example(messages=messages, answer=text_of(messages[-1]["content"]), topic=theme,
                     key=text_of(messages[-2]["content"]))

@@ -28,14 +28,14 @@ class Row:
         self.line, self.messages, self.extra = line, messages, extra
 
 
-def read_rows(path: Path, encoding: str = "utf-8") -> list[Row]:
-    """Every row of the file; blank lines are skipped.
+def read_rows(path: Path) -> list[Row]:
+    """Every row of the file; blank lines and a byte order mark are skipped.
 
     UserError when the file is missing, is not UTF-8 text, holds no rows, or has malformed ones: the first is
     explained, the lines of the next few are named.
     """
     try:
-        text = Path(path).read_text(encoding=encoding)
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of a .jsonl file of conversations") from None
     except OSError as error:

@@ -74,9 +74,11 @@ def test_the_same_name_gives_the_same_bytes(tmp_path):
 def test_another_name_is_learnt_everywhere(tmp_path):
     build(tmp_path / "bo.jsonl", name="Bo")
     assert "picollm" not in (tmp_path / "bo.jsonl").read_text()
-    task = make("identity", path=str(tmp_path / "bo.jsonl"), assistant="Bo")
+    task = make("identity", path=tmp_path / "bo.jsonl")
     assert len(task.train()) >= 1000
     assert any("I am Bo" in e.answer for e in task.train())
+    asked = next(e for e in task.heldout() if e.topic == "name")
+    assert task.score(asked, "I am Bo.") and not task.score(asked, "I am picollm.")
     with pytest.raises(UserError, match="braces"):
         build(tmp_path / "x.jsonl", name="{x}")
 
@@ -105,7 +107,7 @@ def test_a_changed_file_is_refused_on_one_clear_line(tmp_path, change, says):
         verify(path)
     assert says in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError):
-        make("identity", path=str(path)).train()
+        make("identity", path=path)
 
 
 def test_missing_files_are_named(tmp_path):
@@ -128,4 +130,6 @@ def test_rows_of_your_own_can_be_signed(tmp_path):
     assert verify(path, fewest=1).name == "Bo"
     with pytest.raises(UserError, match="expected at least 1000"):
         verify(path)
-    assert make("identity", path=str(path)).train()[0].answer == "I am Bo."
+    task = make("identity", path=path)
+    [example] = task.train()
+    assert task.score(example, "I am Bo.") and not task.score(example, "Hello!")
