@@ -12,7 +12,7 @@ import numpy as np
 
 from picollm.data.packing import pack_conversations
 
-Packed = tuple[np.ndarray, np.ndarray, np.ndarray]
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class ChatLoader:
@@ -42,18 +42,18 @@ class ChatLoader:
         self.conversations = list(conversations)
         self.length, self.rows, self.seed, self.pad_id = length, rows, seed, pad_id
         self.rank, self.world = rank, world
-        self._epochs: dict[int, Packed] = {}
+        self._epochs: dict[int, Arrays] = {}
         self.rows_per_epoch = len(self._epoch(0)[0])
 
-    def _epoch(self, epoch: int) -> Packed:
+    def _epoch(self, epoch: int) -> Arrays:
         """The packed rows of one epoch; the last two asked for are kept. Every epoch has at least one row."""
         if epoch not in self._epochs:
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.conversations))
             packed = pack_conversations([self.conversations[i] for i in order], self.length, self.pad_id)
-            shuffled = np.random.default_rng((self.seed, epoch, 1)).permutation(len(packed[0]))
+            rows = np.random.default_rng((self.seed, epoch, 1)).permutation(len(packed.inputs))
             if len(self._epochs) > 1:
                 del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = (packed[0][shuffled], packed[1][shuffled], packed[2][shuffled])
+            self._epochs[epoch] = (packed.inputs[rows], packed.targets[rows], packed.weights[rows])
         return self._epochs[epoch]
 
     def epoch(self, step: int) -> float:
