@@ -197,12 +197,13 @@ class Follower:
                 self.last_word = event
 
     def _verdict(self, statuses: dict[str, StageStatus]) -> int:
-        if self.stopping:
-            self._say("stopped; go on with: " + f"picollm resume --run {self.run.name}")
-            return STOPPED
         unfinished = [statuses[name] for name in self.request.stages if statuses[name].state != "done"]
         if not unfinished:
+            self._say(f"done: {len(self.request.stages)} of {len(self.request.stages)} stages")
             return DONE
+        if self.stopping:
+            self._say(f"stopped; go on with: picollm resume --run {self.run.name}")
+            return STOPPED
         for status in unfinished:
             if status.state == "stopped" and status.attempt > self.before[status.name]:
                 self._complain(f"{status.name}: {status.reason}; go on with: picollm resume --run {self.run.name}")
