@@ -34,7 +34,7 @@ class Event(msgspec.Struct, tag_field="type", tag=str.lower, omit_defaults=True,
 
 
 class Started(Event):
-    """The first event of an attempt; points after `resume_step` from earlier attempts are superseded."""
+    """The first event of an attempt; `age` seconds passed before it, loading Python and torch."""
 
     stage: str
     attempt: int
@@ -43,7 +43,7 @@ class Started(Event):
     boot_id: str
     start_ticks: int
     world: int = 1
-    resume_step: int = 0
+    age: float = 0.0
     fingerprint: str = ""
     inputs: dict[str, Any] = {}
     predicted_s: float = 0.0

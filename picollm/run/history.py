@@ -118,6 +118,7 @@ class StageHistory:
             self.seconds = self._before + event.seconds
         elif isinstance(event, ev.Started):
             self._before = self.seconds
+            self.seconds += event.age
         else:
             self.seconds += max(0.0, event.time - self._last_time)
         self._last_time = event.time

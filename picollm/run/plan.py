@@ -1,7 +1,7 @@
 """The plan: sizes, steps and seconds of every stage, from what was measured, before anything is spent.
 
-Pure arithmetic over `Measured`; `stages/preflight` measures and calls `make_plan` once. The budget (`run.minutes`)
-pays for the fixed work first, and what is left is shared among the four training stages.
+Pure arithmetic over `Measured`; `stages/preflight` measures and calls `make_plan`. The budget (`run.minutes`) pays for
+the fixed work first, and what is left is shared among the four training stages.
 """
 
 from __future__ import annotations
@@ -13,32 +13,35 @@ from picollm.run.config import Config
 from picollm.run.errors import UserError
 from picollm.run.folder import Plan, plan_inputs
 
-SHARES = {"pretrain": 0.50, "midtrain": 0.12, "sft": 0.22, "rl": 0.16}
+SHARES = {"pretrain": 0.52, "midtrain": 0.12, "sft": 0.22, "rl": 0.14}
 SMALLEST_STEPS = {"pretrain": 20, "midtrain": 10, "sft": 20, "rl": 4}
-DEEPEST = 24
+SHALLOWEST, DEEPEST = 2, 12
 TOKENS_PER_PARAMETER = 0.12
-"""With so little time a model is worth its size from about this many tokens per scaling parameter (see docs/log.md)."""
+"""Minutes of training are worth a deeper model from about this many tokens per scaling parameter (docs/log.md)."""
+
+# What stages without training cost, in starts of a light process (Measured.light_s), which follows the machine's speed.
+LIGHT_WORK = {"doctor": 1.5, "identity": 2.0, "tokenizer_eval": 3.0, "report": 1.6}
+READ_STARTS_PER_MB = 3.0
+LEARN_STARTS_PER_MB = 2.2
+EVAL_TASKS, EVAL_PROMPTS = 6, 9
+ANSWER_SHARE = 0.5
+"""Answers end on average at this share of the longest length allowed."""
 
 
 class Measured(msgspec.Struct, kw_only=True):
     """What preflight found out. Rates are of the whole machine, all ranks together.
 
-    light_s, torch_s: seconds from asking for a stage to its first work, without and with torch.
-    warm_s: seconds to the first step of a training stage once the compile cache is filled.
-    depth, flops_s: the shape that was timed and the model FLOP/s it reached in full optimizer steps.
-    eval_flops_s: model FLOP/s (forward and backward convention) of evaluation.
-    decode_tok_s: sampled tokens a second in batches of `decode_rows`.
-    text_bytes: size of the text, 0 when not known.
+    light_s, torch_s: seconds until a stage process does its first work, without and with torch.
+    warm_s: from loading to the first finished step with a filled compile cache, less a plain step.
+    train_flops_s, decode_flops_s: model FLOP/s (`scaling.flops_per_token` × tokens/s) of whole optimizer steps, and of
+    sampling in batches. text_bytes: size of the text. spent_s: seconds already gone.
     """
 
     light_s: float
     torch_s: float
     warm_s: float
-    depth: int
-    flops_s: float
-    eval_flops_s: float
-    decode_tok_s: float
-    decode_rows: int
+    train_flops_s: float
+    decode_flops_s: float
     text_bytes: int
     spent_s: float = 0.0
 
@@ -66,37 +69,79 @@ def shape(config: Config, vocab_size: int | None = None) -> scaling.ModelShape:
 
 def at_depth(config: Config, depth: int) -> scaling.ModelShape:
     """The shape these settings would have at `depth`."""
-    model = msgspec.structs.replace(config.model, depth=depth)
-    return shape(msgspec.structs.replace(config, model=model))
+    return shape(msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, depth=depth)))
 
 
 def make_plan(config: Config, measured: Measured) -> Plan:
     """Fill in every 0 and predict every stage's seconds; what the person set is kept."""
-    fixed = _fixed_seconds(config, measured)
-    start = {name: measured.torch_s + measured.warm_s for name in SHARES}
-    left = max(20.0, 60 * config.run.minutes - sum(fixed.values()) - sum(start.values()))
-    depth = config.model.depth or _depth(config, measured, SHARES["pretrain"] * left)
+    depth = config.model.depth or _depth(config, measured)
     chosen = at_depth(config, depth)
-    per_token = scaling.flops_per_token(chosen)
-    step_s = {
-        name: getattr(config, name).rows * config.model.seq_len * per_token / measured.flops_s
-        for name in ("pretrain", "midtrain", "sft")
-    }
-    decode = measured.decode_tok_s * scaling.flops_per_token(at_depth(config, measured.depth)) / per_token
-    rl = config.rl
-    answers = rl.questions * rl.samples
-    step_s["rl"] = answers * rl.max_tokens / decode + answers * config.model.seq_len * per_token / measured.flops_s
+    seconds = _fixed_seconds(config, measured, chosen)
+    start = measured.torch_s + measured.warm_s
+    step_s = _step_seconds(config, measured, chosen)
+    left = _left(config, measured, seconds, start)
     values: dict[str, int] = {"model.depth": depth, "model.dim": chosen.dim}
-    seconds = dict(fixed)
-    eval_s = _eval_seconds(config, measured, per_token)
-    decode_rate = decode
-    seconds["base_eval"] += eval_s + 9 * config.base_eval.sample_tokens / max(1.0, decode_rate / 8)
-    seconds["chat_eval"] += _chat_eval_seconds(config, measured, per_token, decode_rate)
-    left = max(20.0, 60 * config.run.minutes - sum(seconds.values()) - sum(start.values()))
     for name, share in SHARES.items():
         steps = getattr(config, name).steps or max(SMALLEST_STEPS[name], round(share * left / step_s[name]))
         values[f"{name}.steps"] = steps
-        seconds[name] = start[name] + steps * step_s[name]
-    seconds["pretrain"] += eval_s * max(1.0, seconds["pretrain"] / config.pretrain.eval_every)
-    ordered = {name: round(seconds[name], 2) for name in pipeline.NAMES}
-    return Plan(values=values, seconds=ordered, inputs=plan_inputs(config))
+        seconds[name] += start + steps * step_s[name]
+    return Plan(
+        values=values,
+        seconds={name: round(seconds[name], 2) for name in pipeline.NAMES},
+        inputs=plan_inputs(config),
+    )
+
+
+def _left(config: Config, measured: Measured, fixed: dict[str, float], start: float) -> float:
+    """Seconds for training steps; never less than a fifth of the budget, or a slow machine would learn nothing."""
+    budget = 60 * config.run.minutes
+    return max(0.2 * budget, budget - measured.spent_s - sum(fixed.values()) - len(SHARES) * start)
+
+
+def _depth(config: Config, measured: Measured) -> int:
+    """The deepest model that still sees `TOKENS_PER_PARAMETER` in pretraining's share of the budget."""
+    for depth in range(DEEPEST, SHALLOWEST, -1):
+        chosen = at_depth(config, depth)
+        left = _left(config, measured, _fixed_seconds(config, measured, chosen), measured.torch_s + measured.warm_s)
+        tokens = SHARES["pretrain"] * left * measured.train_flops_s / scaling.flops_per_token(chosen)
+        if tokens >= TOKENS_PER_PARAMETER * scaling.num_params(chosen)["scaling"]:
+            return depth
+    return SHALLOWEST
+
+
+def _step_seconds(config: Config, measured: Measured, chosen: scaling.ModelShape) -> dict[str, float]:
+    per_token = scaling.flops_per_token(chosen)
+    step = {
+        name: getattr(config, name).rows * config.model.seq_len * per_token / measured.train_flops_s
+        for name in ("pretrain", "midtrain", "sft")
+    }
+    rl = config.rl
+    answers = rl.questions * rl.samples
+    sampled = answers * ANSWER_SHARE * rl.max_tokens * per_token / measured.decode_flops_s
+    row = min(config.model.seq_len, 128)
+    step["rl"] = sampled + answers * row * per_token / measured.train_flops_s
+    return step
+
+
+def _fixed_seconds(config: Config, measured: Measured, chosen: scaling.ModelShape) -> dict[str, float]:
+    """Everything but the training steps and the start of the training stages."""
+    per_token = scaling.flops_per_token(chosen)
+    seconds = dict.fromkeys(pipeline.NAMES, 0.0)
+    seconds |= {name: starts * measured.light_s for name, starts in LIGHT_WORK.items()}
+    megabytes = measured.text_bytes / 1e6
+    seconds["preflight"] = measured.spent_s
+    seconds["dataset"] = (1 + READ_STARTS_PER_MB * megabytes) * measured.light_s
+    seconds["tokenizer"] = (2 + LEARN_STARTS_PER_MB * megabytes) * measured.light_s
+    # Reading text costs a third of training on it; a token of the tokenizer is about 3.5 bytes.
+    val_tokens = config.base_eval.val_tokens or megabytes * 1e6 * config.data.val_share / 3.5
+    decode = measured.decode_flops_s / per_token
+    few = 0.25  # a handful of rows decode at about a quarter of the speed of a full batch
+    seconds["base_eval"] = measured.torch_s + val_tokens * per_token / 3 / measured.train_flops_s
+    seconds["base_eval"] += EVAL_PROMPTS * config.base_eval.sample_tokens / (few * decode)
+    evals = config.chat_eval
+    answers = EVAL_TASKS * evals.items * ANSWER_SHARE * evals.max_tokens / decode
+    prompts = EVAL_PROMPTS * config.chat.max_tokens / (few * decode)
+    seconds["chat_eval"] = measured.torch_s + len(pipeline.MODEL_STAGES) * (answers + prompts)
+    held_out = config.rl.eval_items * ANSWER_SHARE * config.rl.max_tokens / decode
+    seconds["rl"] = (1 + (config.rl.steps or 40) / config.rl.eval_every) * held_out
+    return seconds

@@ -60,12 +60,12 @@ class StageContext:
         self.inputs = run.inputs(name, self.config)
         self.fingerprint = fingerprint(msgspec.to_builtins(self.inputs))
         self._writer = ev.EventWriter(run.events_file(name, attempt)) if self.rank == 0 else None
-        self._begun = time.monotonic()
+        self._begun = time.monotonic() - _age(run.config_file(name, attempt))
         self._next_progress = 0.0
 
     @property
     def seconds(self) -> float:
-        """Seconds since this process began its stage."""
+        """Seconds since the launcher began this attempt: loading Python and torch counts."""
         return time.monotonic() - self._begun
 
     def emit(self, event: ev.Event) -> None:
@@ -215,6 +215,15 @@ def _fail(where: StageContext | Run, name: str, attempt: int, text: str, code: i
     return code
 
 
+def _age(begun: Path) -> float:
+    """Seconds since the launcher wrote the attempt's settings, its first act; 0 when the clock says nonsense."""
+    try:
+        age = time.time() - begun.stat().st_mtime
+    except OSError:
+        return 0.0
+    return age if 0.0 <= age < 300.0 else 0.0
+
+
 def _started(ctx: StageContext) -> ev.Started:
     me = lease.identify()
     plan = ctx.run.plan()
@@ -233,5 +242,6 @@ def _started(ctx: StageContext) -> ev.Started:
         fingerprint=ctx.fingerprint,
         inputs=msgspec.to_builtins(ctx.inputs),
         predicted_s=(plan.seconds.get(ctx.name, 0.0) if plan else 0.0),
+        age=round(ctx.seconds, 3),
         versions=versions,
     )

@@ -110,7 +110,7 @@ def _fold(status: StageStatus, head: list[ev.AnyEvent], tail: list[ev.AnyEvent],
     """Times, steps, phase and ETA from both ends of one attempt. Only what goes on grows older with the clock."""
     started = next((event for event in head if isinstance(event, ev.Started)), None)
     if started is not None:
-        status.started, status.pid = started.time, started.pid
+        status.started, status.pid = started.time - started.age, started.pid
         status.predicted_s = started.predicted_s or status.predicted_s
     last = tail[-1].time if tail else now
     points = [event for event in tail if isinstance(event, ev.Progress)]
