@@ -187,8 +187,8 @@ def _check_room(ctx: StageContext, wishes: Config, shape: ModelShape) -> None:
     ctx.check("checkpoint disk", disk_status, f"{disk / 2**30:.2f} GiB of {free_disk / 2**30:.1f} GiB free", "", fix)
     if "fail" in (status, disk_status):
         raise UserError(
-            f"preflight: training needs {memory / 2**30:.1f} GiB of memory ({psutil.virtual_memory().available / 2**30:.1f}"
-            f" free) and {disk / 2**30:.1f} GiB of disk ({free_disk / 2**30:.1f} free); {fix}"
+            f"preflight: training needs {memory / 2**30:.1f} GiB of memory ({free / 2**30:.1f} free) "
+            f"and {disk / 2**30:.1f} GiB of disk ({free_disk / 2**30:.1f} free); {fix}"
         )
 
 
