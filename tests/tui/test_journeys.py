@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import psutil
@@ -159,28 +162,34 @@ def test_a_picture_of_a_screen(a_run, runs, tmp_path) -> None:
     assert text.startswith("<svg") and "Loss" in text.replace("&#160;", " ")
 
 
+def on_a_terminal(runs) -> tuple[int, int, bytes]:
+    """The app in a terminal of its own: its pid, our end of that terminal, what it wrote until its first frame."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        os.chdir(runs)
+        environ = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
+        os.execve(sys.executable, [sys.executable, "-m", "tui.app", "--run", "finished"], environ)
+    written, end = b"", time.monotonic() + 30
+    while b"Doctor" not in written:
+        assert time.monotonic() < end, written[-2000:]
+        if select.select([terminal], [], [], 0.1)[0]:
+            written += os.read(terminal, 65536)
+    return pid, terminal, written
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_signals_leave_the_terminal_as_it_was(number, a_run, runs) -> None:
     a_run("finished")
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(runs)
-        environ = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
-        os.execve(sys.executable, [sys.executable, "-m", "tui.app", "--run", "finished"], environ)
-    written, end = b"", time.monotonic() + 30
-    while b"Doctor" not in written and time.monotonic() < end:
-        if select.select([terminal], [], [], 0.1)[0]:
-            written += os.read(terminal, 65536)
+    pid, terminal, written = on_a_terminal(runs)
     assert b"\x1b[?1049h" in written
     os.kill(pid, number)
-    process = psutil.Process(pid)
-    while time.monotonic() < end:
+    process, end = psutil.Process(pid), time.monotonic() + 30
+    while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
         try:
             if select.select([terminal], [], [], 0.1)[0]:
                 written += os.read(terminal, 65536)
         except OSError:
-            break
-        if process.status() == psutil.STATUS_ZOMBIE:
             break
     _, status = os.waitpid(pid, 0)
     os.close(terminal)
@@ -191,16 +200,9 @@ def test_signals_leave_the_terminal_as_it_was(number, a_run, runs) -> None:
 
 def test_a_terminal_that_vanishes_ends_the_app(a_run, runs) -> None:
     a_run("finished")
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(runs)
-        environ = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
-        os.execve(sys.executable, [sys.executable, "-m", "tui.app", "--run", "finished"], environ)
-    written, end = b"", time.monotonic() + 30
-    while b"Doctor" not in written and time.monotonic() < end:
-        if select.select([terminal], [], [], 0.1)[0]:
-            written += os.read(terminal, 65536)
+    pid, terminal, _ = on_a_terminal(runs)
     os.close(terminal)
+    end = time.monotonic() + 15
     while time.monotonic() < end:
         if os.waitpid(pid, os.WNOHANG)[0]:
             return
