@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from textual.message import Message
 
 from picollm.run import config as settings
@@ -117,10 +116,9 @@ class _StageReader:
         history = self.history
         attempts = []
         for started in history.started:
-            resumed = f" from step {started.resume_step}" if started.resume_step else ""
             ranks = f", {started.world} ranks" if started.world > 1 else ""
-            attempts.append(f"{started.attempt}: {time.strftime('%d %b %H:%M', time.localtime(started.time))}"
-                            f"{resumed}{ranks}")  # fmt: skip
+            begun = time.strftime("%d %b %H:%M", time.localtime(started.time))
+            attempts.append(f"{started.attempt}: {begun}{ranks}")
         numbers = self.run.attempts(self.name)
         return state.Detail(
             stage=self.name,
@@ -190,8 +188,8 @@ class Reader(threading.Thread):
                 busy = bool(step()) or busy
             except UserError as error:
                 problems.append(str(error))
-            except (OSError, ValueError, msgspec.MsgspecError) as error:
-                problems.append(f"{type(error).__name__}: {error}")
+            except Exception as error:  # whatever is in the folder, the thread that all screens live on goes on
+                problems.append(f"{step.__name__.removeprefix('_')}: {type(error).__name__}: {error}")
         self._send(" · ".join(dict.fromkeys(problems)))
         return busy
 
