@@ -115,16 +115,18 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     script = make_runs.Script(run, "pretrain", 1, time.time())
     lock = make_runs.hold(run, "pretrain")
 
-    firsts = []
+    firsts, costs = [], []
     for _ in range(options.starts):
         terminal = Terminal(options.columns, options.rows, environ)
         _, last, data = terminal.pump(20, until=b"Preflight")
         assert b"Preflight" in data, "no frame within 20 s"
         firsts.append(last - terminal.begun)
+        costs.append(terminal.cpu())
         terminal.pump(1.0)
         terminal.close()
     print(f"{options.columns}x{options.rows}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print(f"first frame            {min(firsts):.2f} s best, {statistics.median(firsts):.2f} s median of {len(firsts)}")
+    print(f"CPU until then         {statistics.median(costs):.2f} s")
 
     terminal = Terminal(options.columns, options.rows, environ)
     terminal.pump(20, until=b"Preflight")

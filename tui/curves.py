@@ -123,13 +123,18 @@ class Envelope:
         )
 
 
-def thin(xs: tuple[float, ...], ys: tuple[float, ...], columns: int) -> tuple[list[float], list[float]]:
-    """At most two finite points a column, the lowest and the highest, so that spikes survive; order is by x."""
+def thin(
+    xs: tuple[float, ...], ys: tuple[float, ...], columns: int, reach: float | None = None
+) -> tuple[list[float], list[float]]:
+    """At most two finite points a column, the lowest and the highest, so that spikes survive; order is by x.
+
+    Columns span from the first point to the last, or to `reach` when the axis goes on.
+    """
     points = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
     columns = max(1, columns)
     if len(points) <= 2 * columns:
         return [x for x, _ in points], [y for _, y in points]
-    first, last = points[0][0], points[-1][0]
+    first, last = points[0][0], max(points[-1][0], reach if reach is not None else points[-1][0])
     width = (last - first) / columns or 1.0
     kept: dict[int, list[tuple[float, float]]] = {}
     for point in points:

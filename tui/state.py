@@ -45,10 +45,12 @@ LOOKS: dict[str, Look] = {
 
 @dataclass(frozen=True)
 class RunView:
-    """One run as it is now. `problem` is why part of it could not be read; the rest is the last that could."""
+    """One run as it is now; not `known`: nobody has looked yet. `problem` is why part of it could not be read; the
+    rest is the last that could."""
 
     name: str
     folder: str = ""
+    known: bool = True
     exists: bool = False
     profile: str = ""
     stages: tuple[StageStatus, ...] = ()
@@ -95,9 +97,9 @@ def blank(name: str) -> StageStatus:
     return StageStatus(name=name, state="waiting", predicted_s=pipeline.stage(name).typical_s)
 
 
-def empty(name: str, folder: str = "") -> RunView:
-    """A run that does not exist yet."""
-    return RunView(name=name, folder=folder, stages=tuple(blank(row.name) for row in pipeline.STAGES))
+def empty(name: str, folder: str = "", known: bool = True) -> RunView:
+    """A run that does not exist yet, or that nobody has looked at."""
+    return RunView(name=name, folder=folder, known=known, stages=tuple(blank(row.name) for row in pipeline.STAGES))
 
 
 def models(statuses: Iterable[StageStatus]) -> tuple[str, ...]:
@@ -155,6 +157,8 @@ def where_to_look(view: RunView) -> str:
 
 def headline(view: RunView) -> tuple[str, str]:
     """One sentence on where things stand, and its tone."""
+    if not view.known:
+        return "reading …", "faint"
     if not view.exists:
         return "no such run yet", "faint"
     for status in view.stages:

@@ -29,7 +29,7 @@ class MainScreen(Screen[None]):
 
     def __init__(self, name_of_run: str) -> None:
         super().__init__()
-        self.view = state.empty(name_of_run)
+        self.view = state.empty(name_of_run, known=False)
         self.detail: state.Detail | None = None
         self.checks: tuple[Any, ...] = ()
         self.readings: tuple[Any, ...] = ()
@@ -161,7 +161,7 @@ class MainScreen(Screen[None]):
 
     async def forget(self, name_of_run: str) -> None:
         """Begin again with another run: every pane but the overview is built anew when it is looked at."""
-        self.view, self.detail = state.empty(name_of_run), None
+        self.view, self.detail = state.empty(name_of_run, known=False), None
         self.checks, self.readings, self.report = (), (), ("", "")
         await self.show_tab("stage")
         for tab in [tab for tab in self.panes if tab != "stage"]:

@@ -50,6 +50,21 @@ def empty_state(title: str, *lines: str) -> list[RenderableType]:
     return [Text(""), text(("  " + title, "strong")), Text(""), *(text(("  " + line, "faint")) for line in lines)]
 
 
+def changed(before: Strip | None, after: Strip | None, width: int) -> tuple[int, int]:
+    """The cells from the first to past the last that differ; the whole width where a cell is not a character."""
+    if before is None or after is None:
+        return 0, width
+    old, new = _cells(before), _cells(after)
+    if len(old) != before.cell_length or len(new) != after.cell_length or len(old) != len(new):
+        return 0, width
+    differ = [x for x, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
+    return (differ[0], min(width, differ[-1] + 1)) if differ else (0, 0)
+
+
+def _cells(strip: Strip) -> list[tuple[str, object]]:
+    return [(character, segment.style) for segment in strip for character in segment.text]
+
+
 class LinesView(ScrollView, can_focus=True):
     """Shows laid-out lines; scrolls; repaints what changed and nothing else."""
 
@@ -90,7 +105,8 @@ class LinesView(ScrollView, can_focus=True):
             before = old[y] if y < len(old) else None
             after = strips[y] if y < len(strips) else None
             if before != after:
-                self.refresh(Region(0, y - top, self.size.width, 1))
+                start, end = changed(before, after, self.size.width)
+                self.refresh(Region(start, y - top, end - start, 1))
 
     def on_resize(self, event: Resize) -> None:
         if self.scrollable_content_region.width != self._laid_width:

@@ -28,8 +28,20 @@ class Line:
     colour: str = ACCENT
 
 
-def _clean(line: Line, columns: int) -> tuple[list[float], list[float]]:
-    xs, ys = thin(line.xs, line.ys, columns)
+def room_to_grow(low: float, high: float) -> float:
+    """An end of the axis a little past `high`, which stays put while a live curve grows by up to an eighth.
+
+    What is drawn already then stays where it is, and only new cells go over the wire.
+    """
+    span = high - low
+    if not (math.isfinite(span) and span > 0):
+        return high
+    grain = 2.0 ** math.floor(math.log2(span / 8)) if span / 8 > 0 else 0.0
+    return low + math.ceil(span / grain) * grain if grain and math.isfinite(span / grain) else high
+
+
+def _clean(line: Line, columns: int, reach: float | None) -> tuple[list[float], list[float]]:
+    xs, ys = thin(line.xs, line.ys, columns, reach)
     return [max(-LIMIT, min(LIMIT, x)) for x in xs], [max(-LIMIT, min(LIMIT, y)) for y in ys]
 
 
@@ -55,18 +67,23 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def draw(lines: Sequence[Line], width: int, height: int) -> list[Text]:
-    """A chart of exactly `height` lines of at most `width` cells; blank when there is nothing finite to draw."""
+def draw(lines: Sequence[Line], width: int, height: int, live: bool = False) -> list[Text]:
+    """A chart of exactly `height` lines of at most `width` cells; blank when there is nothing finite to draw.
+
+    `live` leaves room at the right for what comes.
+    """
     blank = [Text("") for _ in range(height)]
     if width < 12 or height < 4:
         return blank
-    cleaned = [(line, *_clean(line, width)) for line in lines]
+    seen = [max(-LIMIT, min(LIMIT, x)) for line in lines for x in line.xs if math.isfinite(x)]
+    reach = min(LIMIT, room_to_grow(min(seen), max(seen))) if live and seen else None
+    cleaned = [(line, *_clean(line, width, reach)) for line in lines]
     cleaned = [(line, xs, ys) for line, xs, ys in cleaned if xs]
     if not cleaned:
         return blank
     import plotext
 
-    x_low, x_high = _limits([x for _, xs, _ in cleaned for x in xs])
+    x_low, x_high = _limits([x for _, xs, _ in cleaned for x in xs] + ([reach] if reach is not None else []))
     y_low, y_high = _limits([y for _, _, ys in cleaned for y in ys])
     plotext.clear_figure()
     plotext.limit_size(False, False)

@@ -36,6 +36,8 @@ def blocks(view: state.RunView, name: str, detail: state.Detail | None) -> list[
     found: list[RenderableType] = []
     if view.problem:
         found += [text(("! ", "bad"), (view.problem, "bad")), Text("")]
+    if not view.known:
+        return found
     if not view.exists:
         found += _welcome(view)
     found += [heading(row.title, _place(name)), text(row.purpose), Text("")]

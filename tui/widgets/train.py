@@ -18,7 +18,7 @@ from tui.figures import metric
 from tui.widgets import plot
 from tui.widgets.lines import LinesView, empty_state, text
 
-REDRAW_S = 1.0
+REDRAW_S = 2.0
 STAGGER_S = 0.06
 WIDE = 70
 
@@ -65,6 +65,7 @@ class TrainPane(LinesView):
         super().__init__(id=id)
         self.zoomed = 0
         self._stage = ""
+        self._live = False
         self._curves: dict[str, Curve] = {}
         self._picked: list[tuple[str, str, bool]] = []
         self._drawn: dict[str, tuple[object, list[Text]]] = {}
@@ -81,6 +82,7 @@ class TrainPane(LinesView):
             self._curves, self._picked = {}, []
             self.show([])
             return
+        self._live = view.stage(name).state in state.ACTIVE
         self._curves = dict(detail.curves)
         self._picked = choose([key for key, curve in self._curves.items() if curve.xs or curve.broken])
         if not self._picked:
@@ -124,7 +126,7 @@ class TrainPane(LinesView):
         width, height = self._cell()
         stale = []
         for title, name, smooth in self._shown():
-            key = (self._curves[name], width, height)
+            key = (self._curves[name], width, height, self._live)
             if name not in self._drawn or self._drawn[name][0] != key:
                 stale.append((self._drawn_at.get(name, 0.0), title, name, smooth, key))
         if stale:
@@ -166,7 +168,7 @@ class TrainPane(LinesView):
             head.append_text(text((f"  ! {curve.broken} not finite", "bad")))
         head.truncate(width, overflow="ellipsis")
         lines = plot.raw_and_smooth(curve.xs, curve.ys, curve.ema_xs, curve.ema_ys, smooth)
-        return [head, *plot.draw(lines, width, height - 1)]
+        return [head, *plot.draw(lines, width, height - 1, self._live)]
 
     def _arrange(self, width: int, height: int) -> None:
         """Charts side by side into strips."""
