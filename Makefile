@@ -44,11 +44,10 @@ test: $(INSTALLED_DEV) ## the quick tests
 test-slow: $(INSTALLED_DEV) ## kill tests, two ranks, whole runs at miniature size
 	$(BIN)/python -m pytest -m slow
 
-lint: $(INSTALLED_DEV) ## style, types and the walls between the packages
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy
-	$(BIN)/lint-imports
+lint: $(INSTALLED_DEV) ## style, types and the walls between the packages; all of them, even when one fails
+	@failed=0; for check in "ruff check ." "ruff format --check ." mypy lint-imports; do \
+	  echo "$$check"; $(BIN)/$$check || failed=1; \
+	done; exit $$failed
 
 bench: $(INSTALLED) ## every script of benchmarks/, each printing a table
 	@for script in benchmarks/*.py; do \
