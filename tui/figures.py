@@ -40,7 +40,7 @@ def size(value: float) -> str:
 
 
 def metric(value: float | None) -> str:
-    """A reading of unknown magnitude in at most nine characters."""
+    """A reading of unknown magnitude in at most ten characters."""
     if value is None or not math.isfinite(value):
         return "–"
     if value and (abs(value) >= 1e12 or abs(value) < 1e-4):

@@ -44,12 +44,8 @@ async def test_the_app_opens_where_things_stand(kind: str, stage: str, word: str
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: app.main.stage == stage)
         await until(pilot, lambda: f" {word}" in app.main.plain)
-        assert state_word(app, stage, word)
-
-
-def state_word(app, stage: str, word: str) -> bool:
-    row = next(line for line in app.main.rail.plain.splitlines() if line[3:].lower().startswith(stage[:5]))
-    return word in row or "run " in row
+        row = next(line for line in app.main.rail.plain.splitlines() if line.startswith("▌"))
+        assert word in row or "run 40 %" in row, app.main.rail.plain
 
 
 async def test_reason_of_a_failure_is_on_the_screen(a_run, an_app) -> None:
