@@ -63,7 +63,7 @@ async def test_curves_appear(a_run, an_app) -> None:
         for title in ("Loss", "Reward", "Rollout length", "Bits per byte", "Tokens per second"):
             await until(pilot, lambda title=title: title in app.main.plain)
         await pilot.press("z")
-        await until(pilot, lambda: "Loss" in app.main.plain and "Reward" not in app.main.plain)
+        await until(pilot, lambda: "Reward" in app.main.plain and "Loss" not in app.main.plain)
 
 
 async def test_doctor_shows_cures_first(a_run, an_app) -> None:

@@ -33,14 +33,16 @@ class Chart:
 
 
 CHARTS: tuple[Chart, ...] = (
-    Chart("Loss", r"^(train/)?loss$", True),
     Chart("Reward", r"^(train/|rollout/)?(mean_)?reward(_mean)?$", True),
+    Chart("Rollout length, tokens", r"^(rollout_|answer_)?(length|len|tokens)(_mean)?$", True),
+    Chart("Loss", r"^(train/)?loss$", True),
     Chart("Bits per byte, validation", r"(^|/)(val_)?bpb$"),
-    Chart("Rollout length, tokens", r"(^|/|_)(rollout_)?(length|len|answer_tokens)(_mean)?$", True),
     Chart("Tokens per second", r"(^|/)(tok_s|tokens_per_s(ec)?|tok_per_s)$", True),
     Chart("Held-out accuracy", r"(^|/)(heldout_)?(accuracy|pass_at_1|acc)$"),
+    Chart("Loss, validation", r"/loss$"),
     Chart("Model FLOPs utilisation", r"(^|/)mfu$", True),
     Chart("Gradient norm", r"(^|/)grad_norm$", True),
+    Chart("Seconds per step", r"(^|/)step_s$", True),
     Chart("Learning rate", r"(^|/)(lr|lr_mult)$"),
 )
 
