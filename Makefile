@@ -30,7 +30,8 @@ demo: $(INSTALLED) ## a small chatbot from this machine's own documentation, liv
 	  $(BIN)/picollm-tui --run $(RUN) --profile $(PROFILE) --go; \
 	else \
 	  $(BIN)/picollm run --run $(RUN) --profile $(PROFILE) && \
-	  echo && $(BIN)/picollm compare --run $(RUN); \
+	  echo && $(BIN)/picollm compare --run $(RUN) && \
+	  $(BIN)/picollm stop --run $(RUN) --serving >/dev/null; \
 	fi
 
 tui: $(INSTALLED) ## the app, on whatever runs there are
