@@ -1,0 +1,85 @@
+"""kill -9, stop and resume of real training stages: what comes out is what an undisturbed twin makes, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from picollm.run import launch
+from picollm.run.folder import Run
+from picollm.run.history import StageHistory
+from tests.stages.conftest import Workplace, step_of, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+STEPS = {"pretrain": 20, "midtrain": 10, "sft": 10, "rl": 3}
+
+
+def tensors(run: Run, stage: str) -> dict[str, bytes]:
+    """Every tensor of the finished checkpoint, weights and optimizer, as bytes."""
+    folder: Path = run.output(stage, "checkpoint")
+    found = {}
+    for file in ("model", "optimizer"):
+        for name, value in load_file(folder / f"{file}.safetensors").items():
+            found[f"{file}/{name}"] = value.tobytes()
+    return found
+
+
+@pytest.mark.parametrize("stage", STEPS)
+def test_killed_and_resumed_equals_undisturbed(workplace: Workplace, smoke: Run, stage: str) -> None:
+    run = workplace.copy(smoke, f"killed-{stage}")
+    process = workplace.launch(run, stage, fresh=True)
+    after = random.randrange(1, STEPS[stage])
+    wait_for(lambda: len(run.attempts(stage)) == 2 and step_of(run, stage) >= after, 120, f"step {after}")
+    assert launch.kill_stage(run, stage)
+    process.wait(timeout=30)
+    assert run.status(stage).state == "crashed" and "signal 9" in run.status(stage).reason
+    assert workplace.launch(run, stage).wait(timeout=300) == 0
+    resumed = StageHistory(run, stage).read_all()
+    assert resumed.series["loss"].steps == list(range(1, STEPS[stage] + 1))
+    assert tensors(run, stage) == tensors(smoke, stage)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "rl"])
+def test_stopped_and_resumed_equals_undisturbed(workplace: Workplace, smoke: Run, stage: str) -> None:
+    run = workplace.copy(smoke, f"stopped-{stage}")
+    process = workplace.launch(run, stage, fresh=True)
+    wait_for(lambda: len(run.attempts(stage)) == 2 and step_of(run, stage) >= 1, 120, "a step")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    assert run.status(stage).state == "stopped"
+    assert workplace.launch(run, stage).wait(timeout=300) == 0
+    assert tensors(run, stage) == tensors(smoke, stage)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "rl"])
+def test_two_ranks_killed_and_resumed(workplace: Workplace, smoke: Run, stage: str) -> None:
+    twin = workplace.copy(smoke, f"ranks-{stage}")
+    twin.set(["run.nproc=2"])
+    assert workplace.launch(twin, stage, fresh=True).wait(timeout=600) == 0
+    run = workplace.copy(smoke, f"ranks-killed-{stage}")
+    run.set(["run.nproc=2"])
+    process = workplace.launch(run, stage, fresh=True)
+    wait_for(lambda: len(run.attempts(stage)) == 2 and step_of(run, stage) >= 2, 200, "two steps")
+    assert launch.kill_stage(run, stage)
+    process.wait(timeout=60)
+    assert workplace.launch(run, stage).wait(timeout=600) == 0
+    assert tensors(run, stage) == tensors(twin, stage)
+    one = StageHistory(smoke, stage).read_all().series["loss"].values
+    two = StageHistory(run, stage).read_all().series["loss"].values
+    assert two[0] == pytest.approx(one[0], abs=2e-3)
+
+
+def test_a_checkpoint_of_other_settings_is_not_resumed(workplace: Workplace, smoke: Run) -> None:
+    run = workplace.copy(smoke, "other")
+    process = workplace.launch(run, "sft", fresh=True)
+    wait_for(lambda: len(run.attempts("sft")) == 2 and step_of(run, "sft") >= 1, 120, "a step")
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    run.set(["sft.lr=0.5"])
+    assert workplace.launch(run, "sft").wait(timeout=120) == 2
+    assert "start over with --fresh" in run.status("sft").reason
