@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from textual import on
 from textual.app import App
@@ -39,7 +39,7 @@ class PicollmApp(StageActions, PaneActions, App[None], inherit_bindings=False):
 
     TITLE = "picollm"
     CSS_PATH = ["screens/main.tcss", "screens/dialogs.tcss"]  # noqa: RUF012
-    BINDINGS = actions.bindings()
+    BINDINGS: ClassVar[Any] = actions.bindings()
     COMMANDS = {ActionCommands}  # noqa: RUF012
     COMMAND_PALETTE_BINDING = actions.find("command_palette").keys[0]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012
@@ -247,7 +247,7 @@ class PicollmApp(StageActions, PaneActions, App[None], inherit_bindings=False):
     def action_bottom(self) -> None:
         self.main.scrolling().scroll_end(animate=False)
 
-    def action_back(self) -> None:
+    async def action_back(self) -> None:
         pane: Any = self.main.panes.get(self.main.tab)
         if self.main.tab in ("compare", "chat") and pane.cancel():
             return

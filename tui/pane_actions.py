@@ -9,8 +9,24 @@ import msgspec
 from picollm.run.errors import UserError
 
 if TYPE_CHECKING:
-    from tui.app import PicollmApp as _App
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from textual.app import App
+
+    from tui.screens.main import MainScreen
     from tui.talk import Sampling
+
+    class _App(App[None]):
+        """What the app has that these actions use."""
+
+        main: MainScreen
+
+        @property
+        def sampling(self) -> Sampling: ...
+        def conversations_folder(self) -> Path: ...
+        def work(self, job: Callable[[], str | None]) -> None: ...
+        def complain(self, words: str) -> None: ...
 else:
     _App = object
 

@@ -10,7 +10,22 @@ from picollm.run.folder import Run
 from tui import actions, asks, state
 
 if TYPE_CHECKING:
-    from tui.app import PicollmApp as _App
+    from collections.abc import Callable
+
+    from textual.app import App
+
+    from tui import bridge
+    from tui.screens.main import MainScreen
+
+    class _App(App[None]):
+        """What the app has that these actions use."""
+
+        main: MainScreen
+        options: asks.Options
+        reader: bridge.Reader
+
+        def work(self, job: Callable[[], str | None]) -> None: ...
+        def ask(self, title: str, lines: list[str], yes: str, job: Callable[[], str | None]) -> None: ...
 else:
     _App = object
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import msgspec
 from rich.text import Text
@@ -23,7 +24,7 @@ from tui.widgets.lines import LinesView, text
 class AskScreen(ModalScreen[bool]):
     """Something that cannot be taken back: `y` agrees, `esc` does not."""
 
-    BINDINGS = actions.bindings("dialog")
+    BINDINGS: ClassVar[Any] = actions.bindings("dialog")
 
     def __init__(self, title: str, lines: Sequence[str], yes: str) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class AskScreen(ModalScreen[bool]):
 class PickScreen(ModalScreen[str | None]):
     """One of a list of (value, label, note)."""
 
-    BINDINGS = actions.bindings("dialog")
+    BINDINGS: ClassVar[Any] = actions.bindings("dialog")
 
     def __init__(self, title: str, rows: Sequence[tuple[str, str, str]]) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class PickScreen(ModalScreen[str | None]):
 class SamplingScreen(ModalScreen[Sampling | None]):
     """How answers are drawn; every value is checked against its knob in `[chat]`."""
 
-    BINDINGS = actions.bindings("dialog")
+    BINDINGS: ClassVar[Any] = actions.bindings("dialog")
 
     FIELDS = ("temperature", "top_k", "seed", "max_tokens", "system")
 
@@ -106,7 +107,7 @@ class SamplingScreen(ModalScreen[Sampling | None]):
 
     @on(Input.Submitted)
     def action_confirm(self) -> None:
-        values = {}
+        values: dict[str, Any] = {}
         try:
             for name in self.FIELDS:
                 written = self.query_one(f"#field-{name}", Input).value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from rich.console import RenderableType
 from rich.text import Text
 from textual.app import ComposeResult
@@ -14,7 +16,7 @@ from tui.widgets.lines import LinesView, heading, rows, text
 
 
 class HelpScreen(ModalScreen[None]):
-    BINDINGS = actions.bindings("dialog")
+    BINDINGS: ClassVar[Any] = actions.bindings("dialog")
 
     def __init__(self, tab: str) -> None:
         super().__init__()

@@ -156,8 +156,10 @@ class MainScreen(Screen[None]):
         """What Page Up and Page Down scroll."""
         pane = self.panes[self.tab]
         inner = {"log": "#log-lines", "report": "#report-scroll", "chat": "#chat-turns", "compare": "#compare-right"}
-        found = pane.query(inner[self.tab]) if self.tab in inner else []
-        return found.first() if found else pane
+        if self.tab not in inner:
+            return pane
+        found = list(pane.query(inner[self.tab]))
+        return found[0] if found else pane
 
     async def forget(self, name_of_run: str) -> None:
         """Begin again with another run: every pane but the overview is built anew when it is looked at."""

@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import dataclass
 
+from rich.console import RenderableType
 from rich.text import Text
 from textual.events import Resize
 from textual.strip import Strip
@@ -106,7 +107,7 @@ class TrainPane(LinesView):
         else:
             self.lay_out()
 
-    def _nothing(self, view: state.RunView, name: str) -> list[object]:  # type: ignore[override]
+    def _nothing(self, view: state.RunView, name: str) -> list[RenderableType]:
         title = pipeline.stage(name).title
         if not pipeline.stage(name).trains:
             best = ", ".join(row.title for row in pipeline.STAGES if row.trains)
