@@ -44,8 +44,11 @@ async def test_the_app_opens_where_things_stand(kind: str, stage: str, word: str
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: app.main.stage == stage)
         await until(pilot, lambda: f" {word}" in app.main.plain)
-        row = next(line for line in app.main.rail.plain.splitlines() if line.startswith("▌"))
-        assert word in row or "run 40 %" in row, app.main.rail.plain
+
+        def row() -> str:
+            return next((line for line in app.main.rail.plain.splitlines() if line.startswith("▌")), "")
+
+        await until(pilot, lambda: word in row() or "run 40 %" in row(), what=app.main.rail.plain)
 
 
 async def test_reason_of_a_failure_is_on_the_screen(a_run, an_app) -> None:
