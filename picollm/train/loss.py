@@ -8,6 +8,7 @@ Hsu et al. 2024, "Liger Kernel"), and no logits are kept or computed twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,8 @@ from picollm.run.scaling import ModelShape
 from picollm.train.batch import Batch
 
 MAX_SOFTCAP = 80.0
+
+Terms = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class LanguageModel(Protocol):
@@ -34,25 +37,32 @@ def chunk_rows_for(rows: int, vocab: int, device: torch.device) -> int:
     return min(rows, max(256, budget // vocab))
 
 
+def loss_and_gradient(logits_NV: Tensor, target_N1: Tensor, w_N1: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """Σ w·nll of one chunk of logits (before the softcap), and its gradient with respect to them in their dtype."""
+    # tanh by one exp: absolute error 1e-7, and half the time of a vectorised tanh. As |z| <= cap, exp(z) cannot
+    # overflow and needs neither a maximum taken first nor a second exp for the probabilities.
+    squashed = 1 - 2 / (torch.exp(logits_NV.float() * (2 / cap)) + 1)
+    e = torch.exp(squashed * cap)
+    z = e.sum(dim=-1, keepdim=True)
+    loss = (w_N1 * (z.log() - cap * torch.tanh(logits_NV.gather(1, target_N1).float() / cap))).sum()
+    hit = torch.arange(e.shape[1], device=e.device) == target_N1
+    return loss, (w_N1 * (e * (1 / z) - hit.float()) * (1 - squashed * squashed)).to(logits_NV.dtype)
+
+
 class _FusedNll(torch.autograd.Function):
     """Σ w·nll and, at once, its gradients with respect to the hidden states and the output matrix."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, head_VD: Tensor, targets_N: Tensor, w_N: Tensor, cap: float, chunk: int):
+    def forward(
+        ctx: Any, x_ND: Tensor, head_VD: Tensor, targets_N: Tensor, w_N: Tensor, cap: float, chunk: int, terms: Terms
+    ) -> Tensor:
         head = head_VD.to(x_ND.dtype)
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
         grad_x, grad_head = [], torch.zeros(head_VD.shape, dtype=torch.float32, device=x_ND.device)
         for i in range(0, x_ND.shape[0], chunk):
             x, target, w = x_ND[i : i + chunk], targets_N[i : i + chunk, None], w_N[i : i + chunk, None]
-            logits = x @ head.t()
-            # tanh by one exp: absolute error 1e-7, and half the time of a vectorised tanh. As |z| <= cap, exp(z) cannot
-            # overflow and needs neither a maximum taken first nor a second exp for the probabilities.
-            squashed = 1 - 2 / (torch.exp(logits.float() * (2 / cap)) + 1)
-            e = torch.exp(squashed * cap)
-            z = e.sum(dim=-1, keepdim=True)
-            total = total + (w * (z.log() - cap * torch.tanh(logits.gather(1, target).float() / cap))).sum()
-            hit = torch.arange(e.shape[1], device=e.device) == target
-            grad = (w * (e * (1 / z) - hit.float()) * (1 - squashed * squashed)).to(x.dtype)
+            part, grad = terms(x @ head.t(), target, w, cap)
+            total = total + part
             grad_x.append(grad @ head)
             grad_head = grad_head + (grad.t() @ x).float()
         ctx.save_for_backward(torch.cat(grad_x), grad_head.to(head_VD.dtype))
@@ -61,21 +71,29 @@ class _FusedNll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor):  # type: ignore[override]
         grad_x, grad_head = ctx.saved_tensors
-        return grad_x * grad.to(grad_x.dtype), grad_head * grad.to(grad_head.dtype), None, None, None, None
+        return grad_x * grad.to(grad_x.dtype), grad_head * grad.to(grad_head.dtype), None, None, None, None, None
 
 
 def nll_from_hidden(
-    x_ND: Tensor, head_VD: Tensor, targets_N: Tensor, w_N: Tensor, *, softcap: float, chunk_rows: int | None = None
+    x_ND: Tensor,
+    head_VD: Tensor,
+    targets_N: Tensor,
+    w_N: Tensor,
+    *,
+    softcap: float,
+    chunk_rows: int | None = None,
+    terms: Terms = loss_and_gradient,
 ) -> Tensor:
     """Σ w·nll (fp32 scalar) of positions with final hidden states `x_ND`; differentiable in x and head.
 
+    `terms` computes `loss_and_gradient`, perhaps compiled.
     Raises ValueError for a softcap above 80, beyond which exp(logit) would not fit fp32.
     """
     if softcap > MAX_SOFTCAP:
         raise ValueError(f"softcap {softcap} is above {MAX_SOFTCAP}")
     chunk = chunk_rows or chunk_rows_for(x_ND.shape[0], head_VD.shape[0], x_ND.device)
     if torch.is_grad_enabled():
-        return _FusedNll.apply(x_ND, head_VD, targets_N, w_N, softcap, chunk)
+        return _FusedNll.apply(x_ND, head_VD, targets_N, w_N, softcap, chunk, terms)
     return (w_N * token_nll(x_ND, head_VD, targets_N, softcap=softcap, chunk_rows=chunk)).sum()
 
 
@@ -100,13 +118,15 @@ def step_nll(
     weights_BT: Tensor,
     denom: Tensor,
     chunk_rows: int | None = None,
+    terms: Terms = loss_and_gradient,
 ) -> Tensor:
-    """`weighted_nll` over plain tensors, which is what gets compiled; `denom` is a 0-d tensor so that it may vary."""
+    """`weighted_nll` over plain tensors; `denom` is a 0-d tensor so that it may vary within one compiled graph."""
     x = model.hidden(inputs_BT).flatten(0, 1)
     # Dividing the weights, not the sum, makes a batch without counted tokens an exact zero instead of 0/0.
     w = weights_BT.flatten() / denom.clamp(min=1.0)
     head = model.lm_head.weight[: model.shape.vocab_size]
-    return nll_from_hidden(x, head, targets_BT.flatten(), w, softcap=model.shape.softcap, chunk_rows=chunk_rows)
+    cap = model.shape.softcap
+    return nll_from_hidden(x, head, targets_BT.flatten(), w, softcap=cap, chunk_rows=chunk_rows, terms=terms)
 
 
 def weighted_nll(model: LanguageModel, batch: Batch, chunk_rows: int | None = None) -> Tensor:

@@ -1,14 +1,18 @@
-"""Forward and backward of one micro-batch: the part of a step that is worth compiling.
+"""Forward and backward of one micro-batch, with the parts that are worth compiling compiled.
 
-One graph holds the model, the loss and both directions. Its inputs are tensors of one shape, weights and denominator
-included, so pretraining, midtraining, SFT and RL at the same (B, T) share it, and so do their processes through the
-compiler's cache. The optimizer stays outside: on a CPU its matrix products dominate and compiling buys little.
+Those are the block, compiled once and used by every layer of the same kind, and the softmax of the loss. Against one
+graph of the whole model this runs as fast within a few percent, compiles in half the time at 4 layers and in the same
+time at any depth, and does not depend on the number of loss chunks. All inputs are tensors of one shape, weights and
+denominator included, so pretraining, midtraining, SFT and RL at the same (B, T) share the code, and so do their
+processes through the compiler's cache. Evaluation and generation on the same model stay uncompiled.
+The optimizer stays outside: on a CPU its matrix products dominate and compiling them buys little.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +21,7 @@ from torch import Tensor
 from picollm.model.gpt import GPT
 from picollm.train.batch import Batch
 from picollm.train.device import dtype_of
-from picollm.train.loss import step_nll
+from picollm.train.loss import Terms, loss_and_gradient, step_nll
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,11 @@ class ForwardBackward:
         self.compile_seconds = 0.0
         self._warn = warn
         self._first = True
-        self._fn = torch.compile(step_nll, dynamic=False) if compute.compile else step_nll
+        self._forwards: list[Callable[..., Tensor]] = []
+        self._terms: Terms = loss_and_gradient
+        if compute.compile:
+            self._forwards = [torch.compile(block.forward, dynamic=False) for block in model.blocks]
+            self._terms = torch.compile(loss_and_gradient, dynamic=False)
 
     def __call__(self, batch: Batch) -> Tensor:
         device = batch.inputs.device
@@ -66,7 +74,7 @@ class ForwardBackward:
             loss = self._run(batch, weights, denom)
         except Exception as error:  # the compiler's failures have no common base class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            self._fn, self.compiled = step_nll, False
+            self._forwards, self._terms, self.compiled = [], loss_and_gradient, False
             for p in self.model.parameters():
                 p.grad = None
             loss = self._run(batch, weights, denom)  # a mistake that is not the compiler's is raised again here
@@ -75,6 +83,19 @@ class ForwardBackward:
         return loss
 
     def _run(self, batch: Batch, weights: Tensor, denom: Tensor) -> Tensor:
-        loss = self._fn(self.model, batch.inputs, batch.targets, weights, denom)
+        with self._compiled_blocks():
+            loss = step_nll(self.model, batch.inputs, batch.targets, weights, denom, terms=self._terms)
         loss.backward()
         return loss.detach()
+
+    @contextmanager
+    def _compiled_blocks(self) -> Iterator[None]:
+        """The model's blocks run their compiled code inside, and only there."""
+        pairs = list(zip(self.model.blocks, self._forwards, strict=False))
+        for block, forward in pairs:
+            block.forward = forward  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for block, _ in pairs:
+                del block.forward

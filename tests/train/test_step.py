@@ -29,7 +29,7 @@ def test_attention_backends_agree():
 
 def test_a_compiler_that_fails_is_done_without(monkeypatch):
     def broken(fn, **_):
-        def call(*args):
+        def call(*args, **kwargs):
             raise RuntimeError("InvalidCxxCompiler: no working C++ compiler found\nmore detail")
 
         return call
@@ -53,3 +53,22 @@ def test_compiled_equals_eager():
     theirs = dict(eager.model.named_parameters())
     for name, p in compiled.model.named_parameters():
         torch.testing.assert_close(p.grad, theirs[name].grad, rtol=1e-3, atol=1e-5)
+
+
+def test_compiled_code_is_used_in_training_only(monkeypatch):
+    calls = []
+
+    def counting(fn, **_):
+        def call(*args, **kwargs):
+            calls.append(fn)
+            return fn(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(step_module.torch, "compile", counting)
+    model = small_model()
+    run = ForwardBackward(model, Compute("fp32", "explicit", compile=True))
+    run(batch())
+    assert len(calls) == 3, "two blocks and the loss"
+    model(batch().inputs)
+    assert len(calls) == 3

@@ -174,7 +174,7 @@ from tests.train import test_trainer as t
 from tests.train.conftest import counting_batches
 from picollm.train.device import set_deterministic
 import torch
-torch.set_num_threads(1); set_deterministic(True)
+torch.set_num_threads(int(sys.argv[5])); set_deterministic(True)
 def batches(step):
     if step == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -186,6 +186,7 @@ t.train(Path(sys.argv[1]), batches=batches, save_steps=3, precision=sys.argv[2],
 def killed_then_resumed(tmp_path: Path, precision: str, kind: str) -> None:
     whole = train(tmp_path / "whole", precision=precision, compiled=kind == "compiled")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "parts"), precision, "8", kind]
+    command.append(str(torch.get_num_threads()))
     done = subprocess.run(command, cwd=Path(__file__).parents[2], env=dict(os.environ), capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     rest = train(tmp_path / "parts", precision=precision, compiled=kind == "compiled")
@@ -215,6 +216,7 @@ import torch
 from tests.train.conftest import FakeContext, counting_rows, small_model, ROWS, T
 from picollm.train.batch import Batch
 from picollm.train.device import start
+from picollm.train.optim import OptimizerSettings
 from picollm.train.schedule import Schedule
 from picollm.train.trainer import TrainSettings, train_stage
 from picollm.run.errors import StopRequested
@@ -226,7 +228,7 @@ def batches(step):
 # Only one rank sees the stop: the others must come along.
 ctx = FakeContext(stop_at=int(sys.argv[2]) if ranks.rank == ranks.world - 1 and int(sys.argv[2]) else None)
 try:
-    train_stage(ctx, model=small_model(), batches=batches, settings=TrainSettings(Schedule(8, warmup=2)),
+    train_stage(ctx, model=small_model(), batches=batches, settings=TrainSettings(Schedule(8, warmup=2), OptimizerSettings().scaled(0.1)),
                 checkpoint_dir=Path(sys.argv[1]), meta={"fingerprint": "f", "tokenizer": "t"}, ranks=ranks)
 except StopRequested as stop:
     print("stopped", stop.step)
@@ -256,7 +258,8 @@ def test_two_ranks_train_like_one(tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     a, b = (load_file(tmp_path / name / "step-000008" / "model.safetensors") for name in ("one", "two"))
     for key, tensor in a.items():
-        torch.testing.assert_close(b[key], tensor, rtol=2e-2, atol=2e-3, msg=lambda m, key=key: f"{key}: {m}")
+        # Muon turns the smallest difference in a weak direction into a visible one, so whole tensors are compared.
+        assert (b[key] - tensor).norm() <= 1e-2 * tensor.norm() + 1e-3, key
 
 
 @pytest.mark.slow
