@@ -1,14 +1,14 @@
 """Spelling: the letters of a word, one by one.
 
-    user       Spell the word 'harbor'.
+    user       Spell the word "harbor".
     assistant  h-a-r-b-o-r
 
 A model sees tokens, not letters, so it has to learn which letters hide in each token. Most phrasings quote the word
 with double quotes: each word then has one split into tokens instead of three, so each token is met more often. (After
 equal training a small model spelled 49 % of unseen words instead of 30 %.)
 
-Words come from the corpus;
-split by word (the same hash as counting). Right means: the letters joined by hyphens, case and a final stop ignored.
+Words come from the corpus; split by word (the same hash as counting). Right means: the letters joined by hyphens, case
+and a final stop ignored.
 """
 
 from __future__ import annotations
