@@ -142,7 +142,7 @@ def set_deterministic(on: bool) -> None:
 
 
 def compile_cache() -> Path:
-    """Point torch's compiler at a cache that outlives the process, and allow it to hold all of our graphs.
+    """Point torch's compiler at a cache that outlives the process; needed before the first compiled call.
 
     A second process then starts in the time of tracing alone. Threads are part of the path because generated CPU code
     has their number built in, and the version because caches of different versions are of no use to each other.
@@ -154,11 +154,6 @@ def compile_cache() -> Path:
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = "1"
     os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "1"
-    import torch._functorch.config as functorch_config
-
-    # Without this a graph that holds our loss (an autograd.Function) would be lowered anew in every process.
-    if hasattr(functorch_config, "autograd_cache_allow_custom_autograd_functions"):
-        functorch_config.autograd_cache_allow_custom_autograd_functions = True
     return cache
 
 

@@ -23,10 +23,14 @@ EXPECTED_COMPILE_S = 25.0
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One candidate as measured: whole steps (forward, backward, optimizer), median."""
+    """One candidate as measured over whole steps (forward, backward, optimizer).
+
+    `tok_s` is the median; `fastest` is the best step, which other work on the machine disturbs least.
+    """
 
     compute: Compute
     tok_s: float
+    fastest: float = 0.0
     compile_s: float = 0.0
     optimizer_share: float = 0.0
     failed: str = ""
@@ -86,7 +90,8 @@ def measure(
     middle = sorted(times)[len(times) // 2]
     done = Compute(compute.precision, compute.attention, run.compiled)
     share = sorted(updates)[len(updates) // 2] / middle
-    return Figure(done, batch.tokens / middle, max(0.0, run.compile_seconds - middle), share)
+    compile_s = max(0.0, run.compile_seconds - middle)
+    return Figure(done, batch.tokens / middle, batch.tokens / min(times), compile_s, share)
 
 
 def probe(

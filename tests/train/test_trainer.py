@@ -228,8 +228,9 @@ def batches(step):
 # Only one rank sees the stop: the others must come along.
 ctx = FakeContext(stop_at=int(sys.argv[2]) if ranks.rank == ranks.world - 1 and int(sys.argv[2]) else None)
 try:
-    train_stage(ctx, model=small_model(), batches=batches, settings=TrainSettings(Schedule(8, warmup=2), OptimizerSettings().scaled(0.1)),
-                checkpoint_dir=Path(sys.argv[1]), meta={"fingerprint": "f", "tokenizer": "t"}, ranks=ranks)
+    settings = TrainSettings(Schedule(8, warmup=2), OptimizerSettings().scaled(0.1))
+    train_stage(ctx, model=small_model(), batches=batches, settings=settings, checkpoint_dir=Path(sys.argv[1]),
+                meta={"fingerprint": "f", "tokenizer": "t"}, ranks=ranks)
 except StopRequested as stop:
     print("stopped", stop.step)
 if ranks.rank == 0:
