@@ -23,7 +23,11 @@ from picollm.train.session import start_ranks
 def tasks(ctx: StageContext) -> dict[str, Task]:
     """What SFT and RL practised, as far as it has held-out items."""
     names = dict.fromkeys([*ctx.config.midtrain.mixture, *ctx.config.sft.mixture, ctx.config.rl.task])
-    made = {name: make(name, seed=ctx.config.run.seed) for name in names}
+    rows = str(ctx.output("identity", "rows"))
+    made = {}
+    for name in names:
+        more = {"path": rows} if name.partition(":")[0] == "identity" else {}
+        made[name] = make(name, seed=ctx.config.run.seed, **more)
     return {name: task for name, task in made.items() if task.heldout()}
 
 
@@ -48,9 +52,8 @@ def work(ctx: StageContext) -> Outcome:
         for name, task in todo.items():
             if name in cells:
                 continue
-            result = evaluate(
-                task, engine, tokenizer, ctx.config.chat_eval.items, max_new_tokens=ctx.config.chat_eval.max_tokens
-            )
+            settings = ctx.config.chat_eval
+            result = evaluate(task, engine, tokenizer, settings.items, max_new_tokens=settings.max_tokens or None)
             cells[name] = result.as_dict()
             ctx.eval(f"{model}/{name}", 0, {"accuracy": result.accuracy}, n=result.n)
             ctx.message(f"{model} {name}: {100 * result.accuracy:.1f} % of {result.n}")

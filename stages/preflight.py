@@ -26,7 +26,7 @@ from picollm.run.launch import child_environment
 from picollm.run.scaling import ModelShape, flops_per_token, num_params
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.train.device import Ranks
-from picollm.train.probe import Probe, measure, probe
+from picollm.train.probe import Probe, probe
 from picollm.train.session import start_ranks
 
 REFERENCE_DEPTH = 4
@@ -51,7 +51,6 @@ def work(ctx: StageContext) -> Outcome:
     measured = plan.Measured(
         light_s=_light_start(),
         torch_s=torch_s,
-        warm_s=0.0,
         train_flops_s=0.0,
         decode_flops_s=0.0,
         text_bytes=_source_bytes(wishes.data.source),
@@ -69,8 +68,7 @@ def work(ctx: StageContext) -> Outcome:
     ctx.phase("compile")
     final = _probe(ctx, wishes, chosen, ranks, compile=wishes.machine.compile, only=found)
     measured.train_flops_s = final.best.tok_s * flops_per_token(chosen)
-    if final.best.compute.compile:
-        measured.warm_s = _warm_start(ctx, chosen, final, wishes.pretrain.rows, ranks)
+    measured.compiled = final.best.compute.compile
     best = final.best.compute
     name = f"{best.precision} {best.attention} {'compiled' if best.compile else 'eager'}"
     ctx.choice("compute", name, found.table() | final.table() | {"share of matrix peak": round(final.mfu, 3)})
@@ -115,7 +113,10 @@ def _source_bytes(source: str) -> int:
 def _probe(
     ctx: StageContext, wishes: Config, shape: ModelShape, ranks: Ranks, *, compile: str, only: Probe | None = None
 ) -> Probe:
-    """Candidates that the settings leave open, each run for a moment; `only` narrows them to an earlier best."""
+    """Candidates that the settings leave open, each run for a moment on a quarter of the rows.
+
+    `only` narrows them to an earlier best, which is timed on all rows and then compiled.
+    """
     machine = wishes.machine
     precision, attention = machine.precision, machine.attention
     if only is not None:
@@ -123,7 +124,7 @@ def _probe(
     try:
         return probe(
             shape,
-            wishes.pretrain.rows,
+            wishes.pretrain.rows if only else max(1, wishes.pretrain.rows // 4),
             TRIAL_S,
             device=ranks.device,
             planned_tokens=TRAINING_SHARE * 60 * wishes.run.minutes * (only.best.tok_s if only else 0.0),
@@ -137,16 +138,6 @@ def _probe(
         raise UserError(
             f"preflight: {error}; set machine.device, precision or attention to something that works"
         ) from None
-
-
-def _warm_start(ctx: StageContext, shape: ModelShape, found: Probe, rows: int, ranks: Ranks) -> float:
-    """Seconds that compiled code takes to come back from the cache, as every training stage will have to wait."""
-    torch.compiler.reset()
-    model = GPT(shape).to(ranks.device)
-    model.init_weights(0)
-    figure = measure(model, found.best.compute, rows, 0.0, ctx.warning)
-    ctx.choice("compile cache", "warm", {"cold_s": found.best.compile_s, "warm_s": figure.compile_s})
-    return figure.compile_s
 
 
 def _decode_rate(ctx: StageContext, shape: ModelShape, ranks: Ranks, rows: int) -> float:

@@ -13,7 +13,7 @@ from picollm.train.loop import Every
 from picollm.train.schedule import Schedule
 from picollm.train.session import open_session
 
-EVAL_BATCHES = 16
+EVAL_BATCHES = 4
 """A reading during training: enough batches to see a trend; base_eval reads everything."""
 
 

@@ -151,8 +151,8 @@ class RlConfig(msgspec.Struct, kw_only=True):
 
 
 class ChatEvalConfig(msgspec.Struct, kw_only=True):
-    items: Annotated[int, _meta("held-out items per task", "items", ge=8, le=10**6)] = 200
-    max_tokens: Annotated[int, _meta("longest answer", "tokens", ge=4, le=1 << 16)] = 64
+    items: Annotated[int, _meta("held-out items per task", "items", ge=8, le=10**6)] = 120
+    max_tokens: Annotated[int, _meta("longest answer; 0: each task's own", "tokens", ge=0, le=1 << 16)] = 0
 
 
 class ReportConfig(msgspec.Struct, kw_only=True):

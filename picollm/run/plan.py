@@ -13,17 +13,25 @@ from picollm.run.config import Config
 from picollm.run.errors import UserError
 from picollm.run.folder import Plan, plan_inputs
 
-SHARES = {"pretrain": 0.52, "midtrain": 0.12, "sft": 0.22, "rl": 0.14}
+SHARES = {"pretrain": 0.42, "midtrain": 0.13, "sft": 0.30, "rl": 0.15}
 SMALLEST_STEPS = {"pretrain": 20, "midtrain": 10, "sft": 20, "rl": 4}
 SHALLOWEST, DEEPEST = 2, 12
 TOKENS_PER_PARAMETER = 0.12
 """Minutes of training are worth a deeper model from about this many tokens per scaling parameter (docs/log.md)."""
 
 # What stages without training cost, in starts of a light process (Measured.light_s), which follows the machine's speed.
-LIGHT_WORK = {"doctor": 1.5, "identity": 2.0, "tokenizer_eval": 3.0, "report": 1.6}
-READ_STARTS_PER_MB = 3.0
-LEARN_STARTS_PER_MB = 2.2
-EVAL_TASKS, EVAL_PROMPTS = 6, 9
+LIGHT_WORK = {"doctor": 1.4, "identity": 1.6, "tokenizer_eval": 2.2, "report": 1.2}
+READ_STARTS_PER_MB = 3.5
+LEARN_STARTS_PER_MB = 2.0
+EVAL_TASKS, EVAL_PROMPTS, TASK_TOKENS = 7, 9, 48
+MIX_S_PER_START = 10.0
+"""Reading the documentation and rendering a mixture, in light starts."""
+LOAD_SHARE = 1.8
+"""Ranks, model, optimizer and checkpoint, as a multiple of the time that loading torch takes."""
+WARM_SHARE = 2.3
+"""Tracing a graph that the compile cache holds, likewise."""
+VAL_TOKENS = 4 * 4096
+"""One validation reading during pretraining (see stages/pretrain)."""
 ANSWER_SHARE = 0.5
 """Answers end on average at this share of the longest length allowed."""
 
@@ -32,14 +40,14 @@ class Measured(msgspec.Struct, kw_only=True):
     """What preflight found out. Rates are of the whole machine, all ranks together.
 
     light_s, torch_s: seconds until a stage process does its first work, without and with torch.
-    warm_s: from loading to the first finished step with a filled compile cache, less a plain step.
+    compiled: training code comes from the compile cache.
     train_flops_s, decode_flops_s: model FLOP/s (`scaling.flops_per_token` × tokens/s) of whole optimizer steps, and of
     sampling in batches. text_bytes: size of the text. spent_s: seconds already gone.
     """
 
     light_s: float
     torch_s: float
-    warm_s: float
+    compiled: bool = False
     train_flops_s: float
     decode_flops_s: float
     text_bytes: int
@@ -77,7 +85,7 @@ def make_plan(config: Config, measured: Measured) -> Plan:
     depth = config.model.depth or _depth(config, measured)
     chosen = at_depth(config, depth)
     seconds = _fixed_seconds(config, measured, chosen)
-    start = measured.torch_s + measured.warm_s
+    start = _start_seconds(measured)
     step_s = _step_seconds(config, measured, chosen)
     left = _left(config, measured, seconds, start)
     values: dict[str, int] = {"model.depth": depth, "model.dim": chosen.dim}
@@ -95,14 +103,19 @@ def make_plan(config: Config, measured: Measured) -> Plan:
 def _left(config: Config, measured: Measured, fixed: dict[str, float], start: float) -> float:
     """Seconds for training steps; never less than a fifth of the budget, or a slow machine would learn nothing."""
     budget = 60 * config.run.minutes
-    return max(0.2 * budget, budget - measured.spent_s - sum(fixed.values()) - len(SHARES) * start)
+    return max(0.2 * budget, budget - sum(fixed.values()) - len(SHARES) * start)
+
+
+def _start_seconds(measured: Measured) -> float:
+    """From the launcher to the first step of a training stage."""
+    return measured.torch_s * (1 + LOAD_SHARE + (WARM_SHARE if measured.compiled else 0.0))
 
 
 def _depth(config: Config, measured: Measured) -> int:
     """The deepest model that still sees `TOKENS_PER_PARAMETER` in pretraining's share of the budget."""
     for depth in range(DEEPEST, SHALLOWEST, -1):
         chosen = at_depth(config, depth)
-        left = _left(config, measured, _fixed_seconds(config, measured, chosen), measured.torch_s + measured.warm_s)
+        left = _left(config, measured, _fixed_seconds(config, measured, chosen), _start_seconds(measured))
         tokens = SHARES["pretrain"] * left * measured.train_flops_s / scaling.flops_per_token(chosen)
         if tokens >= TOKENS_PER_PARAMETER * scaling.num_params(chosen)["scaling"]:
             return depth
@@ -139,9 +152,12 @@ def _fixed_seconds(config: Config, measured: Measured, chosen: scaling.ModelShap
     seconds["base_eval"] = measured.torch_s + val_tokens * per_token / 3 / measured.train_flops_s
     seconds["base_eval"] += EVAL_PROMPTS * config.base_eval.sample_tokens / (few * decode)
     evals = config.chat_eval
-    answers = EVAL_TASKS * evals.items * ANSWER_SHARE * evals.max_tokens / decode
+    answers = EVAL_TASKS * evals.items * ANSWER_SHARE * (evals.max_tokens or TASK_TOKENS) / decode
     prompts = EVAL_PROMPTS * config.chat.max_tokens / (few * decode)
-    seconds["chat_eval"] = measured.torch_s + len(pipeline.MODEL_STAGES) * (answers + prompts)
+    seconds["chat_eval"] = 2 * measured.torch_s + len(pipeline.MODEL_STAGES) * (answers + prompts)
+    seconds["midtrain"] = seconds["sft"] = MIX_S_PER_START * measured.light_s
+    readings = 1 + SHARES["pretrain"] * 60 * config.run.minutes / config.pretrain.eval_every
+    seconds["pretrain"] = readings * VAL_TOKENS * per_token / 3 / measured.train_flops_s
     held_out = config.rl.eval_items * ANSWER_SHARE * config.rl.max_tokens / decode
     seconds["rl"] = (1 + (config.rl.steps or 40) / config.rl.eval_every) * held_out
     return seconds

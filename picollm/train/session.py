@@ -94,8 +94,10 @@ class Session:
         )
 
 
-def open_session(ctx: StageContext) -> Session:
+def open_session(ctx: StageContext, *, compiled: bool = True) -> Session:
     """Join the ranks, load the tokenizer and lay out the model with its first weights (drawn from the run's seed).
+
+    Without `compiled` a CPU does not compile, whatever the plan found.
 
     Raises `UserError` when the plan is missing or there are more ranks than rows in a step.
     """
@@ -107,7 +109,10 @@ def open_session(ctx: StageContext) -> Session:
         raise UserError(f"{ctx.name}.rows is {rows}: fewer than the {ranks.world} ranks; raise it or lower run.nproc")
     model = GPT(shape)
     model.init_weights(ctx.config.run.seed)
-    return Session(ctx, ranks, compute_for(ctx), tokenizer, model)
+    compute = compute_for(ctx)
+    if not compiled and ranks.device.type == "cpu":
+        compute = replace(compute, compile=False)
+    return Session(ctx, ranks, compute, tokenizer, model)
 
 
 def start_ranks(ctx: StageContext) -> Ranks:
