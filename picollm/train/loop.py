@@ -27,7 +27,7 @@ class Every:
     """
 
     n: int
-    fn: Callable[[int], None]
+    fn: Callable[[int], object]
     seconds: float = 0.0
     at_end: bool = True
     _next: float = field(default=math.inf, repr=False)

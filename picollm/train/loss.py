@@ -33,8 +33,8 @@ class LanguageModel(Protocol):
 
 def chunk_rows_for(rows: int, vocab: int, device: torch.device) -> int:
     """Positions per chunk: logits small enough for the caches of a CPU, large enough to fill a GPU."""
-    budget = 2**22 if device.type == "cpu" else 2**28  # numbers in one chunk of logits
-    return min(rows, max(256, budget // vocab))
+    budget = 2**21 if device.type == "cpu" else 2**28  # numbers in one chunk of logits
+    return min(rows, max(128, budget // vocab))
 
 
 def loss_and_gradient(logits_NV: Tensor, target_N1: Tensor, w_N1: Tensor, cap: float) -> tuple[Tensor, Tensor]:

@@ -124,12 +124,12 @@ class _Stack:
 
     def __init__(self, named: list[tuple[str, nn.Parameter]]) -> None:
         self.names = [name for name, _ in named]
-        self.params = [p for _, p in named]
+        self.params: list[Tensor] = [p for _, p in named]
         rows, columns = self.params[0].shape
-        like = {"dtype": torch.float32, "device": self.params[0].device}
-        self.momentum = torch.zeros(len(named), rows, columns, **like)
+        device = self.params[0].device
+        self.momentum = torch.zeros((len(named), rows, columns), dtype=torch.float32, device=device)
         second = (len(named), rows, 1) if rows >= columns else (len(named), 1, columns)
-        self.second = torch.zeros(*second, **like)
+        self.second = torch.zeros(second, dtype=torch.float32, device=device)
 
 
 class Optimizer:
@@ -155,9 +155,9 @@ class Optimizer:
         fused = all(p.device.type in ("cpu", "cuda", "mps") for p in self.adam_params.values())
         self.adam = torch.optim.AdamW(adam_groups, eps=EPS, fused=fused) if adam_groups else None
         self.compiled = compiled
-        self._muon = torch.compile(muon_update, dynamic=False) if compiled else muon_update
+        self._muon: Any = torch.compile(muon_update, dynamic=False) if compiled else muon_update
 
-    def params(self) -> Iterable[nn.Parameter]:
+    def params(self) -> Iterable[Tensor]:
         for stack in self.stacks:
             yield from stack.params
         yield from self.adam_params.values()
@@ -178,7 +178,7 @@ class Optimizer:
             if self.compiled:  # as 0-d tensors: a float that changes every step would be compiled anew every step
                 values = [torch.tensor(v, dtype=torch.float32, device=stack.momentum.device) for v in values]
             gradients = torch.stack([p.grad for p in stack.params if p.grad is not None])
-            values_SMN = torch.stack(list(stack.params))
+            values_SMN = torch.stack(stack.params)
             self._muon(values_SMN, gradients, stack.momentum, stack.second, *values, s.muon_beta2, s.muon_dtype)
             torch._foreach_copy_(stack.params, list(values_SMN.unbind(0)))
 
