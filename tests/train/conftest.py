@@ -72,6 +72,7 @@ def one_repeatable_thread() -> Iterator[None]:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     set_deterministic(True)
     yield
     torch.use_deterministic_algorithms(False)
