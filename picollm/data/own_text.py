@@ -4,7 +4,7 @@
     .jsonl       one document a line: column `text` or `content`, or `messages` (role, content)
     .parquet     one document a row, the same columns
 
-What was wrong with the text is counted and named, never fatal; a file that cannot be read at all is.
+What is wrong with the text, and what cannot be read, is counted and named; only when nothing is left is it an error.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ MOST_NAMED = 20  # problems listed one by one; the counts hold all of them
 class Counts(msgspec.Struct):
     """What was found. `problems`: one line each for the person, at most MOST_NAMED and a last one saying how many more.
 
-    files: read. ignored: with another suffix. documents, bytes: kept. empty, duplicates: left out.
-    encoding_errors: documents with bytes that are not UTF-8 (kept, U+FFFD in their place). bad_lines: not JSON, torn,
-    or without a text.
+    files: read. ignored: with another suffix, or no file (a link to nothing or to a folder, a pipe, a socket).
+    unreadable: files and folders. documents, bytes: kept. empty, duplicates: left out. encoding_errors:
+    documents with bytes that are not UTF-8 (kept, U+FFFD in their place). bad_lines: not JSON, torn, or without a text.
     """
 
     files: int = 0
     ignored: int = 0
+    unreadable: int = 0
     documents: int = 0
     bytes: int = 0
     empty: int = 0
@@ -53,23 +54,26 @@ class Counts(msgspec.Struct):
 
     def as_dict(self) -> dict[str, int]:
         """The counts alone, for a manifest."""
-        names = ("files", "ignored", "documents", "bytes", "empty", "duplicates", "encoding_errors", "bad_lines")
-        return {name: getattr(self, name) for name in names}
+        names = ("files", "ignored", "unreadable", "documents", "bytes", "empty", "duplicates", "encoding_errors")
+        return {name: getattr(self, name) for name in (*names, "bad_lines")}
+
+
+class Unreadable(Exception):
+    """A file of a known suffix that is not what its name says; the text goes into the counts' problems."""
 
 
 def read_source(path: Path | str) -> tuple[list[Document], Counts]:
     """Documents of the file or folder `path`, in order of file name, and what was counted on the way.
 
     Folders are read through and through, hidden files and folders left out. Raises UserError when `path` is
-    missing, a file cannot be read, or nothing is left.
+    missing or nothing is left.
     """
     root = Path(path).expanduser()
     counts = Counts()
     documents: list[Document] = []
     seen: set[bytes] = set()
-    for file in _files(root, counts):
-        counts.files += 1
-        name = file.name if file == root else file.relative_to(root).as_posix()
+    for file in files(root, counts):
+        name = _name(file, root)
         try:
             for document in _read(file, name, counts):
                 text = document.text.strip()
@@ -84,8 +88,11 @@ def read_source(path: Path | str) -> tuple[list[Document], Counts]:
                 documents.append(document)
                 counts.documents += 1
                 counts.bytes += len(document.text.encode("utf-8", "surrogatepass"))
-        except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror or error}; check its permissions") from None
+        except (OSError, Unreadable) as error:
+            counts.unreadable += 1
+            counts.name(f"{name}: cannot be read ({_reason(error)}); left out")
+        else:
+            counts.files += 1
     if not documents:
         first = f" ({counts.problems[0]})" if counts.problems else ""
         raise UserError(
@@ -95,25 +102,51 @@ def read_source(path: Path | str) -> tuple[list[Document], Counts]:
     return documents, counts
 
 
-def _files(root: Path, counts: Counts) -> Iterator[Path]:
+def files(root: Path, counts: Counts) -> Iterator[Path]:
+    """The files under `root` that `read_source` reads, in its order; all others are counted.
+
+    Only plain files: reading a pipe would wait for ever, and a link to a folder may lead back up. Raises UserError when
+    `root` is missing or a file of another kind.
+    """
     if root.is_file():
         if root.suffix.lower() not in SUFFIXES:
             raise UserError(f"{root} is not one of {' '.join(SUFFIXES)}; convert it or choose another file")
         yield root
         return
     if not root.is_dir():
-        raise UserError(f"{root} does not exist; set data.source to a file or folder of {' '.join(SUFFIXES)}")
+        found = "is neither a file nor a folder" if os.path.lexists(root) else "does not exist"
+        raise UserError(f"{root} {found}; set data.source to a file or folder of {' '.join(SUFFIXES)}")
 
     def unreadable(error: OSError) -> None:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}; check its permissions") from None
+        counts.unreadable += 1
+        counts.name(f"{_name(Path(error.filename), root)}: cannot be read ({_reason(error)}); left out")
 
     for folder, children, names in os.walk(root, onerror=unreadable):
         children[:] = sorted(child for child in children if not child.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            if Path(name).suffix.lower() in SUFFIXES:
-                yield Path(folder, name)
-            else:
+        for child in children:
+            if os.path.islink(os.path.join(folder, child)):
                 counts.ignored += 1
+                counts.name(f"{_name(Path(folder, child), root)}: a link to a folder, which is not followed")
+        for name in sorted(name for name in names if not name.startswith(".")):
+            file = Path(folder, name)
+            if file.suffix.lower() not in SUFFIXES:
+                counts.ignored += 1
+            elif not os.path.isfile(file):
+                counts.ignored += 1
+                what = "a link to nothing" if file.is_symlink() else "not a plain file"
+                counts.name(f"{_name(file, root)}: {what}; left out")
+            else:
+                yield file
+
+
+def _name(file: Path, root: Path) -> str:
+    """As documents and problems are called; bytes of a file name that are not UTF-8 become U+FFFD."""
+    name = file.name if file == root else file.relative_to(root).as_posix()
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _read(file: Path, name: str, counts: Counts) -> Iterator[Document]:
@@ -167,7 +200,7 @@ def _parquet(file: Path, name: str, counts: Counts) -> Iterator[Document]:
             columns = [column for column in ("text", "content", "messages") if column in table.schema_arrow.names]
             if not columns:
                 found = ", ".join(table.schema_arrow.names)
-                raise UserError(f"{file} has no column text, content or messages (found: {found}); rename one")
+                raise Unreadable(f"no column text, content or messages, found: {found}; rename one")
             number = 0
             for batch in table.iter_batches(batch_size=1024, columns=columns[:1]):
                 for value in batch.column(0).to_pylist():
@@ -175,7 +208,7 @@ def _parquet(file: Path, name: str, counts: Counts) -> Iterator[Document]:
                     yield from _row({columns[0]: value}, f"{name}:{number}", counts)
     except pyarrow.ArrowException as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"cannot read {file}: {reason}; it is not a whole parquet file, fetch it again") from None
+        raise Unreadable(f"{reason}; it is not a whole parquet file, fetch it again") from None
 
 
 def _row(row: Any, where: str, counts: Counts) -> Iterator[Document]:

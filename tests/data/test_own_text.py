@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 from pathlib import Path
 
 import pyarrow
@@ -35,8 +37,8 @@ def test_a_folder_of_everything(tmp_path: Path) -> None:
         ("deep/b.MD", "# Second"),
     ]
     assert counts.as_dict() == {
-        "files": 4, "ignored": 1, "documents": 6, "bytes": sum(len(d.text) for d in documents), "empty": 0,
-        "duplicates": 0, "encoding_errors": 0, "bad_lines": 1,
+        "files": 4, "ignored": 1, "unreadable": 0, "documents": 6, "bytes": sum(len(d.text) for d in documents),
+        "empty": 0, "duplicates": 0, "encoding_errors": 0, "bad_lines": 1,
     }  # fmt: skip
     assert counts.problems == ["d.parquet:2: no text, content or messages; left out"]
 
@@ -101,10 +103,10 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 
 def test_broken_parquet(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 torn")
-    with pytest.raises(UserError, match=r"cannot read .*x\.parquet: .*fetch it again"):
+    with pytest.raises(UserError, match=r"no text in .*x\.parquet: cannot be read .*fetch it again"):
         read_source(tmp_path)
     pyarrow.parquet.write_table(pyarrow.table({"n": [1]}), tmp_path / "x.parquet")
-    with pytest.raises(UserError, match=r"no column text, content or messages \(found: n\)"):
+    with pytest.raises(UserError, match=r"no column text, content or messages, found: n;"):
         read_source(tmp_path)
 
 
@@ -113,11 +115,59 @@ def test_no_permission(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("x")
     file.chmod(0)
-    with pytest.raises(UserError, match=r"cannot read .*a\.txt: Permission denied"):
+    with pytest.raises(UserError, match=r"no text in .*a\.txt: cannot be read \(Permission denied\)"):
         read_source(tmp_path)
 
 
-def test_a_link_to_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
-    with pytest.raises(UserError, match=r"cannot read .*a\.txt: No such file"):
-        read_source(tmp_path)
+def test_an_unreadable_file_is_named_and_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 torn")
+    real = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "a.txt":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    documents, counts = read_source(tmp_path)
+    assert [d.id for d in documents] == ["b.txt"] and (counts.files, counts.unreadable) == (1, 2)
+    assert counts.problems[0] == "a.txt: cannot be read (Permission denied); left out"
+    assert "c.parquet: cannot be read" in counts.problems[1]
+
+
+@pytest.mark.timeout(20)
+def test_odd_entries_are_named_and_neither_kill_nor_hang(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("kept")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    (tmp_path / "itself.txt").symlink_to(tmp_path / "itself.txt")
+    (tmp_path / "up").symlink_to(tmp_path, target_is_directory=True)
+    os.mkfifo(tmp_path / "pipe.txt")
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = os.getcwd()
+        os.chdir(tmp_path)  # a socket's path must be short
+        try:
+            listener.bind("socket.md")
+        finally:
+            os.chdir(here)
+        documents, counts = read_source(tmp_path)
+    assert [d.id for d in documents] == ["a.txt"]
+    assert (counts.files, counts.ignored, counts.unreadable) == (1, 6, 0)
+    assert counts.problems == [
+        "up: a link to a folder, which is not followed",
+        "gone.txt: a link to nothing; left out",
+        "itself.txt: a link to nothing; left out",
+        "pipe.txt: not a plain file; left out",
+        "socket.md: not a plain file; left out",
+    ]
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        read_source(tmp_path / "pipe.txt")
+
+
+def test_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/\xff.txt", "w") as file:
+        file.write("text")
+    documents, _ = read_source(tmp_path)
+    assert [d.id for d in documents] == ["\ufffd.txt"]
