@@ -188,7 +188,7 @@ class Conductor:
 
     def _launch(self, name: str) -> None:
         before = max(self.run.attempts(name), default=0)
-        child = launch.start_launcher(self.run, name, fresh=name in self.fresh)
+        child = launch.start_launcher(self.run, name, fresh=name in self.fresh, attempt=before + 1)
         self.children[name] = child
         self.running[name] = before
         self.redo.discard(name)
@@ -205,6 +205,8 @@ class Conductor:
         for name, status in statuses.items():
             if status.state in ACTIVE and name not in self.running:
                 self.running[name] = status.attempt - 1
+                self.redo.discard(name)  # refused while it runs: whoever conducted before us started this one for it
+                self.fresh.discard(name)
                 if name not in self.goals:
                     self.goals.append(name)
                 elif status.state == "stopping":

@@ -67,15 +67,19 @@ def spawn_detached(argv: list[str], console: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def start_launcher(run: Run, name: str, fresh: bool = False) -> subprocess.Popen[bytes]:
-    """What the conductor does to start one stage; returns at once."""
+def start_launcher(run: Run, name: str, fresh: bool = False, attempt: int = 0) -> subprocess.Popen[bytes]:
+    """What the conductor does to start one stage; returns at once. `attempt`: see `launch_here`."""
     argv = [sys.executable, "-m", "picollm.run.launch", "--run", str(run.dir), "--stage", name]
-    return spawn_detached(argv + (["--fresh"] if fresh else []), run.dir / "conductor" / "console.log")
+    argv += ["--attempt", str(attempt)] + (["--fresh"] if fresh else [])
+    return spawn_detached(argv, run.dir / "conductor" / "console.log")
 
 
-def launch_here(folder: Path, name: str, fresh: bool = False) -> int:
+def launch_here(folder: Path, name: str, fresh: bool = False, attempt: int = 0) -> int:
     """Run one stage to its end in the foreground; returns its exit code (128 + n for signal n), 2 with a line on
-    stderr when it cannot be started."""
+    stderr when it cannot be started.
+
+    `attempt`: the number it must get, or it is not started, because somebody else started it meanwhile; 0: any.
+    """
     run = Run(folder.expanduser().absolute())
     lock = lease.Lock(run.lock_file(name))
     try:
@@ -83,7 +87,10 @@ def launch_here(folder: Path, name: str, fresh: bool = False) -> int:
             raise UserError(f"{run.dir} is not a run folder (no config.toml)")
         if not lock.exclusive(patience=2.0):
             raise UserError(f"{run.name}: stage '{name}' is running already")
-        code = _Launcher(run, name, fresh, lock).run_to_end()
+        following = max(run.attempts(name), default=0) + 1
+        if attempt not in (0, following):
+            raise UserError(f"{run.name}: attempt {attempt} of '{name}' was made by somebody else meanwhile")
+        code = _Launcher(run, name, fresh, lock).run_to_end(following)
         return code if code >= 0 else 128 - code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -102,10 +109,9 @@ class _Launcher:
         self.requests = 0
         self.child: subprocess.Popen[bytes] | None = None
 
-    def run_to_end(self) -> int:
+    def run_to_end(self, attempt: int) -> int:
         run, name = self.run, self.name
         config = run.config()
-        attempt = max(run.attempts(name), default=0) + 1
         # An old request goes before the attempt can be seen, so that a request to this attempt stays.
         run.stop_file(name).unlink(missing_ok=True)
         write_atomic(run.config_file(name, attempt), settings.dump(config))
@@ -122,7 +128,8 @@ class _Launcher:
                 stdout=console,
                 stderr=console,
                 start_new_session=True,
-                env=child_environment(),
+                pass_fds=(self.lock.fd,),
+                env=child_environment() | {lease.INHERITED: str(self.lock.fd)},
             )
         who = lease.identify(self.child.pid)
         self._say(ev.Launched(stage=name, attempt=attempt, argv=argv, **who._asdict()))
@@ -194,8 +201,9 @@ def main() -> None:
     parser.add_argument("--run", required=True, type=Path)
     parser.add_argument("--stage", required=True, choices=pipeline.NAMES)
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--attempt", type=int, default=0, help="start nothing if this is not the next attempt")
     options = parser.parse_args()
-    sys.exit(launch_here(options.run, options.stage, options.fresh))
+    sys.exit(launch_here(options.run, options.stage, options.fresh, options.attempt))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Who is alive: flock for processes, and a careful identity for the pids that we signal.
 
 A stage's processes all hold `stages/<stage>/lock` shared; whoever wants to start one must first hold it exclusively.
+The launcher hands its open lock down, so that a stage which is still loading counts as alive without its launcher.
 The kernel drops a lock with its process, however it dies, and a zombie holds none; a pid proves nothing, since it is
 reused, so it is only ever signalled after its start ticks, boot id and host name were compared.
 """
@@ -19,6 +20,8 @@ from typing import NamedTuple
 
 import psutil
 
+INHERITED = "PICOLLM_LOCK_FD"
+"""Environment variable: the number under which a stage finds its launcher's open lock."""
 ASK_PATIENCE_S = 0.25  # holding a turn takes microseconds; longer means that somebody was halted while asking
 
 
@@ -149,10 +152,28 @@ class Lock:
             time.sleep(0.02)
         return True
 
+    @property
+    def fd(self) -> int:
+        """The open file, to hand down to a child: as long as either has it open, the lock is held."""
+        return self._fd
+
     def release(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def keep_inherited(path: Path) -> None:
+    """Keep the lock that the launcher handed down, open in this process alone: what it starts must not hold it.
+
+    A rank under torchrun finds the variable but not the file, which torchrun itself keeps.
+    """
+    number = os.environ.pop(INHERITED, "")
+    if not number.isdigit():
+        return
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(int(number)), path.stat()):
+            os.set_inheritable(int(number), False)
 
 
 def is_held(path: Path) -> bool:
@@ -179,7 +200,9 @@ def _open_to_ask(path: Path) -> int:
     """Writable where possible: NFS grants exclusive locks only to those who may write."""
     try:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 

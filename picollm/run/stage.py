@@ -154,13 +154,17 @@ def main(name: str, work: Callable[[StageContext], Outcome]) -> NoReturn:
 
 
 def _attend(name: str, work: Callable[[StageContext], Outcome], folder: Path, attempt: int, fresh: bool) -> int:
-    lock = lease.Lock(folder / "stages" / name / "lock")
+    run = Run(folder)
+    lease.keep_inherited(run.lock_file(name))
+    lock = lease.Lock(run.lock_file(name))
     if not lock.share():
         print(f"{folder.name}: another process owns stage '{name}'", file=sys.stderr)
         return 2
+    if max(run.attempts(name), default=0) > attempt:
+        print(f"{folder.name}: a newer attempt of '{name}' was made; this one, {attempt}, ends", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
-    run = Run(folder)
 
     def ask_to_stop(number: int, frame: object) -> None:
         with contextlib.suppress(UserError):

@@ -190,6 +190,48 @@ def test_time_between_two_attempts_is_not_counted(run: Run) -> None:
     assert run.status("doctor").attempt == 2 and run.status("doctor").seconds < 0.5
 
 
+def slow_to_load(run: Run, seconds: float) -> None:
+    """The doctor takes this long before it can say or hold anything, as a stage that imports torch does."""
+    text = f"import time\ntime.sleep({seconds})\nfrom stages.fake import go\ngo('doctor')\n"
+    (run.dir.parent.parent / "fakes" / "stages" / "doctor.py").write_text(text)
+
+
+def test_kill_9_of_the_launcher_while_the_stage_loads_starts_no_second_one(run: Run) -> None:
+    slow_to_load(run, 4.0)
+    child = launch.start_launcher(run, "doctor")
+    until(lambda: any(isinstance(event, ev.Launched) for event in conducted(run)))
+    child.kill()
+    child.wait()
+    assert state(run, "doctor") == "running" and launch.launch_here(run.dir, "doctor") == 2
+    until(lambda: state(run, "doctor") == "done")
+    assert run.attempts("doctor") == [1] and not lease.is_held(run.lock_file("doctor"))
+
+
+def test_what_a_stage_starts_does_not_hold_its_lock(run: Run) -> None:
+    """posix_spawn closes nothing by itself: only close-on-exec keeps the lock from a process that outlives us."""
+    fake = run.dir.parent.parent / "fakes" / "stages" / "fake.py"
+    spawn = "def work(ctx):\n    os.posix_spawn('/bin/sleep', ['sleep', '20'], os.environ)\n"
+    fake.write_text(fake.read_text().replace("def work(ctx):\n", spawn))
+    assert launch.start_launcher(run, "doctor").wait(20) == 0
+    assert state(run, "doctor") == "done" and not lease.is_held(run.lock_file("doctor"))
+
+
+def test_a_stage_that_comes_after_a_newer_attempt_ends(run: Run) -> None:
+    for attempt in (1, 2):
+        run.config_file("doctor", attempt).parent.mkdir(parents=True, exist_ok=True)
+        run.config_file("doctor", attempt).write_text("")
+    argv = [sys.executable, "-m", "stages.doctor", "--run", str(run.dir), "--attempt", "1"]
+    done = subprocess.run(argv, env=launch.child_environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and "newer attempt" in done.stderr and not run.events_file("doctor", 1).exists()
+
+
+def test_a_launcher_that_comes_too_late_repeats_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.launch_here(run.dir, "doctor", attempt=1) == 0
+    assert launch.launch_here(run.dir, "doctor", attempt=1) == 2
+    assert "was made by somebody else" in capsys.readouterr().err
+    assert run.attempts("doctor") == [1] and state(run, "doctor") == "done"
+
+
 @pytest.mark.slow
 def test_under_torchrun_a_stop_is_saved_and_a_kill_leaves_no_rank(run: Run) -> None:
     """torchrun gives every rank a session of its own: killing one group would leave the others training."""

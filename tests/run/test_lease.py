@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -63,6 +64,22 @@ def test_many_who_ask_at_once_never_see_each_other(tmp_path: Path) -> None:
 def test_places_that_are_none_hold_no_lock(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert not lease.is_held(tmp_path / "file" / "lock") and not lease.is_held(tmp_path / "absent" / "lock")
+
+
+def test_a_read_only_file_system_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = lease.Lock(tmp_path / "lock")
+    assert lock.share()
+    real = os.open
+
+    def read_only(path: str, flags: int, *mode: int) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert lease.is_held(tmp_path / "lock")
+    lock.release()
+    assert not lease.is_held(tmp_path / "lock")
 
 
 def test_only_the_very_process_is_signalled(sleeper: subprocess.Popen[bytes]) -> None:
