@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import msgspec
 import psutil
 import torch
 
+from picollm.data import own_text
 from picollm.infer.engine import Engine
 from picollm.infer.sampling import Sampling
 from picollm.model.gpt import GPT
@@ -102,12 +102,10 @@ def _light_start() -> float:
 
 
 def _source_bytes(source: str) -> int:
-    """Size of the text to come, near enough to predict how long reading takes."""
+    """Size of the files that will be read, near enough to predict how long reading takes."""
     if source == "pydocs":
         return PYDOCS_BYTES
-    path = Path(source).expanduser()
-    files = [path] if path.is_file() else [Path(root) / name for root, _, names in os.walk(path) for name in names]
-    return sum(file.stat().st_size for file in files if file.exists())
+    return sum(file.stat().st_size for file in own_text.files(Path(source).expanduser(), own_text.Counts()))
 
 
 def _probe(
