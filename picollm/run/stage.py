@@ -203,19 +203,23 @@ def _attend(name: str, work: Callable[[StageContext], Outcome], folder: Path, at
 
 
 def _fail(where: StageContext | Run, name: str, attempt: int, text: str, code: int) -> int:
-    """Say how it failed, also when it failed before there was a context, and also from a rank other than 0."""
+    """Say how it failed, also when it failed before there was a context, and also from a rank other than 0.
+
+    The first word counts: a rank that fails takes the others with it, and their lost connections explain nothing.
+    """
     print(f"error: {text}", file=sys.stderr, flush=True)
     run = where.run if isinstance(where, StageContext) else where
     event = ev.Failed(error=text, hint="" if code == 2 else f"see {run.console_file(name, attempt).name}", code=code)
-    if isinstance(where, StageContext) and where.rank == 0:
-        where.emit(event)
-        return code
     if os.environ.get("RANK", "0") != "0":
         time.sleep(OTHER_RANKS_WAIT_S)  # when rank 0 failed of the same thing, its word is enough
     file = run.events_file(name, attempt)
-    if not any(isinstance(said, ev.TERMINAL) for said in ev.tail_events(file)):
-        with contextlib.suppress(OSError):
-            ev.append(file, event)
+    if any(isinstance(said, ev.TERMINAL) for said in ev.tail_events(file)):
+        return code
+    if isinstance(where, StageContext) and where.rank == 0:
+        where.emit(event)
+        return code
+    with contextlib.suppress(OSError):
+        ev.append(file, event)
     return code
 
 
