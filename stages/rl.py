@@ -66,7 +66,7 @@ def work(ctx: StageContext) -> Outcome:
             shown = step % len(chosen)
             rewards = made.rewards[shown]
             details = {"reward": float(rewards.max()), "mean": float(rewards.mean())}
-            ctx.sample(chosen[shown].question, made.texts[shown][int(rewards.argmax())], step, "rl", details)
+            ctx.sample(chosen[shown].question, made.texts[shown][int(rewards.argmax())], step + 1, "rl", details)
         denom = float(ranks.sum(torch.tensor(made.denom, device=ranks.device)).item())
         yield from Batch.from_numpy(made.inputs, made.targets, made.weights, denom).split(at_once)
 

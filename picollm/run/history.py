@@ -22,8 +22,8 @@ class Series:
         self.times: list[float] = []
 
     def add(self, step: int, value: float | None, time: float) -> None:
-        """A step before the last one starts over from there: steps always ascend."""
-        if self.steps and step < self.steps[-1]:
+        """A step no later than the last one starts over from there: steps always ascend, and each stands once."""
+        if self.steps and step <= self.steps[-1]:
             self.cut(step - 1)
         self.steps.append(step)
         self.values.append(float("nan") if value is None else float(value))
@@ -128,3 +128,4 @@ class StageHistory:
             series.cut(step)
         self.evals = [event for event in self.evals if event.step <= step]
         self.samples = [event for event in self.samples if event.step <= step]
+        self.checkpoints = [event for event in self.checkpoints if event.step <= step]

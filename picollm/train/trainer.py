@@ -151,8 +151,14 @@ def train_stage(
 
 
 def begin(
-    ctx: Context, model: GPT, optimizer: Optimizer, settings: TrainSettings, folder: Path, meta: dict[str, Any],
-    ranks: Ranks, init_from: Path | None,
+    ctx: Context,
+    model: GPT,
+    optimizer: Optimizer,
+    settings: TrainSettings,
+    folder: Path,
+    meta: dict[str, Any],
+    ranks: Ranks,
+    init_from: Path | None,
 ) -> int:
     """Fill model and optimizer from where training should begin; returns the number of steps already made."""
     # Rank 0 looks (and says what it passed over); the others take its word, or they might choose differently.
@@ -179,6 +185,7 @@ def begin(
             raise UserError(f"{ctx.name}: cannot start from {init_from}: {wrong}; run the stage before it again")
         checkpoint.check_tokenizer(checkpoint.read_meta(init_from), meta["tokenizer"], init_from)
         checkpoint.load(init_from, model, optimizer if settings.reuse_moments else None)
+    ctx.resumed(0)  # what an earlier attempt reported and did not save, or was told to forget, is superseded
     return 0
 
 
@@ -186,7 +193,13 @@ class _Saver:
     """Saves on rank 0 while the others wait, so that a failure there ends all of them."""
 
     def __init__(
-        self, ctx: Context, model: GPT, optimizer: Optimizer, folder: Path, meta: dict[str, Any], keep: int,
+        self,
+        ctx: Context,
+        model: GPT,
+        optimizer: Optimizer,
+        folder: Path,
+        meta: dict[str, Any],
+        keep: int,
         ranks: Ranks,
     ) -> None:
         self.ctx, self.model, self.optimizer, self.folder = ctx, model, optimizer, folder
@@ -228,7 +241,12 @@ class _Meter:
     """Turns the loop's reports into metrics, progress and the figures of the summary."""
 
     def __init__(
-        self, ctx: Context, model: GPT, settings: TrainSettings, ranks: Ranks, run: ForwardBackward,
+        self,
+        ctx: Context,
+        model: GPT,
+        settings: TrainSettings,
+        ranks: Ranks,
+        run: ForwardBackward,
         extra: Callable[[int], dict[str, float]] | None,
     ) -> None:
         self.ctx, self.steps, self.run, self.extra = ctx, settings.schedule.steps, run, extra

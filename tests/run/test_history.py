@@ -28,6 +28,16 @@ def test_steps_always_ascend_even_without_a_word(run: Run) -> None:
     for step in (1, 2, 3, 1, 2):
         series.add(step, None, 0.0)
     assert series.steps == [1, 2] and all(value != value for value in series.values)
+    series.add(2, 7.0, 1.0)
+    assert series.steps == [1, 2] and series.values[-1] == 7.0 and series.times[-1] == 1.0
+
+
+def test_a_start_from_nothing_forgets_the_earlier_attempt(run: Run) -> None:
+    saved = ev.Checkpoint(step=4, path="step-000004", bytes=1, seconds=0.1)
+    write_attempt(run, "pretrain", lines(started(run, "pretrain"), *metrics(1, 2, 3, 4), saved))
+    write_attempt(run, "pretrain", lines(started(run, "pretrain", 2), ev.Resumed(step=0)), attempt=2)
+    history = StageHistory(run, "pretrain").read_all()
+    assert history.series["loss"].steps == [] and history.checkpoints == []
 
 
 def test_a_stage_without_steps_starts_from_nothing(run: Run) -> None:

@@ -54,6 +54,7 @@ def test_a_stage_from_beginning_to_end(tmp_path):
     assert summary.hash == checkpoint.weights_hash(summary.checkpoint)
     assert [args[0] for args in ctx.of("phase")] == ["load", "train", "save"]
     assert len(ctx.losses()) == STEPS and ctx.losses()[-1] < ctx.losses()[0]
+    assert ctx.of("resumed") == [(0,)]
     step, values = ctx.of("metrics")[-1]
     assert step == STEPS
     assert values.keys() >= {"loss", "lr", "grad_norm", "tok_s", "mfu", "step_s"}
