@@ -82,22 +82,28 @@ def _withdraw_requests(run: Run) -> None:
 def plan_request(run: Run, stages: list[str], redo: bool = False, fresh: bool = False) -> Request:
     """A request for `stages`, refused when it would silently rerun or trust something stale.
 
-    `redo`: also those that are done, which start over; one that was stopped resumes all the same. `fresh`: all start
-    over. Raises `UserError` naming each stale stage and its reason, or what must be made
-    first.
+    `redo`: also those that are done, which start over; one that was stopped resumes, unless what it is made from starts
+    over. `fresh`: all start over. What waits for something that is being made again is made again with it; files lost
+    outside the run folder are made again, and what was made from them is kept when they turn out the same. Raises
+    `UserError` naming each stale stage and its reason, or what must be made first.
     """
     statuses = {status.name: status for status in run.statuses()}
     for name in stages:
         pipeline.stage(name)
-        if redo and statuses[name].state in ACTIVE:
-            raise UserError(f"{run.name}: '{name}' is running; stop it first (picollm stop --run {run.name})")
-    wanted = set(stages)
-    for name in stages:
-        wanted |= set(pipeline.upstream(name))
+        busy = [other for other in (name, *pipeline.downstream(name)) if statuses[other].state in ACTIVE]
+        if redo and busy:
+            what = "" if busy[0] == name else f", and is made from '{name}'"
+            raise UserError(f"{run.name}: '{busy[0]}' is running{what}; stop it first (picollm stop --run {run.name})")
+    asked = set(stages)
+    lost = {other for name in asked for other in (name, *pipeline.before(name)) if statuses[other].lost == "own"}
+    stages = [name for name in pipeline.NAMES if name in asked | lost]
+    wanted = {other for name in stages for other in (name, *pipeline.upstream(name))}
     stale = [
         statuses[name]
         for name in pipeline.NAMES
-        if name in wanted and statuses[name].state == "stale" and not (redo and name in stages)
+        if name in wanted
+        and statuses[name].state == "stale"
+        and not (statuses[name].pending or statuses[name].lost or (redo and name in asked))
     ]
     if stale:
         reasons = "; ".join(f"{status.name} ({status.reason})" for status in stale)
@@ -105,13 +111,22 @@ def plan_request(run: Run, stages: list[str], redo: bool = False, fresh: bool = 
             f"{run.name}: stale: {reasons}. Put the setting back, or redo from there: "
             f"picollm run --run {run.name} --from {stale[0].name}"
         )
-    missing = [name for name in pipeline.NAMES if name in wanted - set(stages) and statuses[name].state != "done"]
+    missing = [
+        name
+        for name in pipeline.NAMES
+        if name in wanted - set(stages) and statuses[name].state != "done" and statuses[name].lost != "upstream"
+    ]
     if missing and not all(statuses[name].state in ACTIVE for name in missing):
         raise UserError(
             f"{run.name}: {', '.join(missing)} must be made first: picollm run --run {run.name} --from {missing[0]}"
         )
-    over = [name for name in stages if fresh or (redo and statuses[name].state in ("done", "stale"))]
-    return Request(stages=stages, redo=stages if redo else [], fresh=over)
+    over: list[str] = []
+    for name in stages:
+        anew = redo and name in asked and statuses[name].state in ("done", "stale")
+        if (fresh and name in asked) or anew or statuses[name].pending or set(over) & set(pipeline.stage(name).needs):
+            over.append(name)
+    again = [name for name in stages if name in lost or statuses[name].pending or (redo and name in asked)]
+    return Request(stages=stages, redo=again, fresh=over)
 
 
 class Conductor:
@@ -127,6 +142,7 @@ class Conductor:
         self.stopping = False
         self.again: set[str] = set()  # was being stopped when it was asked for once more
         self.dumped: set[tuple[str, int]] = set()
+        self.mended: set[str] = set()
         self.children: dict[str, subprocess.Popen[bytes]] = {}
 
     def conduct(self) -> int:
@@ -162,6 +178,8 @@ class Conductor:
                     self.goals.remove(name)
             if not active and self.goals:
                 following = self._next(statuses)
+                if following is None and self._mend(statuses):
+                    continue
                 if following is None:
                     waiting = ", ".join(self.goals)
                     missing = [statuses[o] for o in pipeline.upstream(self.goals[0]) if statuses[o].state != "done"]
@@ -185,6 +203,18 @@ class Conductor:
             ):
                 return name
         return None
+
+    def _mend(self, statuses: dict[str, StageStatus]) -> bool:
+        """Make what a goal needs and somebody deleted outside the run folder once more, at most once each."""
+        needed = {other for goal in self.goals for other in pipeline.before(goal)}
+        lost = [name for name in pipeline.NAMES if name in needed and statuses[name].lost == "own"]
+        lost = [name for name in lost if name not in self.mended and name not in self.goals]
+        if not lost:
+            return False
+        self.mended |= set(lost)
+        self.goals = [name for name in pipeline.NAMES if name in self.goals or name in lost]
+        self._say("mending", "; ".join(f"{name}: {statuses[name].reason}" for name in lost))
+        return True
 
     def _launch(self, name: str) -> None:
         before = max(self.run.attempts(name), default=0)
@@ -259,8 +289,11 @@ class Conductor:
         return sorted((self.run.dir / "conductor" / "requests").glob("*.json"))
 
     def _read_requests(self) -> None:
-        """Take in what was asked, oldest first: the last word counts."""
-        for path in self._requests():
+        """Take in what was asked, oldest first: the last word counts. Whoever asks knows what had ended by then."""
+        requests = self._requests()
+        if requests:
+            self._watch({status.name: status for status in self.run.statuses()})
+        for path in requests:
             try:
                 request = msgspec.json.decode(path.read_bytes(), type=Request)
             except (OSError, msgspec.DecodeError) as error:
@@ -277,8 +310,9 @@ class Conductor:
                 self.failed = self.stopping = False
                 self.again = {name for name in self.running if self.run.stop_file(name).exists()}
                 self.goals = [n for n in pipeline.NAMES if n in self.goals or n in request.stages]
-                self.redo |= set(request.redo)
-                self.fresh |= set(request.fresh)
+                # What runs was started between the asking and now: it is what was asked for.
+                self.redo |= set(request.redo) - set(self.running)
+                self.fresh |= set(request.fresh) - set(self.running)
 
     def _say(self, what: str, text: str = "") -> None:
         with contextlib.suppress(OSError):

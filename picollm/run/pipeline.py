@@ -182,6 +182,15 @@ def upstream(name: str) -> tuple[str, ...]:
     return tuple(other for other in NAMES if other in row.needs or other in row.after)
 
 
+def before(name: str) -> tuple[str, ...]:
+    """Everything that must be done before `name` may start, directly or not, in pipeline order."""
+    found = set(upstream(name))
+    for other in reversed(NAMES):
+        if other in found:
+            found |= set(upstream(other))
+    return tuple(other for other in NAMES if other in found)
+
+
 def downstream(name: str) -> tuple[str, ...]:
     """Every stage that depends on `name`, directly or not, in pipeline order."""
     found = {name}

@@ -5,10 +5,11 @@ A stage's state is read from both ends of its event file, so a million lines cos
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
@@ -30,6 +31,10 @@ class StageStatus(msgspec.Struct, kw_only=True):
     """What one row of the rail, of `picollm status` and of the report's table says.
 
     `seconds`: time spent in the newest attempt; `eta`: seconds still to go (None: unknown); `started`: unix seconds.
+
+    Of a stale stage: `pending`: only because what it is made from is being made again, so that whoever asked for that
+    asked for this. `lost`: only because files outside the run folder are gone, "own" ones or those of something
+    "upstream"; made again they are the same, and then it is done. Neither: something changed, and a person decides.
     """
 
     name: str
@@ -44,10 +49,24 @@ class StageStatus(msgspec.Struct, kw_only=True):
     reason: str = ""
     phase: str = ""
     pid: int = 0
+    pending: bool = False
+    lost: Literal["", "own", "upstream"] = ""
+
+
+class _Reason(NamedTuple):
+    """Why a stage is stale. `kind`: a file outside the run folder is "lost", something it needs "made" another
+    artifact, or anything else "changed"."""
+
+    kind: str
+    text: str
 
 
 def status_of(run: Run, name: str, now: float | None = None, config: settings.Config | None = None) -> StageStatus:
     """The state of one stage of `run`. Raises `UserError` when the run's settings or plan cannot be read."""
+    return _look(run, name, now, config)[0]
+
+
+def _look(run: Run, name: str, now: float | None, config: settings.Config | None) -> tuple[StageStatus, list[_Reason]]:
     now = time.time() if now is None else now
     plan = run.plan()
     predicted = (plan.seconds.get(name) if plan else None) or pipeline.stage(name).typical_s
@@ -58,17 +77,19 @@ def status_of(run: Run, name: str, now: float | None = None, config: settings.Co
     if not attempts:
         if alive:
             status.state = "running"
-        return status
+        return status, []
     status.attempt = attempts[-1]
     file = run.events_file(name, status.attempt)
     head, tail = ev.head_events(file), ev.tail_events(file)
     terminal = next((event for event in reversed(tail) if isinstance(event, ev.TERMINAL)), None)
     _fold(status, head, tail, now, alive and terminal is None)
+    reasons: list[_Reason] = []
     if isinstance(terminal, ev.Finished):
         status.state, status.seconds, status.eta = "done", terminal.seconds, 0.0
         reasons = _stale_reasons(run, name, head, terminal, config)
         if reasons:
-            status.state, status.reason = "stale", "; ".join(reasons)
+            status.state, status.reason = "stale", "; ".join(reason.text for reason in reasons)
+            status.lost = "own" if {reason.kind for reason in reasons} == {"lost"} else ""
     elif isinstance(terminal, ev.Failed):
         status.state, status.reason = "failed", terminal.error + (f"; {terminal.hint}" if terminal.hint else "")
     elif isinstance(terminal, ev.Stopped):
@@ -85,7 +106,7 @@ def status_of(run: Run, name: str, now: float | None = None, config: settings.Co
             status.state = "running"
     else:
         status.state, status.reason = "crashed", _cause(run, name, status.attempt)
-    return status
+    return status, reasons
 
 
 def statuses_of(run: Run, now: float | None = None) -> list[StageStatus]:
@@ -93,17 +114,33 @@ def statuses_of(run: Run, now: float | None = None) -> list[StageStatus]:
     config = run.config()
     found: dict[str, StageStatus] = {}
     for row in pipeline.STAGES:
-        status = status_of(run, row.name, now, config)
-        if status.state == "done":
-            for need in row.needs:
-                if found[need].state == "stale":
-                    status.state, status.reason = "stale", f"{need} is stale"
-                elif found[need].state != "done":
-                    status.state, status.reason = "stale", f"{need} is being made again ({found[need].state})"
+        status, reasons = _look(run, row.name, now, config)
+        if status.state in ("done", "stale"):
+            _inherit(status, {reason.kind for reason in reasons}, [found[need] for need in row.needs])
         elif status.state == "waiting" and all(found[other].state == "done" for other in pipeline.upstream(row.name)):
             status.state = "ready"
         found[row.name] = status
     return list(found.values())
+
+
+def _inherit(status: StageStatus, own: set[str], needs: list[StageStatus]) -> None:
+    """What became of the things a finished stage was made from; `own`: the kinds of its own reasons to be stale."""
+    unfinished = [need for need in needs if need.state not in ("done", "stale")]
+    stale = [need for need in needs if need.state == "stale"]
+    changed = [need for need in stale if not need.pending and not need.lost]
+    if status.state == "done" and (unfinished or stale):
+        status.state = "stale"
+        status.reason = (
+            f"{(changed or stale)[-1].name} is stale"
+            if changed or not unfinished
+            else (f"{unfinished[-1].name} is being made again ({unfinished[-1].state})")
+        )
+    awaited = unfinished or any(need.pending for need in stale)
+    status.pending = bool(awaited) and not changed and own <= {"made", "lost"}
+    if status.pending or (changed and status.lost):
+        status.lost = ""
+    elif stale and not own and not changed and not awaited:
+        status.lost = "upstream"
 
 
 def _fold(status: StageStatus, head: list[ev.AnyEvent], tail: list[ev.AnyEvent], now: float, going_on: bool) -> None:
@@ -138,18 +175,19 @@ def _touched(file: Path, now: float) -> float:
 
 def _stale_reasons(
     run: Run, name: str, head: list[ev.AnyEvent], finished: ev.Finished, config: settings.Config | None
-) -> list[str]:
+) -> list[_Reason]:
     started = next((event for event in head if isinstance(event, ev.Started)), None)
-    reasons = [f"{path} is gone" for path in finished.paths.values() if not (run.dir / path).exists()]
+    gone = [path for path in finished.paths.values() if not (run.dir / path).exists()]
+    reasons = [_Reason("lost" if os.path.isabs(path) else "changed", f"{path} is gone") for path in gone]
     if started is None:
-        return [*reasons, "its first event is lost"]
+        return [*reasons, _Reason("changed", "its first event is lost")]
     then, now = started.inputs, msgspec.to_builtins(run.inputs(name, config))
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
             if ":" in key:
-                reasons.append(f"{key.partition(':')[0]} made a new {key.partition(':')[2]}")
+                reasons.append(_Reason("made", f"{key.partition(':')[0]} made a new {key.partition(':')[2]}"))
             else:
-                reasons.append(f"{key} was {then.get(key)!r}, is now {now.get(key)!r}")
+                reasons.append(_Reason("changed", f"{key} was {then.get(key)!r}, is now {now.get(key)!r}"))
     return reasons
 
 

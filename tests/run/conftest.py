@@ -54,7 +54,7 @@ def work(ctx):
             saved.write_text(str(step))
             raise StopRequested(step)
     saved.unlink(missing_ok=True)
-    made = ctx.run.dir / "made" / ctx.name
+    made = ctx.run.dir / do.get("outside", "made") / ctx.name
     made.parent.mkdir(exist_ok=True)
     made.write_text(json.dumps(ctx.inputs, sort_keys=True) + do.get("salt", ""))
     if ctx.name == "preflight":
@@ -64,7 +64,7 @@ def work(ctx):
     if ctx.name == "doctor":
         ctx.check("python", do.get("check", "ok"), "3.11")
     digest = hashlib.sha256(made.read_bytes()).hexdigest()
-    return Outcome(paths={"made": f"made/{ctx.name}"}, artifacts={"made": digest}, summary={"steps": steps})
+    return Outcome(paths={"made": ctx.relative(made)}, artifacts={"made": digest}, summary={"steps": steps})
 
 def go(name):
     main(name, work)

@@ -238,3 +238,75 @@ def test_what_runs_is_not_made_again(run: Run) -> None:
         assert conductor.plan_request(run, ["doctor", "preflight"]).redo == []
     finally:
         lock.release()
+
+
+def test_what_is_made_from_a_running_stage_keeps_it_from_being_made_again(run: Run) -> None:
+    make_done(run, *pipeline.NAMES)
+    write_attempt(run, "sft", lines(started(run, "sft", 2), start=time.time()), attempt=2)
+    lock = lease.Lock(run.lock_file("sft"))
+    lock.share()
+    try:
+        with pytest.raises(UserError, match="'sft' is running, and is made from 'pretrain'"):
+            conductor.plan_request(run, ["pretrain"], redo=True)
+        assert conductor.plan_request(run, ["tokenizer_eval"], redo=True).redo == ["tokenizer_eval"]
+    finally:
+        lock.release()
+
+
+def test_resuming_a_redo_makes_what_waits_for_it_again(run: Run) -> None:
+    make_done(run, *pipeline.NAMES)
+    write_attempt(run, "sft", lines(started(run, "sft", 2), ev.Stopped(step=3)), attempt=2)
+    request = conductor.plan_request(run, list(pipeline.NAMES))
+    assert request.redo == request.fresh == ["rl", "chat_eval", "report"]
+    with pytest.raises(UserError, match=r"sft, rl must be made first: .*--from sft"):
+        conductor.plan_request(run, ["chat_eval"])
+    # SFT has made something new by now, and RL was next.
+    new = ev.Finished(seconds=1, paths={"made": "made/sft"}, artifacts={"made": "another hash"})
+    write_attempt(run, "sft", lines(started(run, "sft", 2), new), attempt=2)
+    write_attempt(run, "rl", lines(started(run, "rl", 2)), attempt=2)
+    request = conductor.plan_request(run, list(pipeline.NAMES))
+    assert request.redo == request.fresh == ["chat_eval", "report"]
+    run.set(["chat_eval.items=9"])
+    with pytest.raises(UserError, match=r"stale: chat_eval .*chat_eval\.items was"):
+        conductor.plan_request(run, list(pipeline.NAMES))
+
+
+def test_a_half_made_stage_starts_over_when_what_it_is_made_from_does(run: Run) -> None:
+    make_done(run, *pipeline.NAMES)
+    for name in ("midtrain", "rl"):
+        write_attempt(run, name, lines(started(run, name, 2), ev.Stopped(step=3)), attempt=2)
+    request = conductor.plan_request(run, list(pipeline.from_stage("midtrain")), redo=True)
+    assert request.fresh == ["sft", "rl", "chat_eval", "report"]  # midtrain itself resumes
+    request = conductor.plan_request(run, list(pipeline.from_stage("pretrain")), redo=True)
+    assert request.fresh == list(pipeline.from_stage("pretrain"))
+
+
+def lose(run: Run, name: str) -> None:
+    """`name` is done, but what it left outside the run folder is gone."""
+    gone = str(run.dir.parent / "home" / name)
+    finished = ev.Finished(seconds=3.0, paths={"made": gone}, artifacts={"made": f"hash of {name}"})
+    write_attempt(run, name, lines(started(run, name), finished))
+
+
+def test_what_is_lost_outside_the_run_folder_is_made_again_and_nothing_else(run: Run) -> None:
+    make_done(run, *pipeline.NAMES)
+    lose(run, "dataset")
+    request = conductor.plan_request(run, list(pipeline.NAMES))
+    assert (request.redo, request.fresh) == (["dataset"], [])
+    request = conductor.plan_request(run, ["rl"], redo=True)
+    assert (request.stages, request.redo, request.fresh) == (["dataset", "rl"], ["dataset", "rl"], ["rl"])
+    run.set(["data.val_share=0.1"])
+    with pytest.raises(UserError, match=r"stale: dataset .* is gone; data\.val_share was"):
+        conductor.plan_request(run, list(pipeline.NAMES))
+
+
+def test_what_is_lost_while_it_conducts_is_made_again(run: Run) -> None:
+    outside = str(run.dir.parent.parent / "outside")
+    script(run, dataset={"outside": outside}, tokenizer_eval={"steps": 100, "sleep": 0.02})
+    make_done(run, "doctor", "preflight")
+    ask(run, "dataset", "tokenizer", "tokenizer_eval", "pretrain")
+    until(lambda: run.status("tokenizer_eval").step)
+    run.output("dataset", "made").unlink()
+    until(lambda: ended(run))
+    assert state(run, "pretrain") == "done" and "mending" in words(run)
+    assert [len(run.attempts(name)) for name in ("dataset", "tokenizer", "tokenizer_eval", "pretrain")] == [2, 1, 1, 1]
