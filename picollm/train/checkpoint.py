@@ -73,7 +73,7 @@ def save(
         meta["shape"] = msgspec.to_builtins(shape)
     needed = sum(t.numel() * t.element_size() for tensors in files.values() for t in tensors.values()) + 2**20
 
-    final = folder / f"step-{step:06d}"
+    final = path_of(folder, step)
     draft = folder / f"{_UNFINISHED}{final.name}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +104,11 @@ def save(
         raise UserError(f"cannot save a checkpoint in {folder}: {error}; {advice}, then resume") from error
     total = sum(entry.bytes for entry in entries.values())
     return CheckpointInfo(final, step, entries["model.safetensors"].sha256, total, time.perf_counter() - started)
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where `save` puts the checkpoint of `step`."""
+    return folder / f"step-{step:06d}"
 
 
 def finished(folder: Path) -> list[Path]:
@@ -168,6 +173,16 @@ def weights_hash(path: Path) -> str:
     try:
         manifest = msgspec.json.decode((path / "manifest.json").read_bytes(), type=Manifest)
         return manifest.files["model.safetensors"].sha256
+    except (OSError, msgspec.DecodeError, KeyError) as error:
+        raise UserError(f"{path} is not a whole checkpoint: {error!r}") from error
+
+
+def info(path: Path) -> CheckpointInfo:
+    """What the save that made `path` left behind, in no time. Raises UserError if it cannot be read."""
+    try:
+        entries = msgspec.json.decode((path / "manifest.json").read_bytes(), type=Manifest).files
+        total = sum(entry.bytes for entry in entries.values())
+        return CheckpointInfo(path, int(read_meta(path)["step"]), entries["model.safetensors"].sha256, total, 0.0)
     except (OSError, msgspec.DecodeError, KeyError) as error:
         raise UserError(f"{path} is not a whole checkpoint: {error!r}") from error
 

@@ -64,7 +64,10 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Summary:
-    """How this attempt went; `hash` is the sha256 of the weights, `tok_s` the median over its steps."""
+    """How the stage went; `hash` is the sha256 of the weights, `tok_s` the median over the steps of this attempt.
+
+    `tokens` are those of all attempts. An attempt with nothing left to do has the `loss` and `tok_s` of the one before.
+    """
 
     step: int
     checkpoint: Path
@@ -111,10 +114,11 @@ def train_stage(
     fuse = settings.compute.compile and ranks.device.type == "cuda"
     optimizer = build_optimizer(model, settings.optimizer, compiled=fuse)
     ctx.phase("load")
-    first = begin(ctx, model, optimizer, settings, checkpoint_dir, meta, ranks, init_from)
-    saver = _Saver(ctx, model, optimizer, checkpoint_dir, meta, settings.keep_last, ranks)
+    first, figures = begin(ctx, model, optimizer, settings, checkpoint_dir, meta, ranks, init_from)
     run = ForwardBackward(model, settings.compute, ctx.warning)
     meter = _Meter(ctx, model, settings, ranks, run, extra_metrics)
+    meter.restore(figures)
+    saver = _Saver(ctx, model, optimizer, checkpoint_dir, meta, settings.keep_last, ranks, first, meter.figures)
 
     ctx.phase("compile" if settings.compute.compile and first < steps else "train")
     every = [*evals, Every(settings.save_steps, saver.save, seconds=settings.save_every, at_end=False)]
@@ -159,8 +163,11 @@ def begin(
     meta: dict[str, Any],
     ranks: Ranks,
     init_from: Path | None,
-) -> int:
-    """Fill model and optimizer from where training should begin; returns the number of steps already made."""
+) -> tuple[int, dict[str, Any]]:
+    """Fill model and optimizer from where training should begin.
+
+    Returns the number of steps already made, and the figures saved with them.
+    """
     # Rank 0 looks (and says what it passed over); the others take its word, or they might choose differently.
     if settings.fresh and ranks.rank == 0:
         checkpoint.clear(folder)
@@ -178,7 +185,7 @@ def begin(
             raise UserError(f"{ctx.name}: {own} is past step {settings.schedule.steps}: start over with --fresh")
         ctx.resumed(step, ctx.relative(own))
         ctx.message(f"resuming at step {step} from {own.name}")
-        return step
+        return step, theirs.get("figures") or {}
     if init_from is not None:
         wrong = ranks.share(checkpoint.problem(init_from) if ranks.rank == 0 else None)
         if wrong:
@@ -186,7 +193,7 @@ def begin(
         checkpoint.check_tokenizer(checkpoint.read_meta(init_from), meta["tokenizer"], init_from)
         checkpoint.load(init_from, model, optimizer if settings.reuse_moments else None)
     ctx.resumed(0)  # what an earlier attempt reported and did not save, or was told to forget, is superseded
-    return 0
+    return 0, {}
 
 
 class _Saver:
@@ -201,22 +208,27 @@ class _Saver:
         meta: dict[str, Any],
         keep: int,
         ranks: Ranks,
+        first: int,
+        figures: Callable[[], dict[str, Any]],
     ) -> None:
         self.ctx, self.model, self.optimizer, self.folder = ctx, model, optimizer, folder
         self.meta, self.keep, self.ranks = meta, keep, ranks
+        self.first, self.figures = first, figures
         self.last: checkpoint.CheckpointInfo | None = None
 
     def save(self, step: int) -> checkpoint.CheckpointInfo:
         if self.last is not None and self.last.step == step:
             return self.last
         outcome: checkpoint.CheckpointInfo | UserError | None = None
+        kept = False
         if self.ranks.rank == 0:
             try:
-                self._refuse_damage(step)
-                outcome = checkpoint.save(
-                    self.folder, step, self.model, self.optimizer, {"stage": self.ctx.name, **self.meta},
-                    keep_last=self.keep,
-                )  # fmt: skip
+                outcome = self._resumed_from(step)
+                kept = outcome is not None
+                if outcome is None:
+                    self._refuse_damage(step)
+                    meta = {"stage": self.ctx.name, **self.meta, "figures": self.figures()}
+                    outcome = checkpoint.save(self.folder, step, self.model, self.optimizer, meta, keep_last=self.keep)
             except UserError as error:
                 outcome = error
         outcome = self.ranks.share(outcome)
@@ -224,8 +236,16 @@ class _Saver:
             raise outcome
         assert outcome is not None
         self.last = outcome
-        self.ctx.checkpoint(step, self.ctx.relative(outcome.path), outcome.bytes, outcome.seconds)
+        if not kept:
+            self.ctx.checkpoint(step, self.ctx.relative(outcome.path), outcome.bytes, outcome.seconds)
         return outcome
+
+    def _resumed_from(self, step: int) -> checkpoint.CheckpointInfo | None:
+        """The checkpoint of `step` if this attempt began from it: writing the same again could only lose it."""
+        path = checkpoint.path_of(self.folder, step)
+        if step != self.first or not path.exists() or checkpoint.problem(path) is not None:
+            return None
+        return checkpoint.info(path)
 
     def _refuse_damage(self, step: int) -> None:
         """A finite gradient can still make an update that overflows; such weights must not replace good ones."""
@@ -255,12 +275,23 @@ class _Meter:
         self.compiling = settings.compute.compile
         self.loss, self.tokens, self.skipped = float("nan"), 0, 0
         self.speeds: list[float] = []
+        self.earlier_tok_s = 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """What a checkpoint remembers, so that an attempt with little or nothing left to do has something to say."""
+        return {"loss": self.loss, "tokens": self.tokens, "tok_s": self.median_tok_s()}
+
+    def restore(self, figures: dict[str, Any]) -> None:
+        loss = figures.get("loss")
+        self.loss = float("nan") if loss is None else float(loss)
+        self.tokens = int(figures.get("tokens") or 0)
+        self.earlier_tok_s = float(figures.get("tok_s") or 0.0)
 
     def mfu(self, tok_s: float) -> float:
         return tok_s * self.flops / self.peak
 
     def median_tok_s(self) -> float:
-        return sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else 0.0
+        return sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else self.earlier_tok_s
 
     def report(self, r: Report) -> None:
         if self.compiling:

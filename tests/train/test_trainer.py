@@ -19,7 +19,7 @@ from picollm.train.loop import Every
 from picollm.train.schedule import Schedule
 from picollm.train.step import Compute
 from picollm.train.trainer import TrainSettings, train_stage
-from tests.train.conftest import FakeContext, counting_batches, small_model
+from tests.train.conftest import ROWS, FakeContext, T, counting_batches, small_model
 
 META = {"fingerprint": "f", "tokenizer": "t"}
 CPU = Ranks(torch.device("cpu"))
@@ -74,6 +74,7 @@ def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(tmp_path, precision)
     assert ctx.of("resumed") == [(5, "step-000005")]
     same_files(whole.checkpoint, rest.checkpoint)
     assert whole.hash == rest.hash
+    assert rest.tokens == whole.tokens == STEPS * ROWS * T
 
 
 def test_evaluating_and_saving_on_the_way_changes_nothing(tmp_path):
@@ -112,9 +113,20 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
 
 def test_a_finished_stage_started_again_has_nothing_to_do(tmp_path):
     first = train(tmp_path)
+    before = {file: file.stat().st_ino for file in first.checkpoint.iterdir()}
+    ctx = FakeContext()
+    again = train(tmp_path, ctx)
+    assert again.resumed_from == STEPS and again.hash == first.hash
+    assert (again.loss, again.tokens, again.tok_s) == (first.loss, first.tokens, first.tok_s)
+    assert {file: file.stat().st_ino for file in first.checkpoint.iterdir()} == before and not ctx.of("checkpoint")
+
+
+def test_a_damaged_last_checkpoint_is_not_kept(tmp_path):
+    whole = train(tmp_path, save_steps=11)
+    (whole.checkpoint / "model.safetensors").write_bytes(b"")
     again = train(tmp_path)
-    assert again.resumed_from == STEPS and again.tokens == 0
-    assert again.hash == first.hash
+    assert again.resumed_from == 11 and again.hash == whole.hash
+    assert checkpoint.problem(again.checkpoint) is None
 
 
 def test_beginning_from_a_parent(tmp_path):
