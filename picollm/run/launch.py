@@ -114,6 +114,8 @@ class _Launcher:
         config = run.config()
         # An old request goes before the attempt can be seen, so that a request to this attempt stays.
         run.stop_file(name).unlink(missing_ok=True)
+        if self.fresh:
+            _forget(run, name)
         write_atomic(run.config_file(name, attempt), settings.dump(config))
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
@@ -153,6 +155,16 @@ class _Launcher:
                 self.run.request_stop(self.name)
         elif self.child is not None and self.child.poll() is None:
             lease.kill_tree(lease.identify(self.child.pid))
+
+
+def _forget(run: Run, name: str) -> None:
+    """Put aside what this stage would resume from, before the attempt can be seen: killed at any later moment, it must
+    not go on from what it was told to ignore. The next save removes what is put aside."""
+    if name in pipeline.CHECKPOINT_FOLDERS:
+        for path in (run.dir / pipeline.CHECKPOINT_FOLDERS[name]).glob("step-*"):
+            path.rename(path.with_name(f".removing-{path.name}-{time.time_ns()}"))
+    elif name == "chat_eval":
+        (run.dir / "eval" / "chat_eval.partial.json").unlink(missing_ok=True)
 
 
 def kill_stage(run: Run, name: str) -> bool:

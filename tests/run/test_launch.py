@@ -232,6 +232,21 @@ def test_a_launcher_that_comes_too_late_repeats_nothing(run: Run, capsys: pytest
     assert run.attempts("doctor") == [1] and state(run, "doctor") == "done"
 
 
+def test_a_fresh_attempt_killed_before_its_first_word_leaves_nothing_to_resume_from(run: Run) -> None:
+    folder, partial = run.dir / "rl_checkpoints", run.dir / "eval" / "chat_eval.partial.json"
+    for path in (folder / "step-000100" / "meta.json", folder / "step-000200" / "meta.json", partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    for name in ("rl", "chat_eval"):
+        script(run, **{name: {"exit": 9}})
+        assert launch.start_launcher(run, name).wait(20) == 9
+    assert len(list(folder.glob("step-*"))) == 2 and partial.exists()
+    for name in ("rl", "chat_eval"):
+        script(run, **{name: {"exit": 9}})
+        assert launch.start_launcher(run, name, fresh=True).wait(20) == 9
+    assert all(path.name.startswith(".removing-step-") for path in folder.iterdir()) and not partial.exists()
+
+
 @pytest.mark.slow
 def test_under_torchrun_a_stop_is_saved_and_a_kill_leaves_no_rank(run: Run) -> None:
     """torchrun gives every rank a session of its own: killing one group would leave the others training."""
