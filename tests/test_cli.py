@@ -227,6 +227,13 @@ def test_a_config_file_on_an_existing_run_is_a_revision(run: Run, tmp_path: Path
     assert code == 2 and "cannot change" in err
 
 
+def test_another_number_of_ranks_makes_nothing_stale(run: Run, capsys: Any) -> None:
+    forge_all(run)
+    code, out, err = call("run", "--run", "r", "--nproc", "2", capsys=capsys)
+    assert code == 0 and "done: 13 of 13" in out and err == "" and run.wishes().run.nproc == 2
+    assert {tuple(run.attempts(name)) for name in pipeline.NAMES} == {(1,)}
+
+
 @pytest.mark.slow
 def test_only_and_from_make_again(run: Run) -> None:
     forge_all(run)

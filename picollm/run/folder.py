@@ -297,11 +297,14 @@ def apply_plan(config: settings.Config, plan: Plan | None) -> settings.Config:
 
 
 def plan_inputs(config: settings.Config) -> dict[str, Any]:
-    """The wishes that the plan was made from: change one and the plan is stale."""
+    """The wishes that the plan was made from: change one and the plan is stale.
+
+    Not `run.nproc`: a run goes on with another number of ranks, and its predictions merely become worse.
+    """
     values = settings.flat(config)
     keys = [key for key, knob in settings.knobs().items() if knob.auto]
     keys += [f"{table}.rows" for table in ("pretrain", "midtrain", "sft")]
-    keys += ["run.minutes", "run.nproc", "tokenizer.vocab_size", "rl.questions", "rl.samples", "rl.max_tokens"]
+    keys += ["run.minutes", "tokenizer.vocab_size", "rl.questions", "rl.samples", "rl.max_tokens"]
     return {key: values[key] for key in sorted(keys)}
 
 

@@ -164,6 +164,8 @@ def test_the_plan_goes_stale_with_the_wishes_it_was_made_from(run: Run) -> None:
     make_done(run, "preflight")
     (run.dir / "plan.json").write_text('{"values": {"model.depth": 6, "pretrain.steps": 40}}')
     assert state(run, "preflight") == "done"
+    run.set(["run.nproc=2"])
+    assert state(run, "preflight") == "done"
     run.set(["run.minutes=60"])
     assert run.status("preflight").reason == "run.minutes was 5.0, is now 60.0"
 
