@@ -22,6 +22,7 @@ from picollm.run import events as ev
 from picollm.run import lease, pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, write_atomic
+from picollm.run.machine import visible_gpus
 
 KILL_AFTER_S = 3.0
 
@@ -42,11 +43,19 @@ def child_environment() -> dict[str, str]:
     return found
 
 
+def ranks(config: settings.Config, name: str) -> int:
+    """How many processes this stage gets: as set, else one per GPU that we may use, else one."""
+    row = pipeline.stage(name)
+    if not (row.trains or row.ranked):
+        return 1
+    on_gpus = config.machine.device in ("auto", "cuda")
+    return config.run.nproc or (visible_gpus() if on_gpus else 0) or 1
+
+
 def stage_command(run: Run, name: str, attempt: int, nproc: int, fresh: bool) -> list[str]:
     """The argv of the stage itself."""
     tail = ["-m", f"stages.{name}", "--run", str(run.dir), "--attempt", str(attempt)] + (["--fresh"] if fresh else [])
-    row = pipeline.stage(name)
-    if nproc > 1 and (row.trains or row.ranked):
+    if nproc > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", "--max-restarts=0"]
         # Without the "--" torchrun takes our --run for an abbreviation of its own --run-path, and refuses.
         return [sys.executable, *torchrun, "-m", "--", *tail[1:]]
@@ -120,7 +129,7 @@ class _Launcher:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        argv = stage_command(run, name, attempt, config.run.nproc, self.fresh)
+        argv = stage_command(run, name, attempt, ranks(config, name), self.fresh)
         with open(run.console_file(name, attempt), "ab") as console:
             if not self.lock.share():
                 raise UserError(f"{run.name}: stage '{name}' is being started by somebody else")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -30,6 +32,9 @@ class Gpus:
         except Exception as error:
             self.reason = f"no GPU readings: {error}"
 
+    def __len__(self) -> int:
+        return len(self._handles)
+
     def read(self) -> list[dict[str, Any]]:
         """One record per GPU: name, uuid, utilisation (percent), memory (bytes), power (W), temperature (°C).
 
@@ -54,6 +59,25 @@ class Gpus:
                 value = reading()
                 record[key] = value.decode() if isinstance(value, bytes) else value
         return record
+
+
+def visible_gpus() -> int:
+    """How many GPUs a process started now may use: those that NVML lists and `CUDA_VISIBLE_DEVICES` does not hide.
+
+    As CUDA reads it, the first entry that names no GPU hides itself and all after it. 0 with a torch built for the CPU.
+    """
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        if importlib.metadata.version("torch").endswith("+cpu"):
+            return 0
+    there, wanted = len(Gpus()), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return there
+    count = 0
+    for entry in wanted.split(","):
+        if not (entry.strip().startswith(("GPU-", "MIG-")) or (entry.strip().isdigit() and int(entry) < there)):
+            break
+        count += 1
+    return min(count, there) if "MIG-" not in wanted else min(count, 1)
 
 
 def read_machine(gpus: Gpus, folder: Path) -> ev.Machine:
