@@ -16,6 +16,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +51,11 @@ SPLIT_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s{0,255}[\r\n]|\s{1,256}(?!\S)|\s{1,256}"
 )
+LONGEST_WORD = 256
+# Learning merges takes time that grows with the square of a word's length, so in training a longer run of letters or
+# signs (a dump, a ruler of dashes) is cut. Not so in the pattern: encoding is fast on runs of any length, and bounded
+# classes of Unicode make automata that are slow, or from about 250 too large for tiktoken's regex engine.
+_LONG_RUN = re.compile(rf"[^\W\d_]{{{LONGEST_WORD}}}|(?:[^\w \t\r\n]|_){{{LONGEST_WORD}}}")
 SMALLEST_VOCAB = 256 + len(SPECIALS)
 
 TOKENIZER_FILE, RANKS_FILE, META_FILE = "tokenizer.json", "ranks.tiktoken", "meta.json"
@@ -173,8 +179,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Raises UserError for a vocab_size below 265 (256 bytes + specials) and for texts without a character.
     """
     if vocab_size < SMALLEST_VOCAB:
-        raise UserError(f"vocab_size = {vocab_size} is too small: 256 bytes and {len(SPECIALS)} specials need "
-                        f"{SMALLEST_VOCAB}; set a larger vocab_size")
+        raise UserError(
+            f"vocab_size = {vocab_size} is too small: 256 bytes and {len(SPECIALS)} specials need "
+            f"{SMALLEST_VOCAB}; set a larger vocab_size"
+        )
     bpe = tokenizers.Tokenizer(models.BPE(byte_fallback=False))
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated"),
@@ -205,7 +213,17 @@ class _Counted:
     def __iter__(self) -> Iterator[str]:
         for text in self._texts:
             self.characters += len(text)
-            yield _well_formed(text)
+            yield from _without_long_runs(_well_formed(text))
+
+
+def _without_long_runs(text: str) -> Iterator[str]:
+    """The text, in pieces where a run of letters or signs is longer than `LONGEST_WORD`."""
+    begin = 0
+    if max(map(len, text.split()), default=0) > LONGEST_WORD:
+        for run in _LONG_RUN.finditer(text):
+            yield text[begin : run.end()]
+            begin = run.end()
+    yield text[begin:]
 
 
 def _well_formed(text: str) -> str:

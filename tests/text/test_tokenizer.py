@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picollm.run.errors import UserError
-from picollm.text.tokenizer import SPECIALS, Tokenizer, train_tokenizer
+from picollm.text.tokenizer import LONGEST_WORD, SPECIALS, Tokenizer, _without_long_runs, train_tokenizer
 from tests.text.conftest import TEXT
 
 # text as people write it, text from anywhere in Unicode, and the runs and marks that trip up split patterns
@@ -48,6 +49,24 @@ def test_round_trip_and_byte_counts(tok: Tokenizer, text: str) -> None:
 def test_long_runs_do_not_overflow(tok: Tokenizer) -> None:
     for text in (" " * 1_000_000 + "a", "\n" * 300_000, "a" * 300_000, "\t" * 300_000 + "\nx"):
         assert tok.decode(tok.encode(text)) == text
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("unit", ["thequickbrownfox", "=-", "_", "你好"])
+def test_long_runs_do_not_slow_training_down(unit: str) -> None:
+    run = unit * (600_000 // len(unit))
+    begun = time.monotonic()
+    tok = train_tokenizer([f"before {run} after"], 400)
+    assert time.monotonic() - begun < 20  # uncut it takes minutes
+    assert tok.decode(tok.encode(run)) == run
+
+
+@given(texts)
+def test_text_without_long_runs_is_left_whole(text: str) -> None:
+    pieces = list(_without_long_runs(text))
+    assert "".join(pieces) == text
+    if max(map(len, text.split()), default=0) <= LONGEST_WORD:
+        assert pieces == [text]
 
 
 def test_specials_follow_the_vocabulary_and_are_text_when_spelled(tok: Tokenizer) -> None:
