@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from picollm.run import events as ev
-from picollm.run import lease
+from picollm.run import lease, pipeline
 from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run, fingerprint
 
@@ -249,7 +249,7 @@ def _started(ctx: StageContext) -> ev.Started:
         world=ctx.world,
         fingerprint=ctx.fingerprint,
         inputs=msgspec.to_builtins(ctx.inputs),
-        predicted_s=(plan.seconds.get(ctx.name, 0.0) if plan else 0.0),
+        predicted_s=(plan.seconds.get(ctx.name) if plan else None) or pipeline.stage(ctx.name).typical_s,
         age=round(ctx.seconds, 3),
         versions=versions,
     )

@@ -37,6 +37,8 @@ def test_a_stage_from_start_to_done(run: Run) -> None:
     assert (found.state, found.attempt, found.step) == ("done", 1, 1)
     assert "console line of doctor" in run.console_file("doctor", 1).read_text()
     assert run.config_file("doctor", 1).exists() and run.output("doctor", "made").exists()
+    first = ev.head_events(run.events_file("doctor", 1))[0]
+    assert isinstance(first, ev.Started) and first.predicted_s == 0.5  # there is no plan yet
     begun, ended = conducted(run)
     assert isinstance(begun, ev.Launched) and isinstance(ended, ev.Exited) and ended.code == 0
 
