@@ -125,7 +125,7 @@ def _probe(
             wishes.pretrain.rows if only else max(1, wishes.pretrain.rows // 4),
             TRIAL_S,
             device=ranks.device,
-            planned_tokens=TRAINING_SHARE * 60 * wishes.run.minutes * (only.best.tok_s if only else 0.0),
+            planned_s=TRAINING_SHARE * 60 * wishes.run.minutes,
             precisions=("fp32", "bf16") if precision == "auto" else (precision,),
             attentions=("explicit", "sdpa") if attention == "auto" else (attention,),
             compile=compile,

@@ -82,7 +82,7 @@ def work(ctx: StageContext) -> Outcome:
         Schedule(settings.steps, 0, 1.0, 0.0),
         lr=settings.lr,
         parent="sft",
-        evals=[Every(settings.eval_every, read_heldout)],
+        evals=[Every(settings.eval_every, read_heldout, at_start=True)],
         extra_metrics=lambda step: dict(stats),
     )
 

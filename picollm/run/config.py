@@ -136,7 +136,7 @@ class SftConfig(msgspec.Struct, kw_only=True):
 
 class RlConfig(msgspec.Struct, kw_only=True):
     task: Annotated[str, _meta("the task whose reward is learnt, with its settings")] = (
-        "arithmetic:digits=3,operations=2"
+        "arithmetic:operations=3"
     )
     steps: Steps = 0
     questions: Annotated[int, _meta("questions per step, over all ranks", "questions", ge=1, le=4096)] = 8
@@ -144,9 +144,9 @@ class RlConfig(msgspec.Struct, kw_only=True):
     max_tokens: Annotated[int, _meta("longest answer", "tokens", ge=4, le=1 << 16)] = 48
     temperature: Annotated[float, _meta("sampling temperature of the rollouts", gt=0, le=5)] = 1.0
     top_k: Annotated[int, _meta("sampling top-k of the rollouts; 0: off", "ids", ge=0)] = 50
-    lr: LrScale = 0.05
-    eval_every: Annotated[int, _meta("steps between held-out readings", "steps", "how", ge=1)] = 10
-    eval_items: Annotated[int, _meta("held-out questions per reading", "questions", "how", ge=8)] = 64
+    lr: LrScale = 0.1
+    eval_every: Annotated[int, _meta("steps between held-out readings", "steps", "how", ge=1)] = 20
+    eval_items: Annotated[int, _meta("held-out questions per reading", "questions", "how", ge=8)] = 120
     save_every: SaveEvery = 30.0
 
 

@@ -13,10 +13,10 @@ from picollm.run.config import Config
 from picollm.run.errors import UserError
 from picollm.run.folder import Plan, plan_inputs
 
-SHARES = {"pretrain": 0.42, "midtrain": 0.13, "sft": 0.30, "rl": 0.15}
+SHARES = {"pretrain": 0.40, "midtrain": 0.12, "sft": 0.30, "rl": 0.18}
 SMALLEST_STEPS = {"pretrain": 20, "midtrain": 10, "sft": 20, "rl": 4}
 SHALLOWEST, DEEPEST = 2, 12
-TOKENS_PER_PARAMETER = 0.12
+TOKENS_PER_PARAMETER = 0.5
 """Minutes of training are worth a deeper model from about this many tokens per scaling parameter (docs/log.md)."""
 
 # What stages without training cost, in starts of a light process (Measured.light_s), which follows the machine's speed.

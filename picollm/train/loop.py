@@ -23,6 +23,8 @@ from picollm.train.schedule import Schedule
 class Every:
     """Periodic work: `fn(step)` after every `n` steps or every `seconds` of rank 0's clock, and after the last step.
 
+    With `at_start` also before the first step of all: where training began from.
+
     `step` counts finished steps. All ranks run `fn` at the same step, so it may use collectives.
     """
 
@@ -30,6 +32,7 @@ class Every:
     fn: Callable[[int], object]
     seconds: float = 0.0
     at_end: bool = True
+    at_start: bool = False
     _next: float = field(default=math.inf, repr=False)
 
     def wind(self) -> None:
@@ -83,6 +86,8 @@ def loop(
     """
     skipped = in_a_row = 0
     for item in every:
+        if item.at_start and first == 0:
+            item.fn(0)
         item.wind()
     with frozen_gc():
         for step in range(first, last):

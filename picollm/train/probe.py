@@ -42,7 +42,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """`best` is the fastest for the planned tokens, compile time included; `peaks` are FLOP/s by precision."""
+    """`best` is the fastest; `peaks` are FLOP/s by precision."""
 
     best: Figure
     figures: list[Figure] = field(default_factory=list)
@@ -102,7 +102,7 @@ def probe(
     seconds: float = 2.0,
     *,
     device: torch.device | str = "cpu",
-    planned_tokens: float = 0.0,
+    planned_s: float = 0.0,
     precisions: Sequence[str] = ("fp32", "bf16"),
     attentions: Sequence[str] = ("explicit", "sdpa"),
     compile: str = "auto",
@@ -111,8 +111,8 @@ def probe(
 ) -> Probe:
     """Measure precision x attention uncompiled for `seconds` each, then compile where it should pay.
 
-    Compiling is tried ("auto"), in the better precision, only if the time it is expected to save over `planned_tokens`
-    exceeds what it is expected to cost; "on" and "off" force it. Its result stays in the compiler's cache, so the stage
+    Compiling is tried ("auto"), in the better precision, only if the time it is expected to save over `planned_s`
+    (seconds of training to come) exceeds what it is expected to cost; "on" and "off" force it. Its result stays in the compiler's cache, so the stage
     that follows starts warm. A candidate that fails is listed with its reason and never chosen. Raises RuntimeError if
     all fail.
     """
@@ -130,7 +130,7 @@ def probe(
         raise RuntimeError(f"no candidate runs on {device}: {figures[0].failed}")
     best = max(working, key=lambda f: f.tok_s)
 
-    saved = planned_tokens / best.tok_s * (1 - 1 / EXPECTED_SPEEDUP)
+    saved = planned_s * (1 - 1 / EXPECTED_SPEEDUP)
     if compile == "on" or (compile == "auto" and saved > EXPECTED_COMPILE_S):
         # The compiler fuses the mask and the softmax of explicit attention, so the order may differ from eager's.
         trial = "explicit" if "explicit" in attentions and shape.seq_len <= 512 and device.type == "cpu" else None

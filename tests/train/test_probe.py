@@ -33,17 +33,17 @@ def fake(speeds, log):
 
 
 def test_compiling_is_tried_only_where_it_can_pay(monkeypatch):
-    for tokens, tried in ((1e3, False), (1e7, True)):
+    for seconds, tried in ((10, False), (1000, True)):
         log: list[Compute] = []
         monkeypatch.setattr(probe_module, "measure", fake(lambda c: 2000.0 if c.compile else 1000.0, log))
-        best = probe(small_shape(), 2, planned_tokens=tokens).best
+        best = probe(small_shape(), 2, planned_s=seconds).best
         assert any(c.compile for c in log) is tried
         assert best.compute.compile is tried
 
 
 def test_compiled_code_that_is_slower_is_not_taken(monkeypatch):
     monkeypatch.setattr(probe_module, "measure", fake(lambda c: 900.0 if c.compile else 1000.0, []))
-    assert not probe(small_shape(), 2, planned_tokens=1e9).best.compute.compile
+    assert not probe(small_shape(), 2, planned_s=1e6).best.compute.compile
 
 
 def test_a_failing_candidate_is_listed_with_its_reason_and_not_chosen(monkeypatch):
