@@ -23,8 +23,30 @@ LOOK_EVERY_S = 2.0
 def socket_path(run: Run) -> Path:
     """A short path in a folder of our own, 0700: in the run folder it could be too long for a socket."""
     base = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(base) / "picollm" if base else Path(tempfile.gettempdir()) / f"picollm-{os.getuid()}"
+    if base and _is_ours(Path(base)):
+        folder = Path(base) / "picollm"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"picollm-{os.getuid()}"
     return folder / f"{hashlib.sha256(str(run.dir).encode()).hexdigest()[:16]}.sock"
+
+
+def _is_ours(folder: Path) -> bool:
+    """After `su` or in a container the environment may name another user's folder, or one that is not there."""
+    try:
+        return folder.is_dir() and folder.stat().st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+def write_token(path: Path, token: str) -> None:
+    """Write it so that nobody else can read it at any moment. Raises `UserError` where it cannot."""
+    try:
+        fd, draft = tempfile.mkstemp(dir=path.parent, prefix=".token.")  # with mode 0600
+        with os.fdopen(fd, "w") as file:
+            file.write(token + "\n")
+        os.replace(draft, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free space or check its permissions") from None
 
 
 class _Served:
@@ -84,8 +106,7 @@ def serve_run(run: Run, idle_s: float, host: str | None, port: int) -> None:
     uds = socket_path(run)
     token = secrets.token_urlsafe(24) if host else None
     if token:
-        write_atomic(folder / "token", token + "\n")
-        (folder / "token").chmod(0o600)
+        write_token(folder / "token", token)
 
     def on_ready(addresses: list[str]) -> None:
         me = lease.identify()

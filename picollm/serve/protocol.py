@@ -68,7 +68,7 @@ class Request(msgspec.Struct, kw_only=True):
     def sampling(self) -> Sampling:
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         checks = [
-            ("temperature", self.temperature, 0, 2), ("top_p", self.top_p, 0, 1), ("top_k", self.top_k, 0, 10**6),
+            ("temperature", self.temperature, 0, 5), ("top_p", self.top_p, 0, 1), ("top_k", self.top_k, 0, 10**6),
             ("max_tokens", self.most, 1, 10**6), ("n", self.n, 1, MAX_CHOICES), ("stop", len(stop), 0, MAX_STOPS),
         ]  # fmt: skip
         for name, value, low, high in checks:
@@ -155,7 +155,7 @@ def read(body: bytes, kind: type[_Request]) -> _Request:
         param = re.sub(r"^\$\.?", "", place.strip("`")) or None
         missing = re.search(r"missing required field `(\w+)`", message)
         raise BadRequest(f"{param or 'request'}: {message}", param=missing[1] if missing else param) from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
     for name in UNSUPPORTED:
         if raw.get(name):

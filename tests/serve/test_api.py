@@ -65,6 +65,10 @@ def test_whole_answer(client: TestClient) -> None:
     assert answer["picollm"]["first_token_s"] > 0
 
 
+def test_the_same_temperatures_as_in_the_settings(client: TestClient) -> None:
+    assert chat(client, temperature=5, max_tokens=2)["choices"]
+
+
 def test_same_seed_same_answer_streamed_or_not(client: TestClient) -> None:
     how = {"model": "sft", "messages": HI, "seed": 11, "max_tokens": 30, "temperature": 1.0}
     whole = chat(client, **how)["choices"][0]
@@ -150,7 +154,8 @@ def test_models(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(("change", "param"), [
-    ({"temperature": -1}, "temperature"), ({"temperature": "warm"}, "temperature"), ({"top_p": 1.5}, "top_p"),
+    ({"temperature": -1}, "temperature"), ({"temperature": 5.5}, "temperature"),
+    ({"temperature": "warm"}, "temperature"), ({"top_p": 1.5}, "top_p"),
     ({"max_tokens": 0}, "max_tokens"), ({"n": 99}, "n"), ({"stop": [""]}, "stop"), ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"), ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
@@ -164,6 +169,9 @@ def test_bad_fields_are_named(client: TestClient, change: dict[str, Any], param:
 
 def test_bad_requests(client: TestClient) -> None:
     assert "JSON" in refused(client, b"{oops")["message"]
+    assert "JSON" in refused(client, b'{"model": "sft", "messages": [{"role": "user", "content": "\xff"}]}')["message"]
+    assert "JSON" in refused(client, b'{"prompt": "\xc3("}', "/v1/completions")["message"]
+    assert refused(client, b"[" * 200_000)["type"] == "invalid_request_error"
     assert refused(client, b"[1]")["type"] == "invalid_request_error"
     assert refused(client, {"model": "sft"})["param"] == "messages"
     ends = [*HI, {"role": "assistant", "content": "x"}]
