@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,10 +22,11 @@ from picollm.model.gpt import GPT
 from picollm.run import plan
 from picollm.run.config import Config
 from picollm.run.errors import UserError
-from picollm.run.folder import Plan, plan_inputs, write_atomic
+from picollm.run.folder import Plan, Run, plan_inputs, write_atomic
 from picollm.run.launch import child_environment
 from picollm.run.scaling import ModelShape, flops_per_token, num_params
 from picollm.run.stage import Outcome, StageContext, main
+from picollm.tasks import identity, make
 from picollm.train.device import Ranks
 from picollm.train.probe import Probe, probe
 from picollm.train.session import start_ranks
@@ -41,6 +43,7 @@ STATE_BYTES = 4 * 4
 
 def work(ctx: StageContext) -> Outcome:
     torch_s = ctx.seconds
+    check_settings(ctx.run)
     ranks = start_ranks(ctx)
     wishes = ctx.run.wishes()
     kept = ctx.run.plan()
@@ -90,6 +93,44 @@ def work(ctx: StageContext) -> Outcome:
     return _outcome(made)
 
 
+def check_settings(run: Run) -> None:
+    """What later stages would refuse, perhaps after hours of training. Raises `UserError` naming the setting."""
+    wishes = run.wishes()
+    for table, settings in (("midtrain", wishes.midtrain), ("sft", wishes.sft)):
+        for name in settings.mixture:
+            with _naming(f"{table}.mixture"):
+                make(name)
+        if settings.custom:
+            with _naming(f"{table}.custom"):
+                make("custom", path=Path(settings.custom).expanduser())
+        elif not any(settings.mixture.values()):
+            raise UserError(f"{table}.mixture is empty: give it tasks, or set {table}.custom")
+    with _naming("rl.task"):
+        make(wishes.rl.task)
+    if wishes.identity.file:
+        with _naming("identity.file"):
+            identity.verify(Path(wishes.identity.file).expanduser())
+    if wishes.rl.max_tokens >= wishes.model.seq_len:
+        raise UserError(
+            f"rl.max_tokens is {wishes.rl.max_tokens} and model.seq_len {wishes.model.seq_len}: "
+            "no room for a question; lower rl.max_tokens"
+        )
+    with _naming("chat.prompts"):
+        run.prompts()
+
+
+@contextlib.contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Say which setting an error is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"{key}: the file cannot be read ({reason}); choose another one") from None
+
+
 def _outcome(made: Plan) -> Outcome:
     return Outcome(paths={"plan": "plan.json"}, summary={**made.values, **made.choices, "seconds": made.seconds})
 
@@ -116,7 +157,8 @@ def _probe(
     `only` narrows them to an earlier best, which is timed on all rows and then compiled.
     """
     machine = wishes.machine
-    precision, attention = machine.precision, machine.attention
+    precision: str = machine.precision
+    attention: str = machine.attention
     if only is not None:
         precision, attention = only.best.compute.precision, only.best.compute.attention
     try:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from picollm.run import config
 from picollm.run.errors import UserError
+from picollm.run.folder import Run
 from stages import preflight
 
 
@@ -19,3 +21,47 @@ def test_only_what_will_be_read_counts_as_text(tmp_path: Path) -> None:
     assert preflight._source_bytes(str(tmp_path / "a.txt")) == 100
     with pytest.raises(UserError, match="does not exist"):
         preflight._source_bytes(str(tmp_path / "missing"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("PICOLLM_RUNS", str(tmp_path / "runs"))
+    return Run.create("r", config.load(environ={}))
+
+
+def test_the_shipped_settings_pass(run: Run) -> None:
+    preflight.check_settings(run)
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        ("sft.mixture={speling = 10}", "sft.mixture: unknown task 'speling'"),
+        ("midtrain.mixture={'arithmetic:digitz=3' = 10}", "midtrain.mixture: task 'arithmetic'.*digitz"),
+        ("midtrain.mixture={}", "midtrain.mixture is empty"),
+        ("rl.task=arithmetic:digits=many", "rl.task: task 'arithmetic'"),
+        ("sft.custom=/no/such.jsonl", r"sft.custom: /no/such.jsonl: no such file"),
+        ("identity.file=/no/such.jsonl", r"identity.file: /no/such.jsonl: no such file"),
+        ("rl.max_tokens=256", "rl.max_tokens is 256 and model.seq_len 256"),
+        ("chat.prompts=/no/such.txt", r"chat.prompts: prompts file /no/such.txt does not exist"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_said_first(run: Run, sets: str, says: str) -> None:
+    run.set([sets])
+    with pytest.raises(UserError, match=says) as caught:
+        preflight.check_settings(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prompts_file_that_is_not_text(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(b"\xff\xfe\x00")
+    for file in (tmp_path / "prompts.txt", tmp_path):
+        run.set([f"chat.prompts={file}"])
+        with pytest.raises(UserError, match=r"chat\.prompts: "):
+            preflight.check_settings(run)
+
+
+def test_own_files_that_are_good_pass(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Dog?", "answer": "Biscuit."}\n')
+    run.set([f"sft.custom={tmp_path / 'mine.jsonl'}", "sft.mixture={}"])
+    preflight.check_settings(run)
