@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from picollm.run import lease, pipeline
@@ -75,9 +76,7 @@ class _Served:
                 print(f"{model}: {error}", flush=True)
                 continue
             self.seen[model] = done.artifacts["checkpoint"]
-            self.hub.add(
-                model, lambda c=checkpoint, t=tokenizer: load_model(c, t), stage=stage, checkpoint=checkpoint.name
-            )
+            self.hub.add(model, partial(load_model, checkpoint, tokenizer), stage=stage, checkpoint=checkpoint.name)
             print(f"{model}: {checkpoint}", flush=True)
 
 
