@@ -26,6 +26,8 @@ from picollm.run.folder import ACTIVE, Run, StageStatus, write_atomic
 from picollm.run.machine import MachineRecorder
 
 POLL_S = 0.1
+CALM_POLL_S = 0.4
+"""While a stage runs, which needs the cores more than we do."""
 
 
 class Request(msgspec.Struct, kw_only=True):
@@ -194,7 +196,16 @@ class Conductor:
                     return 3
                 self._say("failed" if self.failed else "finished")
                 return 1 if self.failed else 0
-            time.sleep(POLL_S)
+            self._wait(CALM_POLL_S if active else POLL_S)
+
+    def _wait(self, seconds: float) -> None:
+        """Until it is time to look again, a request comes or a launcher ends: seeing that costs nearly nothing."""
+        end = time.monotonic() + seconds
+        alive = [child for child in self.children.values() if child.poll() is None]
+        while time.monotonic() < end and not self._requests():
+            if any(child.poll() is not None for child in alive):
+                return
+            time.sleep(0.04)
 
     def _next(self, statuses: dict[str, StageStatus]) -> str | None:
         for name in pipeline.NAMES:

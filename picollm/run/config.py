@@ -14,7 +14,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -135,9 +135,7 @@ class SftConfig(msgspec.Struct, kw_only=True):
 
 
 class RlConfig(msgspec.Struct, kw_only=True):
-    task: Annotated[str, _meta("the task whose reward is learnt, with its settings")] = (
-        "arithmetic:operations=3"
-    )
+    task: Annotated[str, _meta("the task whose reward is learnt, with its settings")] = "arithmetic:operations=3"
     steps: Steps = 0
     questions: Annotated[int, _meta("questions per step, over all ranks", "questions", ge=1, le=4096)] = 8
     samples: Annotated[int, _meta("answers sampled per question", "answers", ge=2, le=256)] = 8
@@ -359,17 +357,26 @@ def _check_tables(document: Any, where: _Where, prefix: str) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise UserError(f"{where.at(prefix + table)}: [{table}] must be a table")
         for name, value in content.items():
-            values[f"{table}.{name}"] = check(f"{table}.{name}", value, where.at(f"{prefix}{table}.{name}"))
+            place = functools.partial(where.at, f"{prefix}{table}.{name}")
+            values[f"{table}.{name}"] = check(f"{table}.{name}", value, place)
     return values
 
 
-def check(key: str, value: Any, where: str) -> Any:
-    """One value against its knob; returns it, converted. Raises `UserError` starting with `where`."""
+def check(key: str, value: Any, where: str | Callable[[], str]) -> Any:
+    """One value against its knob; returns it, converted. Raises `UserError` starting with `where`, which may be a
+    function when finding the place takes longer than checking."""
+    try:
+        return _check(key, value)
+    except UserError as error:
+        raise UserError(f"{where if isinstance(where, str) else where()}: {error}") from None
+
+
+def _check(key: str, value: Any) -> Any:
     all_knobs = knobs()
     if key not in all_knobs:
         table = key.partition(".")[0]
         near = [k for k in all_knobs if k.startswith(table + ".")] or sorted({k.partition(".")[0] for k in all_knobs})
-        raise UserError(f"{where}: unknown key '{key}'; expected one of {', '.join(near)}")
+        raise UserError(f"unknown key '{key}'; expected one of {', '.join(near)}")
     try:
         converted = msgspec.convert(value, all_knobs[key].type)
     except msgspec.ValidationError as error:
@@ -377,9 +384,9 @@ def check(key: str, value: Any, where: str) -> Any:
         reason = reason[0].lower() + reason[1:]
         unit = f" ({all_knobs[key].unit})" if all_knobs[key].unit else ""
         shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
-        raise UserError(f"{where}: {key} = {shown}: {reason}{unit}; {all_knobs[key].description}") from None
+        raise UserError(f"{key} = {shown}: {reason}{unit}; {all_knobs[key].description}") from None
     if isinstance(converted, float) and not math.isfinite(converted):
-        raise UserError(f"{where}: {key} = {value!r}: expected a finite number; {all_knobs[key].description}")
+        raise UserError(f"{key} = {value!r}: expected a finite number; {all_knobs[key].description}")
     return converted
 
 

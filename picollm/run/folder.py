@@ -75,6 +75,9 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.dir = folder
         self.name = folder.name
+        # What a look at the run needs again and again, kept as long as its file stays as it was.
+        self._settings: tuple[object, dict[str, Any]] | None = None
+        self._ends: dict[Path, tuple[object, list[ev.AnyEvent], list[ev.AnyEvent]]] = {}
 
     @classmethod
     def create(cls, name: str, config: settings.Config) -> Run:
@@ -138,7 +141,11 @@ class Run:
 
     def wishes(self) -> settings.Config:
         """`config.toml` as the person wrote it, with 0 where preflight plans. Raises `UserError` with file and line."""
-        return settings.load_file(self.dir / "config.toml")
+        file = self.dir / "config.toml"
+        stamp = _stamp(file)
+        if self._settings is None or stamp is None or self._settings[0] != stamp:
+            self._settings = stamp, settings.file_values(file)
+        return settings.build(self._settings[1])
 
     def plan(self) -> Plan | None:
         """What preflight wrote; None before it."""
@@ -227,10 +234,19 @@ class Run:
 
     def _finished(self, name: str) -> tuple[int, ev.Finished] | None:
         for attempt in reversed(self.attempts(name)):
-            for event in reversed(ev.tail_events(self.events_file(name, attempt))):
+            for event in reversed(self.ends(name, attempt)[1]):
                 if isinstance(event, ev.Finished):
                     return attempt, event
         return None
+
+    def ends(self, name: str, attempt: int) -> tuple[list[ev.AnyEvent], list[ev.AnyEvent]]:
+        """The first and the last events of an attempt; they overlap in a short one. Read them only."""
+        file = self.events_file(name, attempt)
+        stamp = _stamp(file)
+        kept = self._ends.get(file)
+        if kept is None or stamp is None or kept[0] != stamp:
+            kept = self._ends[file] = stamp, ev.head_events(file), ev.tail_events(file)
+        return kept[1], kept[2]
 
     def output(self, name: str, key: str) -> Path:
         """Where a finished stage put `key`. Raises `UserError` when it is not done or its artifact is gone."""
@@ -274,6 +290,15 @@ class Run:
     def request_stop(self, name: str) -> None:
         """Ask a running stage to save and stop."""
         write_atomic(self.stop_file(name), f"{time.time():.3f}\n")
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """Equal when nobody wrote the file in between; None when there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _last_touched(folder: Path) -> float:

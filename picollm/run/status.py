@@ -80,7 +80,7 @@ def _look(run: Run, name: str, now: float | None, config: settings.Config | None
         return status, []
     status.attempt = attempts[-1]
     file = run.events_file(name, status.attempt)
-    head, tail = ev.head_events(file), ev.tail_events(file)
+    head, tail = run.ends(name, status.attempt)
     terminal = next((event for event in reversed(tail) if isinstance(event, ev.TERMINAL)), None)
     _fold(status, head, tail, now, alive and terminal is None)
     reasons: list[_Reason] = []

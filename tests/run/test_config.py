@@ -173,3 +173,15 @@ def test_messages_are_short_whatever_the_value(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         config.load(file=file(tmp_path, f"[sft]\nlr = '{'x' * 10_000}'\n"), environ={})
     assert len(re.sub(r".*mine\.toml", "", str(caught.value))) < 300
+
+
+def test_a_place_is_looked_for_only_when_something_is_wrong() -> None:
+    asked: list[str] = []
+
+    def where() -> str:
+        asked.append("here")
+        return "here:3"
+
+    assert config.check("sft.lr", 0.5, where) == 0.5 and not asked
+    with pytest.raises(UserError, match=r"^here:3: sft\.lr = -1: "):
+        config.check("sft.lr", -1, where)

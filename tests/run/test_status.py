@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from picollm.run import config as settings
 from picollm.run import events as ev
 from picollm.run import lease, pipeline
 from picollm.run.errors import UserError
@@ -116,6 +117,21 @@ def test_the_state_of_a_long_file_reads_little_of_it(run: Run, monkeypatch: pyte
     assert sum(decoded) < 1 << 20
 
 
+def test_what_did_not_change_is_not_read_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_done(run, "dataset", "tokenizer")
+    run.statuses()
+    with monkeypatch.context() as patch:
+        patch.setattr(ev, "decode", lambda line: pytest.fail("an event was read again"))
+        patch.setattr(settings, "file_values", lambda file: pytest.fail("settings were read again"))
+        assert {found.name: found.state for found in run.statuses()}["tokenizer"] == "done"
+    file = run.dir / "config.toml"
+    file.write_text(file.read_text().replace("vocab_size = 4096", "vocab_size = 2048"))
+    assert run.status("tokenizer").reason == "tokenizer.vocab_size was 4096, is now 2048"
+    with open(run.events_file("dataset", 1), "ab") as events:
+        events.write(lines(ev.Failed(error="late")))
+    assert state(run, "dataset") == "failed"
+
+
 # stale ----------------------------------------------------------------------------------------------------------------
 
 
@@ -207,8 +223,6 @@ def test_a_broken_config_names_file_and_line(run: Run) -> None:
 
 
 def test_runs_are_listed_newest_first_whatever_lies_beside_them(runs: Path, run: Run) -> None:
-    from picollm.run import config as settings
-
     (runs / "a file").write_text("")
     (runs / "no run").mkdir()
     other = Run.create("other", settings.load(environ={}))
@@ -221,8 +235,6 @@ def test_runs_are_listed_newest_first_whatever_lies_beside_them(runs: Path, run:
 
 
 def test_a_newer_format_and_bad_names_are_refused(run: Run) -> None:
-    from picollm.run import config as settings
-
     (run.dir / "format").write_text("99\n")
     with pytest.raises(UserError, match="newer than this picollm"):
         Run.open("r")
@@ -242,8 +254,6 @@ def test_set_keeps_what_it_replaces(run: Run) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(runs: Path) -> None:
-    from picollm.run import config as settings
-
     runs.parent.mkdir(exist_ok=True)
     runs.write_text("a file where the runs folder should be")
     with pytest.raises(UserError, match="cannot write"):
