@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 from picollm.data.chat_loader import ChatLoader
+from picollm.run.errors import UserError
+from picollm.run.folder import Run
 from picollm.run.stage import Outcome, StageContext
 from picollm.tasks.identity import verify
 from picollm.tasks.mixing import mix
@@ -14,11 +19,13 @@ from picollm.train.session import open_session
 def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) -> Outcome:
     """Train from `parent`'s checkpoint on the stage's mixture; `all_tokens`: user turns count in the loss too.
 
-    The identity rows are verified against their checksum first. Raises `UserError` when they differ.
+    The identity rows are verified against their checksum first. Raises `UserError` when they differ from it or from
+    those of the identity stage, or when the person's own conversations cannot be read.
     """
     settings = getattr(ctx.config, ctx.name)
-    identity = ctx.output("identity", "rows")
-    verify(identity)
+    identity = verified_identity(ctx.run)
+    custom = Path(settings.custom).expanduser() if settings.custom else None
+    content = {f"{ctx.name}.custom": file_hash(custom)} if custom else {}
     session = open_session(ctx)
     ctx.phase("mix")
     length = ctx.config.model.seq_len
@@ -27,7 +34,7 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
         session.tokenizer,
         length + 1,
         ctx.config.run.seed,
-        custom=settings.custom,
+        custom=str(custom or ""),
         identity=str(identity),
     )
     loader = ChatLoader(
@@ -61,4 +68,23 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
             "dropped": mixed.dropped,
             "epochs": loader.epoch(settings.steps),
         },
+        content=content,
     )
+
+
+def verified_identity(run: Run) -> Path:
+    """The rows that the identity stage took, still the same. Raises `UserError` when they are not."""
+    path = run.output("identity", "rows")
+    done = run.finished("identity")
+    if done is None or verify(path).sha256 != done.artifacts.get("rows"):
+        raise UserError(f"{path} has changed since the identity stage; run it again")
+    return path
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's content. Raises `UserError` when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; give the path of a .jsonl file") from None

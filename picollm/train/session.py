@@ -9,6 +9,7 @@ from typing import Any
 from picollm.model.gpt import GPT
 from picollm.run import pipeline, plan
 from picollm.run.errors import UserError
+from picollm.run.folder import fingerprint
 from picollm.run.scaling import num_params
 from picollm.run.stage import Outcome, StageContext
 from picollm.text.tokenizer import Tokenizer
@@ -59,9 +60,14 @@ class Session:
         evals: Sequence[Every] = (),
         extra_metrics: Callable[[int], dict[str, float]] | None = None,
         summary: dict[str, Any] | None = None,
+        content: dict[str, str] | None = None,
     ) -> Outcome:
-        """Train to the end of the schedule; the outcome's `checkpoint` is what later stages begin from."""
+        """Train to the end of the schedule; the outcome's `checkpoint` is what later stages begin from.
+
+        `content`: hashes of files that the settings only name; a checkpoint made from others is not resumed.
+        """
         ctx = self.ctx
+        made_from = fingerprint({"settings": ctx.fingerprint, **content}) if content else ctx.fingerprint
         folder = ctx.run.dir / pipeline.CHECKPOINT_FOLDERS[ctx.name]
         done = train_stage(
             ctx,
@@ -75,7 +81,7 @@ class Session:
                 fresh=ctx.fresh,
             ),
             checkpoint_dir=folder,
-            meta={"fingerprint": ctx.fingerprint, "tokenizer": self.tokenizer.hash, "run": ctx.run.name},
+            meta={"fingerprint": made_from, "tokenizer": self.tokenizer.hash, "run": ctx.run.name},
             ranks=self.ranks,
             init_from=ctx.output(parent, "checkpoint") if parent else None,
             evals=evals,
@@ -130,4 +136,3 @@ def compute_for(ctx: StageContext) -> Compute:
     attention = machine.attention if machine.attention != "auto" else choices.get("attention", "explicit")
     compiled = machine.compile if machine.compile != "auto" else choices.get("compile", "off")
     return Compute(precision=precision, attention=attention, compile=compiled == "on")
-

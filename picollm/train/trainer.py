@@ -176,7 +176,7 @@ def begin(
         theirs = checkpoint.read_meta(own)
         if theirs.get("fingerprint") != meta["fingerprint"]:
             raise UserError(
-                f"{ctx.name}: {own} was made with other settings: start over with --fresh, or put the setting back"
+                f"{ctx.name}: {own} was made with other settings or files: start over with --fresh, or put them back"
             )
         checkpoint.check_tokenizer(theirs, meta["tokenizer"], own)
         checkpoint.load(own, model, optimizer)
