@@ -22,6 +22,7 @@ PROGRESS_EVERY_S = 5.0
 NUDGE_AFTER_S = 10.0  # a request that nobody read for so long needs another conductor
 GIVE_UP_AFTER_S = 30.0
 MOST_CONDUCTORS = 3
+LAST_WORDS = ("finished", "failed", "stopped")
 DONE, OURS, USERS, STOPPED, HUNG_UP, UNREAD = 0, 1, 2, 3, 129, 141
 
 
@@ -46,12 +47,16 @@ class Follower:
         self.run = run
         self.request = request
         self.before = {name: max(run.attempts(name), default=0) for name in request.stages}
+        active = [name for name in request.stages if run.status(name).state in ACTIVE]
+        self.floor = {name: number - (name in active) for name, number in self.before.items()}
+        """What ends above this number ended while we followed: what runs when we come counts."""
         self.shown: dict[str, tuple[int, str]] = {}
         self.readers: dict[tuple[str, int], ev.EventReader] = {}
         self.metrics: dict[str, dict[str, float | None]] = {}
         self.last_word: ev.Conductor | None = None
         self.stops = 0
         self.stopping = False
+        self.called_off = False
         self.hung_up = False
         self._conductor_events = ev.EventReader(run.conductor_events, _size(run))
         self._next_progress = time.monotonic() + PROGRESS_EVERY_S
@@ -92,9 +97,9 @@ class Follower:
             if alive:
                 asked = time.monotonic()
             elif not pending:
-                ended = self.last_word is not None and self.last_word.what in ("finished", "failed", "stopped")
+                ended = self.called_off or (self.last_word is not None and self.last_word.what in LAST_WORDS)
                 active = [status.name for status in statuses.values() if status.state in ACTIVE]
-                if self.stopping and active:
+                if (self.stopping or self.called_off) and active:
                     pass
                 elif (ended and not active) or self.stopping or self._all_done(statuses):
                     return self._verdict(statuses)
@@ -116,12 +121,12 @@ class Follower:
         return HUNG_UP
 
     def _all_done(self, statuses: dict[str, StageStatus]) -> bool:
-        redone = all(statuses[name].attempt > self.before[name] for name in self.request.redo)
+        redone = all(statuses[name].attempt > self.floor[name] for name in self.request.redo)
         return redone and all(statuses[name].state == "done" for name in self.request.stages)
 
     def _ask_again(self) -> None:
-        left = [name for name in self.request.redo if max(self.run.attempts(name), default=0) <= self.before[name]]
-        fresh = [name for name in self.request.fresh if max(self.run.attempts(name), default=0) <= self.before[name]]
+        left = [name for name in self.request.redo if max(self.run.attempts(name), default=0) <= self.floor[name]]
+        fresh = [name for name in self.request.fresh if max(self.run.attempts(name), default=0) <= self.floor[name]]
         conductor.ask(self.run, conductor.Request(stages=self.request.stages, redo=left, fresh=fresh))
 
     def _stop_if_asked(self) -> None:
@@ -195,6 +200,8 @@ class Follower:
         for event in self._conductor_events.poll():
             if isinstance(event, ev.Conductor):
                 self.last_word = event
+                if event.what in ("stopped", "launched"):
+                    self.called_off = event.what == "stopped"
 
     def _verdict(self, statuses: dict[str, StageStatus]) -> int:
         unfinished = [statuses[name] for name in self.request.stages if statuses[name].state != "done"]
@@ -205,13 +212,13 @@ class Follower:
             self._say(f"stopped; go on with: picollm resume --run {self.run.name}")
             return STOPPED
         for status in unfinished:
-            if status.state == "stopped" and status.attempt > self.before[status.name]:
+            if status.state == "stopped" and status.attempt > self.floor[status.name]:
                 self._complain(f"{status.name}: {status.reason}; go on with: picollm resume --run {self.run.name}")
                 return STOPPED
-            if status.state in ("failed", "crashed") and status.attempt > self.before[status.name]:
+            if status.state in ("failed", "crashed") and status.attempt > self.floor[status.name]:
                 self._complain(f"{status.name} {status.state}: {status.reason}")
                 return self._failure_code(status)
-        if self.last_word is not None and self.last_word.what == "stopped":
+        if self.called_off:
             self._complain(f"stopped; go on with: picollm resume --run {self.run.name}")
             return STOPPED
         return self._conductor_gave_up()
@@ -223,7 +230,7 @@ class Follower:
         return OURS
 
     def _conductor_gave_up(self) -> int:
-        if self.last_word is not None and self.last_word.what not in ("started", "launched", "adopted"):
+        if self.last_word is not None and self.last_word.what not in ("started", "launched", "adopted", "mending"):
             self._complain(self.last_word.text or self.last_word.what)
         else:
             console = self.run.dir / "conductor" / "console.log"

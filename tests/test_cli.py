@@ -17,7 +17,7 @@ import pytest
 
 from picollm import cli
 from picollm.run import config as settings
-from picollm.run import lease, pipeline
+from picollm.run import conductor, lease, pipeline
 from picollm.run.folder import Run
 from tests.run.conftest import make_done, run, runs, script, state, until  # noqa: F401  two are fixtures
 from tests.run.test_serving import SERVER
@@ -291,6 +291,31 @@ def test_stop_from_elsewhere_ends_the_follower_with_3(run: Run, capsys: Any) -> 
     _, err = child.communicate(timeout=30)
     assert child.returncode == 3 and "stopped" in err
     assert call("stop", capsys=capsys)[1] == "nothing runs\n"
+
+
+@pytest.mark.parametrize("do, code, said", [({"bug": "boom"}, 1, "boom"), ({"error": "no ink"}, 2, "no ink")])
+def test_coming_late_one_still_hears_how_it_ended(run: Run, do: dict[str, Any], code: int, said: str) -> None:
+    first = following(run, {"steps": 100, "sleep": 0.02, "last": do})
+    late = start("resume", "--run", "r")
+    _, err = late.communicate(timeout=30)
+    assert late.returncode == code and err.startswith("error: report failed: ") and said in err
+    assert first.wait(20) == code and run.attempts("report") == [1]
+
+
+def test_called_off_while_the_conductor_boots_is_a_stop(run: Run, monkeypatch: Any, capsys: Any) -> None:
+    """The request is withdrawn before anybody has read it; the conductor then finds nothing to do."""
+    forge_all(run)
+    spawned = conductor.launch.spawn_detached
+
+    def stop_first(argv: list[str], console: Path) -> Any:
+        assert conductor.stop(run) == []
+        return spawned(argv, console)
+
+    monkeypatch.setattr(conductor.launch, "spawn_detached", stop_first)
+    run.stage_dir("report").rename(run.dir / "aside")
+    code, _, err = call("run", "--run", "r", capsys=capsys)
+    assert code == 3 and "stopped; go on with: picollm resume --run r" in err
+    assert run.attempts("report") == []
 
 
 @pytest.mark.slow

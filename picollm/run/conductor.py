@@ -60,8 +60,11 @@ def stop(run: Run, kill: bool = False) -> list[str]:
     asked_before = {name for name in pipeline.NAMES if run.stop_file(name).exists()}
     if lease.is_held(run.conductor_lock):
         ask(run, Request(stop=True))
-    else:
-        _withdraw_requests(run)
+    elif _withdraw_requests(run):
+        # Whoever follows must hear of it, and a conductor that came meanwhile may have read what we withdrew.
+        ev.append(run.conductor_events, ev.Conductor(what="stopped", pid=os.getpid()))
+        if lease.is_held(run.conductor_lock):
+            ask(run, Request(stop=True))
     asked = []
     for name in pipeline.NAMES:
         if not lease.is_held(run.lock_file(name)):
@@ -74,11 +77,13 @@ def stop(run: Run, kill: bool = False) -> list[str]:
     return asked
 
 
-def _withdraw_requests(run: Run) -> None:
-    """Without a conductor nobody has read them, and the next one must not start what was called off."""
-    for path in (run.dir / "conductor" / "requests").glob("*.json"):
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+def _withdraw_requests(run: Run) -> bool:
+    """Without a conductor nobody has read them, and the next one must not start what was called off. Whether there
+    were any."""
+    found = list((run.dir / "conductor" / "requests").glob("*.json"))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return bool(found)
 
 
 def plan_request(run: Run, stages: list[str], redo: bool = False, fresh: bool = False) -> Request:

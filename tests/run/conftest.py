@@ -54,6 +54,11 @@ def work(ctx):
             saved.write_text(str(step))
             raise StopRequested(step)
     saved.unlink(missing_ok=True)
+    last = do.get("last", {})
+    if "error" in last:
+        raise UserError(last["error"])
+    if "bug" in last:
+        raise RuntimeError(last["bug"])
     made = ctx.run.dir / do.get("outside", "made") / ctx.name
     made.parent.mkdir(exist_ok=True)
     made.write_text(json.dumps(ctx.inputs, sort_keys=True) + do.get("salt", ""))
