@@ -225,12 +225,15 @@ def prepare(name: str, profile: str | None, file: Path | None, sets: list[str]) 
 
     Raises `UserError` where an existing run would have to change its profile.
     """
-    try:
-        run = Run.open(name)
-    except UserError:
-        if os.sep in name or (runs_folder() / name / "config.toml").exists():
-            raise
-        return Run.create(name, settings.load(profile, file, sets))
+    there = runs_folder() / name / "config.toml"
+    if os.sep not in name and not there.exists():
+        config = settings.load(profile, file, sets)
+        try:
+            return Run.create(name, config)
+        except UserError:
+            if not there.exists():  # else somebody made it at this very moment: go on with that one
+                raise
+    run = Run.open(name)
     if profile is not None:
         sets = [f"run.profile={profile}", *sets]
     if file is not None:

@@ -20,13 +20,14 @@ import platformdirs
 
 from picollm.run import config as settings
 from picollm.run import events as ev
-from picollm.run import pipeline
+from picollm.run import lease, pipeline
 from picollm.run.errors import UserError
 from picollm.run.status import ACTIVE, STATES, StageStatus, status_of, statuses_of
 
 __all__ = ["ACTIVE", "STATES", "Plan", "Run", "StageStatus", "picollm_home", "runs_folder", "write_atomic"]
 
 FORMAT = 1
+CREATE_PATIENCE_S = 2.0
 
 
 def picollm_home() -> Path:
@@ -85,11 +86,21 @@ class Run:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
             raise UserError(f"run name '{name}': expected letters, digits, dot, dash or underscore, at most 64")
         run = cls(runs_folder() / name)
+        known = UserError(f"run '{name}' exists already in {run.dir.parent}; resume it or choose another name")
         if run.exists():
-            raise UserError(f"run '{name}' exists already in {run.dir.parent}; resume it or choose another name")
-        write_atomic(run.dir / "prompts.txt", "\n".join(DEFAULT_PROMPTS) + "\n")
+            raise known
         write_atomic(run.dir / "format", f"{FORMAT}\n")
-        run.save_config(config)
+        alone = lease.Lock(run.conductor_lock)
+        try:
+            # Of two who make the same run at once, the first one's settings count.
+            if not alone.exclusive(patience=CREATE_PATIENCE_S) or run.exists():
+                raise known
+            write_atomic(run.dir / "prompts.txt", "\n".join(DEFAULT_PROMPTS) + "\n")
+            run.save_config(config)
+        except OSError as error:
+            raise UserError(f"cannot write {run.dir}: {error.strerror}; choose another folder") from None
+        finally:
+            alone.release()
         return run
 
     @classmethod
