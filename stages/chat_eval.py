@@ -1,8 +1,12 @@
-"""Chat eval: accuracy on every held-out task for base, mid, sft and rl, with n and a 95 % interval."""
+"""Chat eval: accuracy on every held-out task for base, mid, sft and rl, with n and a 95 % interval.
+
+What is measured is kept in `eval/chat_eval.partial.json` on the way; a resumed attempt says it again and goes on.
+"""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -36,58 +40,93 @@ def work(ctx: StageContext) -> Outcome:
     tokenizer = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
     file = ctx.run.dir / "eval" / "chat_eval.json"
     partial = file.with_suffix(".partial.json")
-    table: dict[str, dict[str, Any]] = {}
-    if partial.exists() and not ctx.fresh:
-        kept = json.loads(partial.read_text())
-        table = kept["models"] if kept["fingerprint"] == ctx.fingerprint else {}
+    table, samples = ranks.share(_kept(ctx, partial) if ctx.rank == 0 else None)
+    questions = ranks.share(ctx.run.prompts())
     todo = tasks(ctx)
     total = len(todo) * len(pipeline.MODEL_STAGES)
     done = sum(len(cells) for cells in table.values())
+
+    def keep() -> None:
+        if ctx.rank == 0:
+            found = {"fingerprint": ctx.fingerprint, "models": table, "samples": samples}
+            write_atomic(partial, json.dumps(found))
+
     for model, stage in pipeline.MODEL_STAGES.items():
         cells = table.setdefault(model, {})
-        if len(cells) == len(todo):
+        for name, cell in cells.items():
+            _tell(ctx, model, name, cell)
+        answered = [sample["prompt"] for sample in samples.get(model, [])] == questions
+        if answered:
+            _show(ctx, model, samples.get(model, []))
+        left = {name: task for name, task in todo.items() if name not in cells}
+        if answered and not left:
             continue
         ctx.phase(model)
         engine = load_model(ctx.output(stage, "checkpoint"), ctx.output("tokenizer", "tokenizer"), device=ranks.device)
-        for name, task in todo.items():
-            if name in cells:
-                continue
+        for name, task in left.items():
             settings = ctx.config.chat_eval
             result = evaluate(task, engine, tokenizer, settings.items, max_new_tokens=settings.max_tokens or None)
             cells[name] = result.as_dict()
-            ctx.eval(f"{model}/{name}", 0, {"accuracy": result.accuracy}, n=result.n)
+            _tell(ctx, model, name, cells[name])
             ctx.message(f"{model} {name}: {100 * result.accuracy:.1f} % of {result.n}")
             done += 1
             ctx.progress(done, total)
-            if ctx.rank == 0:
-                write_atomic(partial, json.dumps({"fingerprint": ctx.fingerprint, "models": table}))
+            keep()
             if ranks.any(ctx.stop_requested()):
                 ctx.raise_if_stopped()
-        if ctx.rank == 0:
-            _answer_prompts(ctx, model, engine, tokenizer)
+        if ctx.rank == 0 and not answered:
+            samples[model] = _answers(ctx, model, engine, tokenizer, questions)
+            _show(ctx, model, samples[model])
+            keep()
     if ctx.rank == 0:
         write_atomic(file, json.dumps({"models": table}, indent=1))
         partial.unlink(missing_ok=True)
     ranks.close()
-    keep = ("n", "correct", "accuracy", "low", "high", "baseline", "kind")
+    keys = ("n", "correct", "accuracy", "low", "high", "baseline", "kind")
     summary = {
-        model: {name: {key: cell[key] for key in keep if key in cell} for name, cell in cells.items()}
+        model: {name: {key: cell[key] for key in keys if key in cell} for name, cell in cells.items()}
         for model, cells in table.items()
     }
     return Outcome(paths={"results": "eval/chat_eval.json"}, summary={"models": summary})
 
 
-def _answer_prompts(ctx: StageContext, model: str, engine: Engine, tokenizer: Tokenizer) -> None:
+def _kept(ctx: StageContext, partial: Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Cells and samples per model that an earlier attempt at the same thing made."""
+    if ctx.fresh or not partial.exists():
+        return {}, {}
+    try:
+        kept = json.loads(partial.read_bytes())
+        if kept["fingerprint"] == ctx.fingerprint:
+            return kept["models"], kept["samples"]
+    except (ValueError, KeyError, TypeError) as error:
+        ctx.warning(f"{partial} is damaged ({error!r}); the evaluation starts over")
+    return {}, {}
+
+
+def _tell(ctx: StageContext, model: str, name: str, cell: dict[str, Any]) -> None:
+    ctx.eval(f"{model}/{name}", 0, {"accuracy": cell["accuracy"]}, n=cell["n"])
+
+
+def _show(ctx: StageContext, model: str, samples: list[dict[str, Any]]) -> None:
+    for sample in samples:
+        ctx.sample(sample["prompt"], sample["text"], 0, model, sample["details"])
+
+
+def _answers(
+    ctx: StageContext, model: str, engine: Engine, tokenizer: Tokenizer, questions: list[str]
+) -> list[dict[str, Any]]:
     """The comparison prompts, greedily: the base model continues the raw text, the others answer."""
-    questions = ctx.run.prompts()
     sampling = Sampling(max_tokens=ctx.config.chat.max_tokens, temperature=0.0)
     if model == "base":
         prompts = [[tokenizer.bos_id, *tokenizer.encode(question)] for question in questions]
     else:
         prompts = [render_prompt([{"role": "user", "content": q}], tokenizer, engine.context // 2) for q in questions]
+    found = []
     for question, answer in zip(questions, engine.generate(prompts, sampling), strict=True):
         measured = msgspec.to_builtins(measures.measure(answer.text, answer.finish_reason))
-        ctx.sample(question, answer.text, 0, model, measured | {"finish_reason": answer.finish_reason})
+        details = measured | {"finish_reason": answer.finish_reason}
+        found.append({"prompt": question, "text": answer.text, "details": details})
+    return found
 
 
 if __name__ == "__main__":
