@@ -96,6 +96,9 @@ class Follower:
             self._listen()
             if alive:
                 asked = time.monotonic()
+                others = any(s.state in ACTIVE for name, s in statuses.items() if name not in self.request.stages)
+                if others and not pending and self._all_done(statuses):
+                    return self._verdict(statuses)  # the conductor goes on with what somebody else asked for
             elif not pending:
                 ended = self.called_off or (self.last_word is not None and self.last_word.what in LAST_WORDS)
                 active = [status.name for status in statuses.values() if status.state in ACTIVE]

@@ -356,6 +356,19 @@ def test_the_follower_replaces_a_killed_conductor(run: Run) -> None:
     assert "another one takes over" in out and run.attempts("report") == [1]
 
 
+def test_one_stage_asked_for_while_another_runs_comes_next_and_is_waited_for_alone(run: Run) -> None:
+    make_done(run, *(name for name in pipeline.NAMES if name not in ("chat_eval", "report")))
+    long = {"steps": 100, "sleep": 0.02}
+    script(run, chat_eval=long, report=long | {"steps": 400})
+    first = start("run", "--run", "r")
+    until(lambda: run.status("chat_eval").step)
+    out, err = start("run", "--run", "r", "--only", "tokenizer_eval").communicate(timeout=30)
+    assert "done: 1 of 1 stages" in out and err == ""
+    assert run.attempts("tokenizer_eval") == [1, 2] and state(run, "report") == "running"
+    conductor.stop(run)
+    assert first.wait(20) == 3
+
+
 @pytest.mark.slow
 def test_a_second_follower_joins(run: Run) -> None:
     child = following(run, {"steps": 100, "sleep": 0.02})
