@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -200,6 +200,29 @@ def config(
         return 0
     layers = cli_show.run_layers(existing(run)) if run else settings.layers(profile, config, set or ())
     print(cli_show.settings_text(layers, only_different=diff))
+    return 0
+
+
+@app.command()
+def identity(
+    action: Annotated[Literal["build", "verify", "sign"], typer.Argument(help="what to do with the rows")],
+    file: Annotated[Path, typer.Argument(help="a .jsonl file of conversations; its manifest lies beside it")],
+    name: Annotated[str | None, typer.Option("--name", help="the assistant's name; default: picollm")] = None,
+) -> int:
+    """Rows that tell the model who it is, for identity.file: write them, check them, or accept your own changes."""
+    from picollm.tasks import identity as rows  # not at the top: no other command needs it
+
+    file = file.expanduser()
+    if action == "verify":
+        if name:
+            raise UserError("--name is for build and sign: the manifest says which name the rows teach")
+        manifest = rows.verify(file)
+    else:
+        manifest = (rows.build if action == "build" else rows.sign)(file, name or rows.NAME)
+    said = {"build": "written", "verify": "verified", "sign": "signed"}[action]
+    print(f"{file}: {manifest.rows:,} rows {said}, name {manifest.name}, sha256 {manifest.sha256[:12]}")
+    if manifest.rows < rows.FEWEST_ROWS:
+        print(f"a run wants at least {rows.FEWEST_ROWS:,} rows", file=sys.stderr)
     return 0
 
 

@@ -53,7 +53,7 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 
 
 def test_every_command_has_help(capsys: Any) -> None:
-    for name in ["run", "resume", "stop", "status", "runs", "plan", "doctor", "chat", "compare", "config"]:
+    for name in ["run", "resume", "stop", "status", "runs", "plan", "doctor", "chat", "compare", "config", "identity"]:
         code, out, _ = call(name, "--help", capsys=capsys)
         assert code == 0 and "Usage: picollm" in out
 
@@ -150,6 +150,22 @@ def test_config_says_where_each_value_comes_from(run: Run, tmp_path: Path, capsy
     )
     _, out, _ = call("config", "--template", capsys=capsys)
     assert out == settings.template()
+
+
+def test_identity_rows_are_built_edited_signed_and_verified(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "me.jsonl"
+    code, out, _ = call("identity", "build", str(file), "--name", "Ada", capsys=capsys)
+    assert code == 0 and "name Ada" in out and "Ada" in file.read_text()
+    assert call("identity", "verify", str(file), capsys=capsys)[0] == 0
+    file.write_text(file.read_text().replace("Ada", "Eve"))
+    code, _, err = call("identity", "verify", str(file), capsys=capsys)
+    assert code == 2 and "the file was changed" in err
+    assert call("identity", "sign", str(file), "--name", "Eve", capsys=capsys)[0] == 0
+    code, out, _ = call("identity", "verify", str(file), capsys=capsys)
+    assert code == 0 and "rows verified, name Eve" in out
+    for argv in (["verify", str(tmp_path / "absent")], ["burn", str(file)], ["verify", str(file), "--name", "Ada"]):
+        code, _, err = call("identity", *argv, capsys=capsys)
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
 
 
 # running --------------------------------------------------------------------------------------------------------------
