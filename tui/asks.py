@@ -91,9 +91,9 @@ def stop(options: Options, kill: bool) -> str:
 
 
 def stale_reasons(options: Options) -> list[str]:
-    """One line for each stale stage of a run that exists."""
+    """One line for each stage of a run that exists which waits for a person's word before it is made again."""
     try:
         run = Run.open(options.run)
     except UserError:
         return []
-    return [f"{pipeline.stage(s.name).title}: {s.reason}" for s in run.statuses() if s.state == "stale"]
+    return [f"{pipeline.stage(s.name).title}: {s.reason}" for s in run.statuses() if s.undecided]

@@ -39,7 +39,7 @@ class StageActions(_App):
         """Ask for stages; what is stale is shown with its reason and asked about, never silently rerun."""
         view = self.main.view
         wanted = {other for name in stages for other in (*pipeline.upstream(name), name)}
-        stale = tuple(status for status in view.stale if status.name in wanted)
+        stale = tuple(status for status in view.stale if status.undecided and status.name in wanted)
         if stale:
             self._ask_redo(stale, stages)
             return
@@ -50,7 +50,7 @@ class StageActions(_App):
         reasons = asks.stale_reasons(self.options)
         if reasons:
             run = Run(self.reader.run_folder.dir)
-            stale = tuple(status for status in run.statuses() if status.state == "stale")
+            stale = tuple(status for status in run.statuses() if status.undecided)
             self.call_from_thread(self._ask_redo, stale, stages)
             return None
         return asks.launch(self.options, stages)

@@ -108,9 +108,7 @@ def plan_request(run: Run, stages: list[str], redo: bool = False, fresh: bool = 
     stale = [
         statuses[name]
         for name in pipeline.NAMES
-        if name in wanted
-        and statuses[name].state == "stale"
-        and not (statuses[name].pending or statuses[name].lost or (redo and name in asked))
+        if name in wanted and statuses[name].undecided and not (redo and name in asked)
     ]
     if stale:
         reasons = "; ".join(f"{status.name} ({status.reason})" for status in stale)

@@ -52,6 +52,11 @@ class StageStatus(msgspec.Struct, kw_only=True):
     pending: bool = False
     lost: Literal["", "own", "upstream"] = ""
 
+    @property
+    def undecided(self) -> bool:
+        """Stale because something changed: only a person can say whether it is made again."""
+        return self.state == "stale" and not self.pending and not self.lost
+
 
 class _Reason(NamedTuple):
     """Why a stage is stale. `kind`: a file outside the run folder is "lost", something it needs "made" another

@@ -157,6 +157,7 @@ def test_a_new_artifact_upstream_is_named_and_spreads(run: Run) -> None:
     write_attempt(run, "tokenizer", lines(started(run, "tokenizer", 2), new), attempt=2)
     found = {status.name: status for status in run.statuses()}
     assert found["pretrain"].reason == "tokenizer made a new made"
+    assert found["pretrain"].undecided and found["midtrain"].undecided
     assert (found["midtrain"].state, found["midtrain"].reason) == ("stale", "pretrain is stale")
 
 
@@ -173,7 +174,7 @@ def test_done_is_not_done_while_its_input_is_made_again(run: Run) -> None:
     write_attempt(run, "dataset", lines(started(run, "dataset", 2), ev.Failed(error="x")), attempt=2)
     found = {status.name: status for status in run.statuses()}
     assert found["tokenizer"].reason == "dataset is being made again (failed)"
-    assert found["tokenizer"].pending and not found["tokenizer"].lost
+    assert found["tokenizer"].pending and not found["tokenizer"].lost and not found["tokenizer"].undecided
 
 
 def test_the_plan_goes_stale_with_the_wishes_it_was_made_from(run: Run) -> None:
