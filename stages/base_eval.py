@@ -7,6 +7,7 @@ from picollm.data.shards import ShardSet
 from picollm.evals.bpb import text_loss
 from picollm.evals.samples import base_samples, prompts_for
 from picollm.infer.load import load_model
+from picollm.run.errors import StopRequested
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.text.tokenizer import Tokenizer
 from picollm.train.session import start_ranks
@@ -28,11 +29,15 @@ def work(ctx: StageContext) -> Outcome:
         world=ranks.world,
         max_tokens=settings.val_tokens,
     )
-    loss = text_loss(engine.source, val, tokenizer.token_bytes())
+
+    def look(batches: int) -> None:
+        ctx.progress(batches, len(val))
+        if ranks.any(ctx.stop_requested()):
+            raise StopRequested()
+
+    loss = text_loss(engine.source, val, tokenizer.token_bytes(), on_batch=look)
     ctx.eval("val", 0, {"bpb": loss.bpb, "loss": loss.loss}, n=loss.tokens)
     ctx.message(f"{loss.bpb:.4f} bits per byte over {loss.bytes:,} bytes of validation text")
-    if ranks.any(ctx.stop_requested()):
-        ctx.raise_if_stopped()
     ctx.phase("samples")
     samples = base_samples(engine, tokenizer, prompts_for(ctx.config.data.source), max_tokens=settings.sample_tokens)
     for sample in samples:

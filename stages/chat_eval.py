@@ -6,6 +6,7 @@ What is measured is kept in `eval/chat_eval.partial.json` on the way; a resumed 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from picollm.infer.engine import Engine
 from picollm.infer.load import load_model
 from picollm.infer.sampling import Sampling
 from picollm.run import measures, pipeline
+from picollm.run.errors import StopRequested
 from picollm.run.folder import write_atomic
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.tasks import Task, make
@@ -39,17 +41,23 @@ def work(ctx: StageContext) -> Outcome:
     ranks = start_ranks(ctx)
     tokenizer = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
     file = ctx.run.dir / "eval" / "chat_eval.json"
-    partial = file.with_suffix(".partial.json")
-    table, samples = ranks.share(_kept(ctx, partial) if ctx.rank == 0 else None)
+    unfinished = file.with_suffix(".partial.json")
+    table, samples = ranks.share(_kept(ctx, unfinished) if ctx.rank == 0 else None)
     questions = ranks.share(ctx.run.prompts())
-    todo = tasks(ctx)
-    total = len(todo) * len(pipeline.MODEL_STAGES)
-    done = sum(len(cells) for cells in table.values())
+    todo, settings = tasks(ctx), ctx.config.chat_eval
+    items = {name: min(settings.items, len(task.heldout())) for name, task in todo.items()}
+    total = sum(items.values()) * len(pipeline.MODEL_STAGES)
+    done = sum(cell["n"] for cells in table.values() for cell in cells.values())
 
     def keep() -> None:
         if ctx.rank == 0:
             found = {"fingerprint": ctx.fingerprint, "models": table, "samples": samples}
-            write_atomic(partial, json.dumps(found))
+            write_atomic(unfinished, json.dumps(found))
+
+    def look(mine: int, of_mine: int, asked: int) -> None:
+        ctx.progress(done + asked * mine // max(1, of_mine), total)
+        if ranks.any(ctx.stop_requested()):
+            raise StopRequested()
 
     for model, stage in pipeline.MODEL_STAGES.items():
         cells = table.setdefault(model, {})
@@ -64,23 +72,28 @@ def work(ctx: StageContext) -> Outcome:
         ctx.phase(model)
         engine = load_model(ctx.output(stage, "checkpoint"), ctx.output("tokenizer", "tokenizer"), device=ranks.device)
         for name, task in left.items():
-            settings = ctx.config.chat_eval
-            result = evaluate(task, engine, tokenizer, settings.items, max_new_tokens=settings.max_tokens or None)
+            result = evaluate(
+                task,
+                engine,
+                tokenizer,
+                settings.items,
+                max_new_tokens=settings.max_tokens or None,
+                on_progress=partial(look, asked=items[name]),
+            )
             cells[name] = result.as_dict()
             _tell(ctx, model, name, cells[name])
             ctx.message(f"{model} {name}: {100 * result.accuracy:.1f} % of {result.n}")
-            done += 1
-            ctx.progress(done, total)
+            done += result.n
             keep()
             if ranks.any(ctx.stop_requested()):
-                ctx.raise_if_stopped()
+                raise StopRequested()
         if ctx.rank == 0 and not answered:
             samples[model] = _answers(ctx, model, engine, tokenizer, questions)
             _show(ctx, model, samples[model])
             keep()
     if ctx.rank == 0:
         write_atomic(file, json.dumps({"models": table}, indent=1))
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     ranks.close()
     keys = ("n", "correct", "accuracy", "low", "high", "baseline", "kind")
     summary = {
@@ -90,16 +103,16 @@ def work(ctx: StageContext) -> Outcome:
     return Outcome(paths={"results": "eval/chat_eval.json"}, summary={"models": summary})
 
 
-def _kept(ctx: StageContext, partial: Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+def _kept(ctx: StageContext, file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
     """Cells and samples per model that an earlier attempt at the same thing made."""
-    if ctx.fresh or not partial.exists():
+    if ctx.fresh or not file.exists():
         return {}, {}
     try:
-        kept = json.loads(partial.read_bytes())
+        kept = json.loads(file.read_bytes())
         if kept["fingerprint"] == ctx.fingerprint:
             return kept["models"], kept["samples"]
     except (ValueError, KeyError, TypeError) as error:
-        ctx.warning(f"{partial} is damaged ({error!r}); the evaluation starts over")
+        ctx.warning(f"{file} is damaged ({error!r}); the evaluation starts over")
     return {}, {}
 
 

@@ -6,7 +6,7 @@ import time
 
 from picollm.data.shards import TextSet, encode
 from picollm.run.folder import picollm_home
-from picollm.run.stage import Outcome, StageContext, main
+from picollm.run.stage import Outcome, StageContext, main, watched
 from picollm.text.tokenizer import train_tokenizer
 
 
@@ -14,14 +14,20 @@ def work(ctx: StageContext) -> Outcome:
     text = TextSet.open(ctx.output("dataset", "text"))
     ctx.phase("train")
     begun = time.monotonic()
-    tokenizer = train_tokenizer(text.train_texts(), ctx.config.tokenizer.vocab_size)
+    texts = watched(ctx, text.train_texts(), text.manifest["train_documents"])
+    tokenizer = train_tokenizer(texts, ctx.config.tokenizer.vocab_size)
     trained_s = time.monotonic() - begun
     folder = ctx.run.dir / "tokenizer"
     tokenizer.save(folder)
     ctx.message(f"{tokenizer.vocab_size} ids learnt in {trained_s:.1f} s")
     ctx.raise_if_stopped()
     ctx.phase("encode")
-    shards = encode(text, tokenizer, picollm_home())
+
+    def look(done: int, documents: int) -> None:
+        ctx.progress(done, documents)
+        ctx.raise_if_stopped()
+
+    shards = encode(text, tokenizer, picollm_home(), on_progress=look)
     ctx.message(f"{shards.manifest['train_tokens']:,} training and {shards.manifest['val_tokens']:,} validation tokens")
     return Outcome(
         paths={"tokenizer": "tokenizer", "shards": str(shards.folder)},

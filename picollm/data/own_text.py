@@ -12,7 +12,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from picollm.data.documents import Document
 from picollm.run.errors import UserError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+LOOK_EVERY = 1000  # documents between two signs of life
 MOST_NAMED = 20  # problems listed one by one; the counts hold all of them
 
 
@@ -62,20 +63,27 @@ class Unreadable(Exception):
     """A file of a known suffix that is not what its name says; the text goes into the counts' problems."""
 
 
-def read_source(path: Path | str) -> tuple[list[Document], Counts]:
+def read_source(
+    path: Path | str, on_progress: Callable[[int, int], None] = lambda done, files: None
+) -> tuple[list[Document], Counts]:
     """Documents of the file or folder `path`, in order of file name, and what was counted on the way.
 
-    Folders are read through and through, hidden files and folders left out. Raises UserError when `path` is
+    Folders are read through and through, hidden files and folders left out. `on_progress` is called with (files done,
+    files) before each file and every `LOOK_EVERY` documents, and may raise to leave. Raises UserError when `path` is
     missing or nothing is left.
     """
     root = Path(path).expanduser()
     counts = Counts()
     documents: list[Document] = []
     seen: set[bytes] = set()
-    for file in files(root, counts):
+    found = list(files(root, counts))
+    for number, file in enumerate(found):
         name = _name(file, root)
+        on_progress(number, len(found))
         try:
-            for document in _read(file, name, counts):
+            for read, document in enumerate(_read(file, name, counts), 1):
+                if read % LOOK_EVERY == 0:
+                    on_progress(number, len(found))
                 text = document.text.strip()
                 if not text:
                     counts.empty += 1

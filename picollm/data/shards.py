@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from picollm.text.tokenizer import Tokenizer
 TEXT_FORMAT = 1
 SHARD_FORMAT = 1
 SHARD_TOKENS = 1 << 27  # 256 MB of uint16
+LOOK_EVERY = 256  # documents between two signs of life
 BATCH_CHARACTERS = 1 << 22  # encoded at a time, by all threads together
 
 
@@ -170,9 +171,17 @@ class ShardSet:
         return Tokens(list(arrays), [np.load(self.folder / f"{name[:-4]}.docs.npy") for name in names])
 
 
-def encode(text: TextSet, tok: Tokenizer, home: Path, *, shard_tokens: int = SHARD_TOKENS) -> ShardSet:
+def encode(
+    text: TextSet,
+    tok: Tokenizer,
+    home: Path,
+    *,
+    shard_tokens: int = SHARD_TOKENS,
+    on_progress: Callable[[int, int], None] = lambda done, documents: None,
+) -> ShardSet:
     """Encode `text` with `tok` into shards under `home`/shards; done already, the folder is just opened.
 
+    `on_progress` is called with (documents done, documents) now and then, and may raise to leave nothing behind.
     UserError when `text` does not match its checksums or the disk is too small.
     """
     identity = f"shards {SHARD_FORMAT} {text.hash} {tok.hash} {shard_tokens}"
@@ -187,11 +196,22 @@ def encode(text: TextSet, tok: Tokenizer, home: Path, *, shard_tokens: int = SHA
         needed = text.manifest["bytes"] * dtype.itemsize  # at worst one token a byte
         free = shutil.disk_usage(into).free
         if needed > free:
-            raise UserError(f"{into.parent} has {free:,} bytes free, the shards may need {needed:,}; "
-                            "free space there, or set PICOLLM_HOME")
-        counts = {}
+            raise UserError(
+                f"{into.parent} has {free:,} bytes free, the shards may need {needed:,}; "
+                "free space there, or set PICOLLM_HOME"
+            )
+        counts, done = {}, 0
+
+        def texts(part: str) -> Iterator[str]:
+            nonlocal done
+            for document in text.documents(part):
+                if done % LOOK_EVERY == 0:
+                    on_progress(done, text.manifest["documents"])
+                done += 1
+                yield document.text
+
         for part in ("train", "val"):
-            counts[part] = _write_part(into, part, (d.text for d in text.documents(part)), tok, dtype, shard_tokens)
+            counts[part] = _write_part(into, part, texts(part), tok, dtype, shard_tokens)
         return {
             "kind": "shards",
             "format": SHARD_FORMAT,

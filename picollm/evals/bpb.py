@@ -9,7 +9,7 @@ its nats are left out too, as are positions with a negative target or weight 0. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -49,7 +49,12 @@ def bits_per_byte(
 
 @torch.inference_mode()
 def text_loss(
-    model: LanguageModel, loader: Any, token_bytes: np.ndarray | Tensor, steps: int | None = None
+    model: LanguageModel,
+    loader: Any,
+    token_bytes: np.ndarray | Tensor,
+    steps: int | None = None,
+    *,
+    on_batch: Callable[[int], None] | None = None,
 ) -> TextLoss:
     """Loss of the model on the loader's text, summed over ranks; every rank gets the same result.
 
@@ -59,6 +64,8 @@ def text_loss(
             is (inputs, targets[, weights, ...]) or has these as attributes; (B, T) arrays or tensors. Under torchrun
             each rank's loader gives its own rows.
         token_bytes: (V,) bytes of each token's text, 0 for specials (`Tokenizer.token_bytes()`).
+        on_batch: called with the number of batches read, after each; it may use collectives if every rank's loader has
+            as many batches, and may raise to leave.
 
     Raises:
         UserError: no batch holds any text.
@@ -66,7 +73,7 @@ def text_loss(
     device = model.lm_head.weight.device
     sizes = torch.as_tensor(token_bytes, dtype=torch.int64).to(device)
     sums = torch.zeros(3, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
-    for inputs, targets, weights in _batches(loader, steps):
+    for number, (inputs, targets, weights) in enumerate(_batches(loader, steps), 1):
         inputs, targets = inputs.to(device), targets.to(device)
         counted = targets >= 0
         if weights is not None:
@@ -80,6 +87,8 @@ def text_loss(
         # float64 sums in a fixed order: ranks and batch sizes may differ in the last digits only
         found = [torch.where(text, nll, 0.0).to(sums.device, torch.float64).sum(), size.sum(), text.sum()]
         sums += torch.stack([part.to(sums.device, torch.float64) for part in found])
+        if on_batch is not None:
+            on_batch(number)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)
     nats, size_sum, tokens = sums.tolist()

@@ -103,7 +103,8 @@ def evaluate(
     Args:
         examples: asked instead of the held-out ones, for example some of the training ones.
         max_new_tokens: limit of a generated answer; the task's own by default.
-        on_progress: called with (items done, items) on this rank after each block.
+        on_progress: called with (items done, items) of this rank after each block, equally often on every rank: it may
+            use collectives, and may raise to leave.
 
     Raises:
         UserError: there is nothing to ask.
@@ -114,15 +115,17 @@ def evaluate(
         raise UserError(f"task '{task.name}' has no held-out examples; give it more data or leave it out")
     limit = max_new_tokens or task.max_new_tokens
     rank, world = _place()
-    blocks = [range(i, min(i + block, len(items))) for i in range(0, len(items), block)][rank::world]
+    blocks = [range(i, min(i + block, len(items))) for i in range(0, len(items), block)]
+    share = sum(map(len, blocks[rank::world]))
     outcomes: list[_Outcome] = []
     if engine.live:
         engine.refresh()
-    for mine in blocks:
-        part = [(index, items[index]) for index in mine]
-        outcomes += _choose(part, engine, tok) if task.kind == "choice" else _answer(task, part, engine, tok, limit)
+    for turn in range(0, len(blocks), world):
+        for mine in blocks[turn : turn + world][rank : rank + 1]:  # none for some ranks in the last turn
+            part = [(index, items[index]) for index in mine]
+            outcomes += _choose(part, engine, tok) if task.kind == "choice" else _answer(task, part, engine, tok, limit)
         if on_progress is not None:
-            on_progress(len(outcomes), sum(map(len, blocks)))
+            on_progress(len(outcomes), share)
     return _result(task, items, _gather(outcomes, world), limit, keep_failures, time.perf_counter() - started)
 
 
@@ -166,9 +169,7 @@ def _choose(part: list[tuple[int, Example]], engine: Engine, tok: Tokenizer) -> 
     return outcomes
 
 
-def _answer(
-    task: Task, part: list[tuple[int, Example]], engine: Engine, tok: Tokenizer, limit: int
-) -> list[_Outcome]:
+def _answer(task: Task, part: list[tuple[int, Example]], engine: Engine, tok: Tokenizer, limit: int) -> list[_Outcome]:
     """Sampled greedily and judged by the task."""
     outcomes, asked, prompts = [], [], []
     room = engine.context - min(limit, max(1, engine.context // 4))  # beyond it the engine would cut the prompt
@@ -221,15 +222,32 @@ def _result(
         topics[example.topic] = (right + outcome.right, asked + 1)
         if not outcome.right and len(failures) < keep:
             expected = example.letter or example.answer
-            failures.append(Failure(index=outcome.index, topic=example.topic, prompt=example.question,
-                                    expected=expected, got=outcome.got))
+            failures.append(
+                Failure(
+                    index=outcome.index,
+                    topic=example.topic,
+                    prompt=example.question,
+                    expected=expected,
+                    got=outcome.got,
+                )
+            )
     too_long = sum(outcome.got == TOO_LONG for outcome in outcomes)
     sampled = len(outcomes) - too_long
     generative = task.kind == "generative"
     ended = sum(outcome.ended for outcome in outcomes) / sampled if generative and sampled else None
     return Result(
-        task=task.name, kind=task.kind, n=len(outcomes), correct=correct, accuracy=correct / len(outcomes), low=low,
-        high=high, baseline=task.baseline, too_long=too_long, ended=ended,
-        topics=topics if set(topics) != {""} else {}, max_new_tokens=limit if generative else 0, seconds=seconds,
+        task=task.name,
+        kind=task.kind,
+        n=len(outcomes),
+        correct=correct,
+        accuracy=correct / len(outcomes),
+        low=low,
+        high=high,
+        baseline=task.baseline,
+        too_long=too_long,
+        ended=ended,
+        topics=topics if set(topics) != {""} else {},
+        max_new_tokens=limit if generative else 0,
+        seconds=seconds,
         failures=failures,
     )

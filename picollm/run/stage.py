@@ -23,9 +23,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -35,6 +35,7 @@ from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run, fingerprint
 
 OTHER_RANKS_WAIT_S = 1.0
+WATCH_EVERY = 256
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -137,6 +138,18 @@ class StageContext:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+Item = TypeVar("Item")
+
+
+def watched(ctx: StageContext, items: Iterable[Item], total: int) -> Iterator[Item]:
+    """The items, with progress and a look for a stop now and then. Raises `StopRequested`."""
+    for number, item in enumerate(items):
+        if number % WATCH_EVERY == 0:
+            ctx.progress(number, total)
+            ctx.raise_if_stopped()
+        yield item
 
 
 def main(name: str, work: Callable[[StageContext], Outcome]) -> NoReturn:

@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from picollm.data.own_text import MOST_NAMED, read_source
-from picollm.run.errors import UserError
+from picollm.data.own_text import LOOK_EVERY, MOST_NAMED, read_source
+from picollm.run.errors import StopRequested, UserError
 
 
 def test_a_folder_of_everything(tmp_path: Path) -> None:
@@ -41,6 +41,21 @@ def test_a_folder_of_everything(tmp_path: Path) -> None:
         "empty": 0, "duplicates": 0, "encoding_errors": 0, "bad_lines": 1,
     }  # fmt: skip
     assert counts.problems == ["d.parquet:2: no text, content or messages; left out"]
+
+
+def test_a_sign_of_life_for_every_file_and_many_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    rows = "".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(2 * LOOK_EVERY))
+    (tmp_path / "b.jsonl").write_text(rows)
+    seen: list[tuple[int, int]] = []
+    read_source(tmp_path, lambda done, files: seen.append((done, files)))
+    assert seen == [(0, 2), (1, 2), (1, 2), (1, 2)]
+
+    def stop(done: int, files: int) -> None:
+        raise StopRequested()
+
+    with pytest.raises(StopRequested):
+        read_source(tmp_path, stop)
 
 
 def test_one_file(tmp_path: Path) -> None:

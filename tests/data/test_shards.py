@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from picollm.data import shards as shards_module
 from picollm.data.documents import Document
 from picollm.data.shards import ShardSet, TextSet, Tokens, encode, write_text
-from picollm.run.errors import UserError
+from picollm.run.errors import StopRequested, UserError
 from picollm.text.tokenizer import Tokenizer, train_tokenizer
 
 
@@ -168,3 +168,17 @@ def test_take_across_shards(sizes: list[list[int]], data: st.DataObject) -> None
     assert tokens.starts.tolist() == np.cumsum([0, *(n for shard in sizes for n in shard)]).tolist()
     positions = np.array(data.draw(st.lists(st.integers(0, value - 1), max_size=20)), dtype=np.int64)
     assert tokens.take(positions).tolist() == positions.tolist()
+
+
+def test_encoding_can_be_left_and_leaves_nothing(documents: list[Document], tok: Tokenizer, tmp_path: Path) -> None:
+    text = write_text(documents, tmp_path, val_share=0.2)
+    seen: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append((done, total))
+        raise StopRequested()
+
+    with pytest.raises(StopRequested):
+        encode(text, tok, tmp_path, on_progress=stop)
+    assert seen == [(0, 120)] and list((tmp_path / "shards").iterdir()) == []
+    assert len(encode(text, tok, tmp_path).train)

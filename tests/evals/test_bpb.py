@@ -62,6 +62,21 @@ def test_every_form_of_loader_is_read_alike():
         text_loss(model, loader, SIZES)
 
 
+def test_every_batch_is_told_and_may_be_the_last():
+    seen = []
+
+    def look(batches: int) -> None:
+        seen.append(batches)
+        if batches == 3:
+            raise InterruptedError
+
+    text_loss(tiny_model(), map(batch, range(2)), SIZES, on_batch=look)
+    assert seen == [1, 2]
+    with pytest.raises(InterruptedError):
+        text_loss(tiny_model(), map(batch, range(9)), SIZES, on_batch=look)
+    assert seen == [1, 2, 1, 2, 3]
+
+
 def test_text_without_bytes_is_an_error():
     with pytest.raises(UserError, match="validation text is empty"):
         bits_per_byte(tiny_model(), [], SIZES)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from picollm.run import config, pipeline
+from picollm.run import events as ev
 from picollm.run import stage as stages_of
 from picollm.run.errors import StopRequested
 from picollm.run.folder import Run
@@ -34,6 +35,7 @@ class Bench:
     def __init__(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         self.run, self.loaded, self.asked = run, list[str](), 0
         self.before: Callable[[str], None] = lambda model: None
+        self.at: Callable[[int], None] = lambda asked: None
         monkeypatch.setattr(chat_eval, "start_ranks", lambda ctx: Ranks(torch.device("cpu")))
         monkeypatch.setattr(chat_eval, "Tokenizer", SimpleNamespace(load=lambda path: ByteTokenizer()))
         monkeypatch.setattr(chat_eval, "tasks", lambda ctx: TASKS)
@@ -47,6 +49,7 @@ class Bench:
 
         def answer(prompt: str) -> str:
             self.asked += prompt.startswith("say")
+            self.at(self.asked)
             return prompt.split()[-1]
 
         return TableEngine(answer)
@@ -152,12 +155,19 @@ def test_no_prompts_are_no_samples(bench: Bench) -> None:
     assert bench.attempt(1).samples == []
 
 
-def test_a_stop_is_heard_after_a_task(bench: Bench) -> None:
+def test_a_stop_is_heard_while_a_task_is_asked(bench: Bench) -> None:
     bench.run.stage_dir("chat_eval").mkdir(parents=True)
-    bench.run.request_stop("chat_eval")
+    bench.at = lambda asked: bench.run.request_stop("chat_eval") if asked == 9 else None
     with pytest.raises(StopRequested):
         bench.attempt(1)
-    assert len(bench.history().evals) == 1
+    assert len(bench.history().evals) == 1 and bench.asked == 16
     bench.run.stop_file("chat_eval").unlink()
+    bench.at = lambda asked: None
     all_there(bench.attempt(2))
     assert bench.asked == 7 * 8
+
+
+def test_progress_counts_items(bench: Bench) -> None:
+    bench.attempt(1)
+    told = [event for event in ev.read_events(bench.run.events_file("chat_eval", 1)) if isinstance(event, ev.Progress)]
+    assert (told[-1].step, told[-1].steps) == (64, 64)

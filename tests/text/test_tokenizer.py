@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picollm.run.errors import UserError
+from picollm.run.errors import StopRequested, UserError
 from picollm.text.tokenizer import LONGEST_WORD, SPECIALS, Tokenizer, _without_long_runs, train_tokenizer
 from tests.text.conftest import TEXT
 
@@ -132,6 +133,15 @@ def test_encode_many_equals_encode(tok: Tokenizer) -> None:
 def test_no_text_is_a_user_error(nothing: list[str]) -> None:
     with pytest.raises(UserError, match="no text"):
         train_tokenizer(nothing, 300)
+
+
+def test_training_can_be_left_while_it_reads() -> None:
+    def texts() -> Iterator[str]:
+        yield from TEXT
+        raise StopRequested()
+
+    with pytest.raises(StopRequested):
+        train_tokenizer(texts(), 300)
 
 
 def test_vocab_below_the_bytes_is_a_user_error() -> None:
