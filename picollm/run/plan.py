@@ -13,7 +13,7 @@ from picollm.run.config import Config
 from picollm.run.errors import UserError
 from picollm.run.folder import Plan, plan_inputs
 
-SHARES = {"pretrain": 0.40, "midtrain": 0.12, "sft": 0.30, "rl": 0.18}
+SHARES = {"pretrain": 0.39, "midtrain": 0.12, "sft": 0.29, "rl": 0.20}
 SMALLEST_STEPS = {"pretrain": 20, "midtrain": 10, "sft": 20, "rl": 4}
 SHALLOWEST, DEEPEST = 2, 12
 TOKENS_PER_PARAMETER = 0.5
