@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from picollm.run import events as ev
+from picollm.run import serving
 from picollm.run.folder import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +69,10 @@ def step_of(run: Run, stage: str) -> int:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    yield Workplace(tmp_path_factory.mktemp("pipeline"))
+    place = Workplace(tmp_path_factory.mktemp("pipeline"))
+    yield place
+    for folder in place.runs.glob("*"):
+        serving.stop_serving(Run(folder))
 
 
 @pytest.fixture(scope="session")
