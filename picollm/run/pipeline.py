@@ -39,7 +39,7 @@ STAGES: tuple[Stage, ...] = (
         title="Doctor",
         purpose="Checks Python, packages, memory, disk, network and GPUs, and says how to mend what is wrong.",
         expect="All ok, or a warning with its fix; only a failed check stops the run.",
-        typical_s=0.5,
+        typical_s=0.2,
     ),
     Stage(
         name="preflight",
@@ -48,7 +48,7 @@ STAGES: tuple[Stage, ...] = (
         expect="A plan with a predicted time for every stage; the figures behind each choice are kept.",
         after=("doctor",),
         tables=("model", "machine"),
-        typical_s=40,
+        typical_s=20,
     ),
     Stage(
         name="dataset",

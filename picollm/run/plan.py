@@ -20,9 +20,9 @@ TOKENS_PER_PARAMETER = 0.5
 """Minutes of training are worth a deeper model from about this many tokens per scaling parameter (docs/log.md)."""
 
 # What stages without training cost, in starts of a light process (Measured.light_s), which follows the machine's speed.
-LIGHT_WORK = {"doctor": 1.4, "identity": 1.6, "tokenizer_eval": 2.2, "report": 1.2}
-READ_STARTS_PER_MB = 3.5
-LEARN_STARTS_PER_MB = 2.0
+LIGHT_WORK = {"doctor": 1.4, "identity": 2.2, "tokenizer_eval": 2.2, "report": 1.2}
+READ_STARTS_PER_MB = 4.8
+LEARN_STARTS_PER_MB = 2.4
 EVAL_TASKS, EVAL_PROMPTS, TASK_TOKENS = 7, 9, 48
 MIX_S_PER_START = 10.0
 """Reading the documentation and rendering a mixture, in light starts."""
@@ -149,7 +149,7 @@ def _fixed_seconds(config: Config, measured: Measured, chosen: scaling.ModelShap
     val_tokens = config.base_eval.val_tokens or megabytes * 1e6 * config.data.val_share / 3.5
     decode = measured.decode_flops_s / per_token
     few = 0.25  # a handful of rows decode at about a quarter of the speed of a full batch
-    seconds["base_eval"] = measured.torch_s + val_tokens * per_token / 3 / measured.train_flops_s
+    seconds["base_eval"] = 2.4 * measured.torch_s + val_tokens * per_token / 3 / measured.train_flops_s
     seconds["base_eval"] += EVAL_PROMPTS * config.base_eval.sample_tokens / (few * decode)
     evals = config.chat_eval
     answers = EVAL_TASKS * evals.items * ANSWER_SHARE * (evals.max_tokens or TASK_TOKENS) / decode
