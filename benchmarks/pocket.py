@@ -1,6 +1,6 @@
 """What a finished run took and reached: seconds of each stage against the plan, speed, bits per byte by wall-clock.
 
-    python benchmarks/pocket.py RUN          reads runs/RUN (or $PICOLLM_RUNS/RUN), trains nothing
+python benchmarks/pocket.py RUN          reads runs/RUN (or $PICOLLM_RUNS/RUN), trains nothing
 """
 
 from __future__ import annotations
@@ -29,22 +29,28 @@ def main() -> None:
 
     pretrain = histories["pretrain"]
     summary = pretrain.finished.summary if pretrain.finished else {}
-    print(f"\npretraining: {summary.get('tok_s', 0):,.0f} tok/s (median step), "
-          f"{100 * summary.get('mfu', 0):.0f} % of this machine's matrix-product peak in {summary.get('precision')}, "
-          f"{summary.get('params', 0) / 1e6:.1f}M parameters, {summary.get('epochs', 0):.2f} epochs")
+    print(
+        f"\npretraining: {summary.get('tok_s', 0):,.0f} tok/s (median step), "
+        f"{100 * summary.get('mfu', 0):.0f} % of this machine's matrix-product peak in {summary.get('precision')}, "
+        f"{summary.get('params', 0) / 1e6:.1f}M parameters, {summary.get('epochs', 0):.2f} epochs"
+    )
     begun = pretrain.started[0].time
     bpb = pretrain.series.get("val/bpb")
     if bpb:
         points = zip(bpb.steps, bpb.times, bpb.values, strict=True)
-        print("bits per byte by seconds of pretraining: "
-              + ", ".join(f"{value:.3f} at {time - begun:.0f} s (step {step})" for step, time, value in points))
+        print(
+            "bits per byte by seconds of pretraining: "
+            + ", ".join(f"{value:.3f} at {time - begun:.0f} s (step {step})" for step, time, value in points)
+        )
     base = run.finished("base_eval")
     if base:
         print(f"bits per byte, whole validation text: {base.summary['bpb']:.4f}")
     rl = histories["rl"].series.get("heldout/accuracy")
     if rl:
-        print("RL held-out accuracy by step: "
-              + ", ".join(f"{step}: {value:.3f}" for step, value in zip(rl.steps, rl.values, strict=True)))
+        print(
+            "RL held-out accuracy by step: "
+            + ", ".join(f"{step}: {value:.3f}" for step, value in zip(rl.steps, rl.values, strict=True))
+        )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,4 +39,6 @@ async def _draw(options: asks.Options) -> str:
     app = PicollmApp(options)
     async with app.run_test(size=SIZE) as pilot:
         await pilot.pause(SETTLE_S)
-        return app.export_screenshot(title=f"picollm-tui · {Path(options.run).name}")
+        svg = app.export_screenshot(title=f"picollm-tui · {Path(options.run).name}")
+    # A picture must not fetch fonts from somebody's server when it is looked at.
+    return re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)

@@ -14,9 +14,7 @@ from tui import actions
 def entries() -> list[tuple[str, str, str]]:
     """(name, help, action) of everything that can be found."""
     found = [(row.title, f"{row.shown}   {row.help}", row.name) for row in actions.ACTIONS if row.scope != ("dialog",)]
-    found += [
-        (f"Go to {row.title}", row.purpose, f"select_stage('{row.name}')") for row in pipeline.STAGES
-    ]
+    found += [(f"Go to {row.title}", row.purpose, f"select_stage('{row.name}')") for row in pipeline.STAGES]
     return found
 
 

@@ -63,7 +63,12 @@ def base_samples(
     ids = [[tok.bos_id, *tok.encode(prompt)] for prompt in prompts]
     answers = engine.generate(ids, sampling, seeds=seeds, tools=False)
     return [
-        BaseSample(prompt=prompt, text=answer.text, finish_reason=answer.finish_reason, tokens=len(answer.ids),
-                   tok_s=answer.tok_s)
+        BaseSample(
+            prompt=prompt,
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            tokens=len(answer.ids),
+            tok_s=answer.tok_s,
+        )
         for prompt, answer in zip(prompts, answers, strict=True)
     ]

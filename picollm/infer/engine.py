@@ -90,8 +90,13 @@ class Engine:
         self.model.fuse()
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int] | None = None,
-        tools: bool = True, cancel: threading.Event | None = None,
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seeds: Sequence[int] | None = None,
+        tools: bool = True,
+        cancel: threading.Event | None = None,
     ) -> list[Completion]:
         """One answer per prompt, in order.
 
@@ -119,8 +124,13 @@ class Engine:
         return answers
 
     def stream(
-        self, prompt: Sequence[int], sampling: Sampling, cancel: threading.Event | None = None, *,
-        seed: int | None = None, tools: bool = True,
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        cancel: threading.Event | None = None,
+        *,
+        seed: int | None = None,
+        tools: bool = True,
     ) -> Iterator[Chunk | Completion]:
         """The same answer as `generate`, as it is made: chunks of new text, then one Completion.
 

@@ -12,7 +12,11 @@ from picollm.train import checkpoint
 
 
 def load_model(
-    checkpoint_dir: Path, tokenizer_dir: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
+    checkpoint_dir: Path,
+    tokenizer_dir: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Engine:
     """An engine over the weights of one finished checkpoint (`.../step-000200`), with the optimizer left on disk.

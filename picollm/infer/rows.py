@@ -131,7 +131,13 @@ class Row:
     """
 
     def __init__(
-        self, marks: Marks, sampling: Sampling, *, prompt_tokens: int, limit: int, cut_tokens: int = 0,
+        self,
+        marks: Marks,
+        sampling: Sampling,
+        *,
+        prompt_tokens: int,
+        limit: int,
+        cut_tokens: int = 0,
         tools: bool = True,
     ) -> None:
         self.marks, self.limit, self.tools = marks, limit, tools
@@ -195,7 +201,13 @@ class Row:
         assert self.finish_reason is not None
         seconds = self._last - self._first
         return Completion(
-            ids=self.ids, forced=self.forced, text=self.out.text, finish_reason=self.finish_reason,
-            prompt_tokens=self.prompt_tokens, cut_tokens=self.cut_tokens, first_token_s=self._first - self._started,
-            tok_s=(len(self.ids) - 1) / seconds if seconds > 0 else 0.0, logprobs=self.logprobs,
+            ids=self.ids,
+            forced=self.forced,
+            text=self.out.text,
+            finish_reason=self.finish_reason,
+            prompt_tokens=self.prompt_tokens,
+            cut_tokens=self.cut_tokens,
+            first_token_s=self._first - self._started,
+            tok_s=(len(self.ids) - 1) / seconds if seconds > 0 else 0.0,
+            logprobs=self.logprobs,
         )

@@ -61,7 +61,12 @@ class KVCache:
     """
 
     def __init__(
-        self, shape: ModelShape, rows: int, length: int, *, device: torch.device | str = "cpu",
+        self,
+        shape: ModelShape,
+        rows: int,
+        length: int,
+        *,
+        device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         size = (shape.depth, rows, shape.kv_heads, length, shape.head_dim)
@@ -136,8 +141,16 @@ class Attention(nn.Module):
         self.fused: Tensor | None = None  # q, k and v in one matrix, for generation only (GPT.fuse)
 
     def forward(
-        self, x_BTD: Tensor, value_embed: Tensor | None, rotary: tuple[Tensor, Tensor], *, window: int | None,
-        mask: Tensor | None, segments: Tensor | None, backend: str, cache: KVCache | None,
+        self,
+        x_BTD: Tensor,
+        value_embed: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        *,
+        window: int | None,
+        mask: Tensor | None,
+        segments: Tensor | None,
+        backend: str,
+        cache: KVCache | None,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H, G, C = self.heads, self.kv_heads, self.head_dim
@@ -330,7 +343,13 @@ class GPT(nn.Module):
                 value_embed = F.embedding(ids_BT, table).to(x.dtype)  # type: ignore[arg-type]
             window = self.windows[i]
             x = block(
-                x, value_embed, rotary, window=window, mask=masks.get(window), segments=segments_BT, backend=backend,
+                x,
+                value_embed,
+                rotary,
+                window=window,
+                mask=masks.get(window),
+                segments=segments_BT,
+                backend=backend,
                 cache=cache,
             )
             if i == shape.depth // 2:
@@ -379,8 +398,13 @@ def _group_of(name: str) -> str:
     top = name.split(".", 1)[0]
     if top == "blocks":
         return "matrices"
-    return {"resid_lambdas": "resid", "x0_lambdas": "x0", "smear_gate": "smear", "smear_lambda": "smear",
-            "backout_lambda": "smear"}.get(top, top)
+    return {
+        "resid_lambdas": "resid",
+        "x0_lambdas": "x0",
+        "smear_gate": "smear",
+        "smear_lambda": "smear",
+        "backout_lambda": "smear",
+    }.get(top, top)
 
 
 def _name_seed(seed: int, name: str) -> int:

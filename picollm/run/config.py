@@ -135,7 +135,9 @@ class SftConfig(msgspec.Struct, kw_only=True):
 
 
 class RlConfig(msgspec.Struct, kw_only=True):
-    task: Annotated[str, _meta("the task whose reward is learnt, with its settings")] = "arithmetic:digits=3,operations=2"
+    task: Annotated[str, _meta("the task whose reward is learnt, with its settings")] = (
+        "arithmetic:digits=3,operations=2"
+    )
     steps: Steps = 0
     questions: Annotated[int, _meta("questions per step, over all ranks", "questions", ge=1, le=4096)] = 8
     samples: Annotated[int, _meta("answers sampled per question", "answers", ge=2, le=256)] = 8

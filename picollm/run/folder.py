@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,9 @@ class Run:
                 found[key] = values[key]
         if name == "preflight":
             found = {k: v for k, v in found.items() if k != "run.seed"} | plan_inputs(self.wishes())
+        for key in (f"{name}.custom", f"{name}.file"):
+            if values.get(key):
+                found[f"{key} content"] = _content(Path(values[key]).expanduser())
         for need in row.needs:
             done = self.finished(need)
             for artifact, digest in (done.artifacts if done else {}).items():
@@ -330,6 +334,21 @@ def apply_plan(config: settings.Config, plan: Plan | None) -> settings.Config:
         if knob.auto and not values[key] and key in plan.values:
             values[key] = settings.check(key, plan.values[key], "plan.json (run preflight again)")
     return settings.build(values)
+
+
+def _content(file: Path) -> str:
+    """The first digits of a file's sha256, "missing" when it is not there; read again only when it was touched."""
+    try:
+        stat = file.stat()
+        return _digest(str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    except OSError:
+        return "missing"
+
+
+@lru_cache(maxsize=16)
+def _digest(file: str, touched_ns: int, size: int, inode: int) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def plan_inputs(config: settings.Config) -> dict[str, Any]:

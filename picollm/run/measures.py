@@ -30,7 +30,9 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
 def measure(text: str, finish_reason: str | None = None) -> Measures:
     """All measures of one text; `finish_reason` as the engine gives it, None when unknown."""
     return Measures(
-        words=len(text.split()), characters=len(text), repetition=repetition(text),
+        words=len(text.split()),
+        characters=len(text),
+        repetition=repetition(text),
         ended=ended_properly(text, finish_reason),
     )
 

@@ -27,9 +27,9 @@ class UnknownModel(UserError):
 class ModelHub:
     """Named models, loaded when first asked for.
 
-        hub = ModelHub()
-        hub.add("sft", lambda: load_model(checkpoint, tokenizer), step=400)
-        hub.names -> ["sft"]
+    hub = ModelHub()
+    hub.add("sft", lambda: load_model(checkpoint, tokenizer), step=400)
+    hub.names -> ["sft"]
     """
 
     def __init__(self) -> None:

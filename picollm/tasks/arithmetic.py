@@ -25,15 +25,21 @@ BOXES = ("boxes", "bags", "trays", "drawers", "baskets", "jars")
 
 SUMS = ("What is {sum}?", "Calculate {sum}.", "Work out {sum}.", "How much is {sum}?", "{sum} = ?", "Compute {sum}.")
 STARTS = (
-    "{name} has {n} {things}.", "There are {n} {things} on the table of {name}.", "{name} starts with {n} {things}.",
+    "{name} has {n} {things}.",
+    "There are {n} {things} on the table of {name}.",
+    "{name} starts with {n} {things}.",
 )
 TIMES_STARTS = ("{name} has {m} {boxes} with {n} {things} each.", "{name} fills {m} {boxes}, each with {n} {things}.")
 MORE = (
-    "{name} buys {n} more.", "{name} finds {n} more.", "A friend brings {n} more.", "{name} gets {n} more as a gift.",
+    "{name} buys {n} more.",
+    "{name} finds {n} more.",
+    "A friend brings {n} more.",
+    "{name} gets {n} more as a gift.",
 )
 LESS = ("{name} gives away {n}.", "{name} loses {n}.", "{name} sells {n}.", "Then {n} are taken away.")
 ENDS = (
-    "How many {things} are there now?", "How many {things} does {name} have now?",
+    "How many {things} are there now?",
+    "How many {things} does {name} have now?",
     "How many {things} are left in the end?",
 )
 
@@ -90,8 +96,11 @@ class Arithmetic(BaseTask):
         return marked_number(answer_text) == example.answer
 
     def _make(self, split: Split) -> list[Example]:
-        wanted = (self.settings.rows or self.TRAIN_ROWS) if split == "train" else (
-            self.settings.heldout_rows or self.HELDOUT_ROWS)
+        wanted = (
+            (self.settings.rows or self.TRAIN_ROWS)
+            if split == "train"
+            else (self.settings.heldout_rows or self.HELDOUT_ROWS)
+        )
         rng = self.random(split)
         seen: dict[str, Example] = {}
         for _ in range(40 * wanted):  # easy settings have few distinct questions: stop rather than search for ever
@@ -132,8 +141,11 @@ class Arithmetic(BaseTask):
         name, things = rng.choice(NAMES), rng.choice(THINGS)
         numbers, signs = problem.numbers, problem.signs
         if signs[0] == "*":
-            sentences = [rng.choice(TIMES_STARTS).format(
-                name=name, things=things, boxes=rng.choice(BOXES), m=numbers[0], n=numbers[1])]
+            sentences = [
+                rng.choice(TIMES_STARTS).format(
+                    name=name, things=things, boxes=rng.choice(BOXES), m=numbers[0], n=numbers[1]
+                )
+            ]
             rest = list(zip(signs[1:], numbers[2:], strict=True))
         else:
             sentences = [rng.choice(STARTS).format(name=name, things=things, n=numbers[0])]

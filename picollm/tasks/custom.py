@@ -58,7 +58,8 @@ class Custom(BaseTask):
             splits = dict.fromkeys(splits, "train")
         return [
             Example(messages=row.messages, answer=text_of(row.messages[-1]["content"]), key=key)
-            for row, key in zip(self._rows, keys, strict=True) if splits[key] == split
+            for row, key in zip(self._rows, keys, strict=True)
+            if splits[key] == split
         ]
 
 

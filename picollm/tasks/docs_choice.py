@@ -26,7 +26,9 @@ LETTERS = "ABCD"
 LONGEST_OPTION = 90  # characters; four descriptions must fit a short context
 MODULE_QUESTIONS = ("Which module has `{short}`?", "Where do I find `{short}`?", "`{short}` belongs to which module?")
 DESCRIPTION_QUESTIONS = (
-    "What does `{name}` do?", "Which description fits `{name}`?", "Choose what `{name}` does.",
+    "What does `{name}` do?",
+    "Which description fits `{name}`?",
+    "Choose what `{name}` does.",
 )
 
 
@@ -73,9 +75,7 @@ def _draw(pool: list, right: object, rng: random.Random) -> list:
     return [item for item in rng.sample(pool, len(LETTERS)) if item != right][: len(LETTERS) - 1]
 
 
-def _multiple_choice(
-    question: str, right: str, wrong: list[str], rng: random.Random, key: str, topic: str
-) -> Example:
+def _multiple_choice(question: str, right: str, wrong: list[str], rng: random.Random, key: str, topic: str) -> Example:
     place = rng.randrange(len(LETTERS))
     choices = [*wrong[:place], right, *wrong[place:]]
     lines = [f"{letter}: {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]

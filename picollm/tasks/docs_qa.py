@@ -23,10 +23,31 @@ PHRASINGS = (
     "What happens when I call `{name}`?",
     "In Python, what does `{name}` do?",
 )
-FAMILIAR = frozenset({
-    "builtins", "math", "os", "os.path", "random", "re", "json", "itertools", "functools", "collections",
-    "datetime", "time", "pathlib", "statistics", "string", "heapq", "bisect", "shutil", "csv", "operator", "textwrap",
-})
+FAMILIAR = frozenset(
+    {
+        "builtins",
+        "math",
+        "os",
+        "os.path",
+        "random",
+        "re",
+        "json",
+        "itertools",
+        "functools",
+        "collections",
+        "datetime",
+        "time",
+        "pathlib",
+        "statistics",
+        "string",
+        "heapq",
+        "bisect",
+        "shutil",
+        "csv",
+        "operator",
+        "textwrap",
+    }
+)
 
 
 class DocsQASettings(TaskSettings, frozen=True, kw_only=True):
@@ -65,7 +86,11 @@ class DocsQA(BaseTask):
         count = 1 if split == "heldout" else self.settings.phrasings * (2 if function.module in FAMILIAR else 1)
         phrasings = self.random("phrasing", function.name).sample(PHRASINGS, count)
         return [
-            Example(messages=ask(phrasing.format(name=function.name), function.sentence), answer=function.sentence,
-                    key=function.name, topic="familiar" if function.module in FAMILIAR else "other")
+            Example(
+                messages=ask(phrasing.format(name=function.name), function.sentence),
+                answer=function.sentence,
+                key=function.name,
+                topic="familiar" if function.module in FAMILIAR else "other",
+            )
             for phrasing in phrasings
         ]

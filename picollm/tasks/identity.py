@@ -134,8 +134,12 @@ def sign(path: Path, name: str = NAME) -> Manifest:
     path = Path(path)
     found = _checked_rows(path)
     manifest = Manifest(
-        format=FORMAT, rows=len(found), sha256=hashlib.sha256(path.read_bytes()).hexdigest(), schema=SCHEMA,
-        themes=dict(Counter(row.extra.get("theme", "") for row in found)), name=name,
+        format=FORMAT,
+        rows=len(found),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        schema=SCHEMA,
+        themes=dict(Counter(row.extra.get("theme", "") for row in found)),
+        name=name,
     )
     write_atomic(manifest_path(path), msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode() + "\n")
     return manifest
@@ -211,15 +215,20 @@ class Identity(BaseTask):
         if split == "heldout":
             return [
                 Example(messages=ask(prompt, theme.answers[0]), answer=theme.answers[0], key=prompt, topic=theme.name)
-                for theme in material(self.assistant).theme for prompt in theme.heldout
+                for theme in material(self.assistant).theme
+                for prompt in theme.heldout
             ]
         if self.settings.path:
             found = [(row.messages, row.extra.get("theme", "")) for row in _checked_rows(Path(self.settings.path))]
         else:
             found = [(row["messages"], row["theme"]) for row in rows(self.assistant)]
         return [
-            Example(messages=messages, answer=text_of(messages[-1]["content"]), topic=theme,
-                    key=text_of(messages[-2]["content"]))
+            Example(
+                messages=messages,
+                answer=text_of(messages[-1]["content"]),
+                topic=theme,
+                key=text_of(messages[-2]["content"]),
+            )
             for messages, theme in found
         ]
 

@@ -1,6 +1,6 @@
 """From the mixture table of `picollm.toml` to rendered conversations: what midtraining and SFT are fed.
 
-    { docs_qa = 3000, identity = 1000 }  ──TASKS──>  examples  ──render──>  (ids, mask)  ──>  packed rows
+{ docs_qa = 3000, identity = 1000 }  ──TASKS──>  examples  ──render──>  (ids, mask)  ──>  packed rows
 """
 
 from __future__ import annotations

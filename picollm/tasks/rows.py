@@ -93,9 +93,7 @@ def _messages(value: Any) -> list[Message]:
             raise ValueError(f"message {number} has role {message['role']!r}; expected {expected!r}")
     if not turns or turns[-1]["role"] != "assistant":
         raise ValueError("the conversation must end with the assistant's answer")
-    return [
-        {"role": message["role"], "content": _content(number, message)} for number, message in enumerate(value, 1)
-    ]
+    return [{"role": message["role"], "content": _content(number, message)} for number, message in enumerate(value, 1)]
 
 
 def _content(number: int, message: dict[str, Any]) -> Any:

@@ -1,9 +1,9 @@
 """The rules by which answers are compared, stated once.
 
-    normalised match    equal after lower-casing, dropping punctuation and squeezing blanks
-    token overlap       F1 of the two multisets of normalised words (as in SQuAD, Rajpurkar et al. 2016, but articles
-                        count: the answers here are sentences, not names)
-    final number        the last integer of the text, or the one after the last "####" where a task demands the mark
+normalised match    equal after lower-casing, dropping punctuation and squeezing blanks
+token overlap       F1 of the two multisets of normalised words (as in SQuAD, Rajpurkar et al. 2016, but articles
+                    count: the answers here are sentences, not names)
+final number        the last integer of the text, or the one after the last "####" where a task demands the mark
 """
 
 from __future__ import annotations

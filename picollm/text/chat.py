@@ -154,8 +154,10 @@ def _turns(messages: Sequence[Message]) -> list[Message]:
     for number, message in enumerate(turns):
         expected = "user" if number % 2 == 0 else "assistant"
         if message["role"] != expected:
-            raise UserError(f"conversation turn {number + 1} is {message['role']!r}; expected {expected!r}: after an "
-                            "optional system message, user and assistant alternate")
+            raise UserError(
+                f"conversation turn {number + 1} is {message['role']!r}; expected {expected!r}: after an "
+                "optional system message, user and assistant alternate"
+            )
     return turns
 
 
@@ -171,5 +173,7 @@ def _check(number: int, message: Message) -> None:
     if not isinstance(content, list) or not all(
         isinstance(part, dict) and part.get("type") in allowed and isinstance(part.get("text"), str) for part in content
     ):
-        raise UserError(f"message {number} ({role}): content must be text or a list of parts of type "
-                        f"{', '.join(allowed)}, each with a text")
+        raise UserError(
+            f"message {number} ({role}): content must be text or a list of parts of type "
+            f"{', '.join(allowed)}, each with a text"
+        )

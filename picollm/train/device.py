@@ -158,7 +158,7 @@ def compile_cache() -> Path:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """"fp32" or "bf16" as a dtype. Raises UserError for another name."""
+    """ "fp32" or "bf16" as a dtype. Raises UserError for another name."""
     try:
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     except KeyError:

@@ -85,8 +85,15 @@ def polar_express(x_SMN: Tensor) -> Tensor:
 
 
 def muon_update(
-    p_SMN: Tensor, gradient_SMN: Tensor, momentum_buffer: Tensor, second_moment: Tensor, momentum: Tensor | float,
-    lr: Tensor | float, weight_decay: Tensor | float, beta2: float, dtype: torch.dtype,
+    p_SMN: Tensor,
+    gradient_SMN: Tensor,
+    momentum_buffer: Tensor,
+    second_moment: Tensor,
+    momentum: Tensor | float,
+    lr: Tensor | float,
+    weight_decay: Tensor | float,
+    beta2: float,
+    dtype: torch.dtype,
 ) -> None:
     """One step for a stack of matrices; `p_SMN` and both buffers change in place, `gradient_SMN` is used up.
 

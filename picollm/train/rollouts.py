@@ -96,9 +96,7 @@ def rollout(
         raise UserError(f"rl: the task {task.name!r} gave no questions; check its settings")
     if samples < 2:
         raise UserError(f"rl: samples = {samples}, but an answer is judged against others: set at least 2")
-    sampling = msgspec.structs.replace(
-        sampling or Sampling(temperature=1.0, top_k=50, max_tokens=256), logprobs=True
-    )
+    sampling = msgspec.structs.replace(sampling or Sampling(temperature=1.0, top_k=50, max_tokens=256), logprobs=True)
     engine.refresh()
     room = engine.context - sampling.max_tokens
     if room < 1:

@@ -10,7 +10,7 @@ from tests.infer.fakes import ByteTokenizer
 
 
 class Capitals(BaseTask):
-    """"say 3" -> "3"; odd numbers are one topic, even ones another."""
+    """ "say 3" -> "3"; odd numbers are one topic, even ones another."""
 
     name = "capitals"
 
@@ -18,8 +18,10 @@ class Capitals(BaseTask):
         return answer_text == example.answer
 
     def _make(self, split):
-        return [Example(messages=ask(f"say {i}", str(i)), answer=str(i), key=str(i), topic=("even", "odd")[i % 2])
-                for i in range(20)]
+        return [
+            Example(messages=ask(f"say {i}", str(i)), answer=str(i), key=str(i), topic=("even", "odd")[i % 2])
+            for i in range(20)
+        ]
 
 
 class Letters(BaseTask):
@@ -31,8 +33,16 @@ class Letters(BaseTask):
         return answer_text == example.letter
 
     def _make(self, split):
-        return [Example(messages=ask(f"which {'x' * i}?\nA: one\nB: two", "AB"[i % 2]), answer="AB"[i % 2],
-                        letter="AB"[i % 2], choices=["one", "two"], key=str(i)) for i in range(20)]
+        return [
+            Example(
+                messages=ask(f"which {'x' * i}?\nA: one\nB: two", "AB"[i % 2]),
+                answer="AB"[i % 2],
+                letter="AB"[i % 2],
+                choices=["one", "two"],
+                key=str(i),
+            )
+            for i in range(20)
+        ]
 
 
 class TableEngine:
@@ -49,8 +59,17 @@ class TableEngine:
         found = []
         for prompt in prompts:
             text = self.answer(self.tok.decode(list(prompt), skip_specials=True))
-            found.append(Completion(
-                ids=list((text or "").encode()), forced=[], text=text or "", prompt_tokens=len(prompt), cut_tokens=0,
-                finish_reason="length" if text is None else "stop", first_token_s=0.0, tok_s=0.0, logprobs=None,
-            ))
+            found.append(
+                Completion(
+                    ids=list((text or "").encode()),
+                    forced=[],
+                    text=text or "",
+                    prompt_tokens=len(prompt),
+                    cut_tokens=0,
+                    finish_reason="length" if text is None else "stop",
+                    first_token_s=0.0,
+                    tok_s=0.0,
+                    logprobs=None,
+                )
+            )
         return found

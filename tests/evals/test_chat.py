@@ -50,8 +50,22 @@ def test_answers_are_judged_and_failures_kept():
 def test_the_result_is_plain_json():
     result = evaluate(Capitals(), TableEngine(lambda prompt: "no"), TOK, 5)
     loaded = json.loads(json.dumps(result.as_dict()))
-    assert set(loaded) == {"task", "kind", "n", "correct", "accuracy", "low", "high", "baseline", "too_long", "ended",
-                           "topics", "max_new_tokens", "seconds", "failures"}
+    assert set(loaded) == {
+        "task",
+        "kind",
+        "n",
+        "correct",
+        "accuracy",
+        "low",
+        "high",
+        "baseline",
+        "too_long",
+        "ended",
+        "topics",
+        "max_new_tokens",
+        "seconds",
+        "failures",
+    }
     assert set(loaded["failures"][0]) == {"index", "topic", "prompt", "expected", "got"}
 
 

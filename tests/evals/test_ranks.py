@@ -20,10 +20,17 @@ def launch(world: int) -> dict:
         port = str(probe.getsockname()[1])
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.evals.ranks"], cwd=ROOT, text=True,
+            [sys.executable, "-m", "tests.evals.ranks"],
+            cwd=ROOT,
+            text=True,
             stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": port},
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
         )
         for rank in range(world)
     ]

@@ -66,8 +66,9 @@ def test_logprob() -> None:
     assert torch.allclose(got, torch.log_softmax(torch.tensor([LOGITS]), -1)[:, 3])
 
 
-@pytest.mark.parametrize("bad", [{"top_p": 0.0}, {"top_k": -1}, {"temperature": -0.1}, {"max_tokens": 0},
-                                 {"stop": ("",)}])
+@pytest.mark.parametrize(
+    "bad", [{"top_p": 0.0}, {"top_k": -1}, {"temperature": -0.1}, {"max_tokens": 0}, {"stop": ("",)}]
+)
 def test_bad_settings_are_refused(bad: dict) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
         Sampling(**bad)

@@ -183,8 +183,9 @@ def test_the_plan_goes_stale_with_the_wishes_it_was_made_from(run: Run) -> None:
     assert state(run, "preflight") == "done"
     run.set(["run.nproc=2"])
     assert state(run, "preflight") == "done"
+    before = run.wishes().run.minutes
     run.set(["run.minutes=60"])
-    assert run.status("preflight").reason == "run.minutes was 5.0, is now 60.0"
+    assert run.status("preflight").reason == f"run.minutes was {before}, is now 60.0"
 
 
 # damage ---------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,23 @@ import pytest
 from picollm.tasks import corpus
 
 VERBS = ["Open", "Close", "Join", "Split", "Count", "Sort", "Merge", "Copy", "Move", "Print"]
-NOUNS = ["window", "letter", "harbor", "river", "garden", "number", "basket", "string", "folder", "ticket",
-         "mirror", "candle", "pillow", "button", "island"]
+NOUNS = [
+    "window",
+    "letter",
+    "harbor",
+    "river",
+    "garden",
+    "number",
+    "basket",
+    "string",
+    "folder",
+    "ticket",
+    "mirror",
+    "candle",
+    "pillow",
+    "button",
+    "island",
+]
 
 
 def entry(name: str, module: str, sentence: str, kind: str = "function") -> SimpleNamespace:
@@ -24,8 +39,13 @@ def fake_entries() -> list[SimpleNamespace]:
     for i, verb in enumerate(VERBS):
         for j, noun in enumerate(NOUNS):
             module = f"mod{(i + j) % 6}"
-            found.append(entry(f"{module}.{verb.lower()}_{noun}", module,
-                               f"{verb} the {noun} and return what {i * 31 + j} others would need."))
+            found.append(
+                entry(
+                    f"{module}.{verb.lower()}_{noun}",
+                    module,
+                    f"{verb} the {noun} and return what {i * 31 + j} others would need.",
+                )
+            )
     found += [
         entry("str.split", "builtins", "Return a list of the substrings in the string.", "method"),
         entry("mod0.twin.twice", "mod0", "Do the same thing as its twin."),

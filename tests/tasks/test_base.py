@@ -56,15 +56,18 @@ def test_rows_limit_the_number_of_examples(small_corpus):
     assert (len(task.train()), len(task.heldout())) == (5, 1)
 
 
-@pytest.mark.parametrize(("spec", "says"), [
-    ("speling", "unknown task 'speling': expected one of docs_qa"),
-    ("arithmetic:digit=3", "its settings are"),
-    ("arithmetic:digits=0", "digits 1 to 9"),
-    ("arithmetic:digits=many", "digits"),
-    ("arithmetic:digits", "expected key=value"),
-    ("spelling:rows=-1", "0 or more"),
-    ("docs_qa:phrasings=99", "phrasings must be"),
-])
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("speling", "unknown task 'speling': expected one of docs_qa"),
+        ("arithmetic:digit=3", "its settings are"),
+        ("arithmetic:digits=0", "digits 1 to 9"),
+        ("arithmetic:digits=many", "digits"),
+        ("arithmetic:digits", "expected key=value"),
+        ("spelling:rows=-1", "0 or more"),
+        ("docs_qa:phrasings=99", "phrasings must be"),
+    ],
+)
 def test_mistakes_in_settings_are_explained_on_one_line(spec, says):
     with pytest.raises(UserError) as caught:
         make(spec)

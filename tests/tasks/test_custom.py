@@ -15,9 +15,18 @@ def write(path, rows):
 
 
 def test_all_three_forms_of_a_row(tmp_path):
-    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"},
-            {"role": "assistant", "content": [{"type": "python", "text": "1+1"}, {"type": "output", "text": "2"},
-                                              {"type": "text", "text": "2"}]}]
+    chat = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "python", "text": "1+1"},
+                {"type": "output", "text": "2"},
+                {"type": "text", "text": "2"},
+            ],
+        },
+    ]
     path = write(tmp_path / "mine.jsonl", [{"messages": chat}, {"prompt": "Dog?", "answer": "Biscuit."}, "", chat])
     task = make("custom", path=path)
     assert sorted(e.answer for e in task.train()) == ["2", "2", "Biscuit."]
@@ -34,19 +43,29 @@ def test_a_tenth_of_many_is_held_out_by_prompt(tmp_path):
     assert not {e.question for e in train} & {e.question for e in heldout}
 
 
-@pytest.mark.parametrize(("row", "says"), [
-    ("{oops", "not JSON"),
-    ("3", "expected an object"),
-    ({"question": "Hi"}, "found 'question'"),
-    ({"prompt": "Hi", "answer": ""}, "message 2 (assistant) is empty"),
-    ({"prompt": "Hi", "answer": 3}, "content must be text"),
-    ({"messages": []}, "not empty"),
-    ({"messages": [{"role": "user", "content": "Hi"}]}, "must end with the assistant"),
-    ({"messages": [{"role": "assistant", "content": "Hi"}]}, "expected 'user'"),
-    ({"messages": [{"role": "user"}]}, "needs a role and a content"),
-    ({"messages": [{"role": "user", "content": [{"type": "python", "text": "1"}]},
-                   {"role": "assistant", "content": "x"}]}, "a type out of text"),
-])
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("{oops", "not JSON"),
+        ("3", "expected an object"),
+        ({"question": "Hi"}, "found 'question'"),
+        ({"prompt": "Hi", "answer": ""}, "message 2 (assistant) is empty"),
+        ({"prompt": "Hi", "answer": 3}, "content must be text"),
+        ({"messages": []}, "not empty"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "must end with the assistant"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "expected 'user'"),
+        ({"messages": [{"role": "user"}]}, "needs a role and a content"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "python", "text": "1"}]},
+                    {"role": "assistant", "content": "x"},
+                ]
+            },
+            "a type out of text",
+        ),
+    ],
+)
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, says):
     path = write(tmp_path / "mine.jsonl", [{"prompt": "a", "answer": "b"}, row])
     with pytest.raises(UserError) as caught:

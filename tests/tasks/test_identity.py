@@ -89,16 +89,22 @@ def spoil(path, change):
     path.write_text("\n".join(lines))
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda lines: lines.__setitem__(6, "{"), "line 7: not JSON"),
-    (lambda lines: lines.__setitem__(6, "[]"), "line 7: messages must be a list"),
-    (lambda lines: lines.__setitem__(6, '{"theme": "name"}'), "line 7: expected the key messages"),
-    (lambda lines: lines.__setitem__(6, lines[6].replace("assistant", "robot")), "line 7: message 2 has role 'robot'"),
-    (lambda lines: lines.__setitem__(6, lines[6].replace("theme", "topic")), "line 7: expected only the keys"),
-    (lambda lines: lines.pop(6), "rows, but its manifest says"),
-    (lambda lines: lines.__setitem__(6, lines[5]), "checksum"),
-    (lambda lines: lines.clear(), "no rows"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda lines: lines.__setitem__(6, "{"), "line 7: not JSON"),
+        (lambda lines: lines.__setitem__(6, "[]"), "line 7: messages must be a list"),
+        (lambda lines: lines.__setitem__(6, '{"theme": "name"}'), "line 7: expected the key messages"),
+        (
+            lambda lines: lines.__setitem__(6, lines[6].replace("assistant", "robot")),
+            "line 7: message 2 has role 'robot'",
+        ),
+        (lambda lines: lines.__setitem__(6, lines[6].replace("theme", "topic")), "line 7: expected only the keys"),
+        (lambda lines: lines.pop(6), "rows, but its manifest says"),
+        (lambda lines: lines.__setitem__(6, lines[5]), "checksum"),
+        (lambda lines: lines.clear(), "no rows"),
+    ],
+)
 def test_a_changed_file_is_refused_on_one_clear_line(tmp_path, change, says):
     path = tmp_path / "identity.jsonl"
     build(path)

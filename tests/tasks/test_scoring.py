@@ -30,10 +30,18 @@ def test_half_an_overlap_is_enough():
     assert not says_the_same("", "Return a list.")
 
 
-@pytest.mark.parametrize(("text", "last", "marked"), [
-    ("#### 19", "19", "19"), ("12+7 is 19", "19", None), ("#### 1,900 coins", "1900", "1900"),
-    ("#### -4", "-4", "-4"), ("#### 3\n#### 4", "4", "4"), ("nothing", None, None), ("####", None, None),
-])
+@pytest.mark.parametrize(
+    ("text", "last", "marked"),
+    [
+        ("#### 19", "19", "19"),
+        ("12+7 is 19", "19", None),
+        ("#### 1,900 coins", "1900", "1900"),
+        ("#### -4", "-4", "-4"),
+        ("#### 3\n#### 4", "4", "4"),
+        ("nothing", None, None),
+        ("####", None, None),
+    ],
+)
 def test_numbers(text, last, marked):
     assert last_number(text) == last
     assert marked_number(text) == marked
