@@ -115,6 +115,7 @@ def probe(
     (seconds of training to come) exceeds what it is expected to cost; "on" and "off" force it. Its result stays in the
     compiler's cache, so the stage that follows starts warm. A candidate that fails is listed with its reason and never
     chosen. Raises RuntimeError if all fail.
+    """
     device = torch.device(device)
     model = GPT(shape).to(device)
     model.init_weights(0)
