@@ -30,6 +30,8 @@ LOAD_SHARE = 1.8
 """Ranks, model, optimizer and checkpoint, as a multiple of the time that loading torch takes."""
 WARM_SHARE = 2.3
 """Tracing a graph that the compile cache holds, likewise."""
+STEP_OVERHEAD = 1.2
+"""A step in the loop (batches, events, the app drawing beside it) against one measured alone."""
 VAL_TOKENS = 4 * 4096
 """One validation reading during pretraining (see stages/pretrain)."""
 ANSWER_SHARE = 0.5
@@ -125,14 +127,14 @@ def _depth(config: Config, measured: Measured) -> int:
 def _step_seconds(config: Config, measured: Measured, chosen: scaling.ModelShape) -> dict[str, float]:
     per_token = scaling.flops_per_token(chosen)
     step = {
-        name: getattr(config, name).rows * config.model.seq_len * per_token / measured.train_flops_s
+        name: STEP_OVERHEAD * getattr(config, name).rows * config.model.seq_len * per_token / measured.train_flops_s
         for name in ("pretrain", "midtrain", "sft")
     }
     rl = config.rl
     answers = rl.questions * rl.samples
     sampled = answers * ANSWER_SHARE * rl.max_tokens * per_token / measured.decode_flops_s
     row = min(config.model.seq_len, 128)
-    step["rl"] = sampled + answers * row * per_token / measured.train_flops_s
+    step["rl"] = STEP_OVERHEAD * (sampled + answers * row * per_token / measured.train_flops_s)
     return step
 
 
