@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from picollm.run import events as ev
-from picollm.run import launch, lease
+from picollm.run import launch, lease, pipeline
 from picollm.run.folder import Run
 from tests.run.conftest import lines, script, started, state, until, write_attempt
 
@@ -38,7 +38,9 @@ def test_a_stage_from_start_to_done(run: Run) -> None:
     assert "console line of doctor" in run.console_file("doctor", 1).read_text()
     assert run.config_file("doctor", 1).exists() and run.output("doctor", "made").exists()
     first = ev.head_events(run.events_file("doctor", 1))[0]
-    assert isinstance(first, ev.Started) and first.predicted_s == 0.5  # there is no plan yet
+    assert (
+        isinstance(first, ev.Started) and first.predicted_s == pipeline.stage("doctor").typical_s
+    )  # there is no plan yet
     begun, ended = conducted(run)
     assert isinstance(begun, ev.Launched) and isinstance(ended, ev.Exited) and ended.code == 0
 
