@@ -276,7 +276,6 @@ class EventWriter:
         self._complained = False
         self._closing = threading.Event()
         self.lost = 0
-        self.last_time = 0.0
         self._thread = threading.Thread(target=self._drain, name="events", daemon=True)
         self._thread.start()
 
@@ -285,7 +284,6 @@ class EventWriter:
         with self._lock:
             line = encode(event, self._seq + 1)
             self._seq += 1
-            self.last_time = time.monotonic()
             self._queue.put(line)
 
     def close(self) -> None:

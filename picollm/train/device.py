@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -107,29 +107,6 @@ def start(device: str = "auto", *, threads: int = 0, deterministic: str = "auto"
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     return Ranks(chosen, rank, world, local_rank)
-
-
-class MachineSettings(Protocol):
-    """The part of `picollm.run.config.MachineConfig` that is read here."""
-
-    device: Any
-    threads: int
-    deterministic: Any
-
-
-def setup_device(machine: MachineSettings) -> torch.device:
-    """`start` with the settings of `[machine]`, for stages that only need to know the device."""
-    return start(machine.device, threads=machine.threads, deterministic=machine.deterministic).device
-
-
-def agree(flag: bool) -> bool:
-    """True on every rank if it is on any."""
-    if not dist.is_initialized():
-        return flag
-    on_gpu = dist.get_backend() == "nccl"
-    t = torch.tensor(float(flag), device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu")
-    dist.all_reduce(t)
-    return bool(t.item() > 0)
 
 
 def set_deterministic(on: bool) -> None:

@@ -47,7 +47,7 @@ def test_one_rank_needs_no_exchange():
     ranks = device.Ranks(torch.device("cpu"))
     assert ranks.sum(torch.tensor([1.0, 2.0])).tolist() == [1, 2]
     assert ranks.share("x") == "x"
-    assert device.agree(True) and not device.agree(False)
+    assert ranks.any(True) and not ranks.any(False)
     ranks.close()
 
 
