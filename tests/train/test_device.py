@@ -58,6 +58,6 @@ def test_precision_names():
 
 
 def test_peak_is_a_positive_rate():
-    assert device.gemm_peak(torch.float32, torch.device("cpu"), seconds=0.02, size=128) > 1e8
+    assert 0 < device.gemm_peak(torch.float32, torch.device("cpu"), seconds=0.02, size=128) < float("inf")
     assert device.peak_memory(torch.device("cpu")) > 2**20
     assert device.usable_cpus() >= 1
