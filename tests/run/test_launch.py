@@ -189,9 +189,9 @@ def test_settings_broken_before_the_stage_reads_them_are_its_last_word(run: Run)
 
 def test_time_between_two_attempts_is_not_counted(run: Run) -> None:
     assert launch.start_launcher(run, "doctor").wait(20) == 0
-    time.sleep(0.5)
+    time.sleep(4)
     assert launch.start_launcher(run, "doctor").wait(20) == 0
-    assert run.status("doctor").attempt == 2 and run.status("doctor").seconds < 0.5
+    assert run.status("doctor").attempt == 2 and run.status("doctor").seconds < 4
 
 
 def slow_to_load(run: Run, seconds: float) -> None:

@@ -102,9 +102,8 @@ def test_two_streams_interleave(server: Running) -> None:
     for thread in threads:
         thread.start()
     with server.client() as client:  # the event loop is free while models work
-        begun = time.perf_counter()
         assert client.get("/health").status_code == 200
-        assert time.perf_counter() - begun < 1
+        assert all(thread.is_alive() for thread in threads)
     for thread in threads:
         thread.join(20)
     assert order.count(0) == order.count(1) == 20
