@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from picollm.run import pipeline
+from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
 from picollm.run.report import clock
@@ -23,6 +24,8 @@ def main() -> None:
         off = f"{100 * (history.seconds / planned - 1):+.0f} %" if planned else "–"
         print(f"{name:15} {clock(planned or None):>12} {clock(history.seconds):>12} {off:>7}")
         planned_all, spent_all = planned_all + planned, spent_all + history.seconds
+    if not all(history.started for history in histories.values()):
+        raise UserError(f"{run.name} has stages that never ran; finish it first: picollm resume --run {run.name}")
     first = min(history.started[0].time - history.started[0].age for history in histories.values())
     last = max(history.finished.time for history in histories.values() if history.finished)
     print(f"{'all stages':15} {clock(planned_all):>12} {clock(spent_all):>12}    wall clock {clock(last - first)}")
@@ -54,4 +57,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
