@@ -35,7 +35,7 @@ STEP_OVERHEAD = 1.32
 VAL_TOKENS = 4 * 4096
 """One validation reading during pretraining (see stages/pretrain)."""
 ANSWER_SHARE = 0.75
-"""Answers end on average at this share of the longest length allowed."""
+"""Sampling costs this share of all the tokens allowed: a batch goes on until its longest answer ends."""
 
 
 class Measured(msgspec.Struct, kw_only=True):
