@@ -147,10 +147,10 @@ def gemm_peak(dtype: torch.dtype, device: torch.device, seconds: float = 0.3, si
     size = size or (1024 if device.type == "cpu" else 8192)
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.randn(size, size, device=device).to(dtype)
-    best, end = float("inf"), time.perf_counter() + seconds
     repeat = 1 if device.type == "cpu" else 10
     (a @ b).sum().item()
-    while time.perf_counter() < end:
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < end:
         wait(device)
         t = time.perf_counter()
         for _ in range(repeat):
