@@ -18,7 +18,7 @@ from typing import Any
 from picollm.run.errors import UserError
 from picollm.tasks.base import BaseTask, Example, Split, TaskSettings, split_of
 from picollm.tasks.rows import Row, read_rows
-from picollm.tasks.scoring import normalise, overlap_f1, says_the_same
+from picollm.tasks.scoring import closeness, normalise, says_the_same
 from picollm.text.chat import text_of
 
 FEWEST_TO_SPLIT = 20
@@ -47,9 +47,7 @@ class Custom(BaseTask):
         return says_the_same(answer_text, example.answer)
 
     def reward(self, example: Example, answer_text: str) -> float:
-        if normalise(answer_text) == normalise(example.answer):
-            return 1.0
-        return overlap_f1(answer_text, example.answer)
+        return closeness(answer_text, example.answer)
 
     def _make(self, split: Split) -> list[Example]:
         keys = [_key(row) for row in self._rows]

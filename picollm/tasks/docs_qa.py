@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from picollm.tasks.base import BaseTask, Example, Split, TaskSettings, ask, only
 from picollm.tasks.corpus import Function, functions
-from picollm.tasks.scoring import normalise, overlap_f1, says_the_same
+from picollm.tasks.scoring import closeness, says_the_same
 
 PHRASINGS = (
     "What does `{name}` do?",
@@ -71,9 +71,7 @@ class DocsQA(BaseTask):
         return says_the_same(answer_text, example.answer)
 
     def reward(self, example: Example, answer_text: str) -> float:
-        if normalise(answer_text) == normalise(example.answer):
-            return 1.0
-        return overlap_f1(answer_text, example.answer)
+        return closeness(answer_text, example.answer)
 
     def _make(self, split: Split) -> list[Example]:
         named = {function.name: function for function in functions()}

@@ -41,6 +41,11 @@ def overlap_f1(answer: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def closeness(answer: str, reference: str) -> float:
+    """1 for the same words, else their overlap (`overlap_f1`), 0 to 1: what RL maximises on free answers."""
+    return 1.0 if normalise(answer) == normalise(reference) else overlap_f1(answer, reference)
+
+
 def says_the_same(answer: str, reference: str) -> bool:
     """Normalised match, or a token overlap of at least 0.5."""
     return normalise(answer) == normalise(reference) or overlap_f1(answer, reference) >= GOOD_OVERLAP
