@@ -39,9 +39,9 @@ def publish(final: Path, fill: Callable[[Path], dict[str, Any]]) -> None:
             manifest["files"] = {path.name: _entry(path) for path in sorted(folder.iterdir())}
             (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
             for path in [*folder.iterdir(), folder]:
-                _sync(path)
+                sync(path)
             _rename(folder, final)
-            _sync(final.parent)
+            sync(final.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
@@ -95,12 +95,18 @@ def _rename(folder: Path, final: Path) -> None:
     raise OSError(f"{final.name} is being replaced by another process")
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file's content."""
     with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def sync(path: Path) -> None:
+    """fsync a file, or a folder so that its names last."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

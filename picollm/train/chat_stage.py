@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from picollm.data.chat_loader import ChatLoader
+from picollm.data.publish import sha256
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.stage import Outcome, StageContext
@@ -84,7 +84,6 @@ def verified_identity(run: Run) -> Path:
 def file_hash(path: Path) -> str:
     """sha256 of a file's content. Raises `UserError` when it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; give the path of a .jsonl file") from None

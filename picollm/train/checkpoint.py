@@ -9,7 +9,6 @@ next save removes. Nothing is ever unpickled.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from picollm.data.publish import sha256, sync
 from picollm.model.gpt import GPT
 from picollm.run.errors import UserError
 from picollm.run.scaling import ModelShape
@@ -87,12 +87,12 @@ def save(
         (draft / "meta.json").write_bytes(msgspec.json.format(msgspec.json.encode(meta)))
         entries["meta.json"] = _seal(draft / "meta.json")
         (draft / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(Manifest(FORMAT, entries))))
-        _sync(draft / "manifest.json")
-        _sync(draft)
+        sync(draft / "manifest.json")
+        sync(draft)
         if final.exists():
             final.rename(folder / f"{_DOOMED}{final.name}-{os.getpid()}")
         draft.rename(final)
-        _sync(folder)
+        sync(folder)
         for old in finished(folder)[keep_last:] if keep_last > 0 else []:
             # Renamed first: a folder half removed must not look like a checkpoint half written.
             old.rename(folder / f"{_DOOMED}{old.name}-{os.getpid()}")
@@ -144,7 +144,7 @@ def problem(path: Path) -> str | None:
         if file.stat().st_size != entry.bytes:
             return f"{name} has {file.stat().st_size} bytes instead of {entry.bytes}"
     for name, entry in manifest.files.items():
-        if _sha256(path / name) != entry.sha256:
+        if sha256(path / name) != entry.sha256:
             return f"{name} does not match its sha256"
     return None
 
@@ -253,18 +253,5 @@ def _sweep(folder: Path) -> None:
 
 
 def _seal(path: Path) -> FileEntry:
-    _sync(path)
-    return FileEntry(path.stat().st_size, _sha256(path))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    sync(path)
+    return FileEntry(path.stat().st_size, sha256(path))
