@@ -240,7 +240,7 @@ def existing(name: str | None) -> Run:
 
 
 def sets_of(given: list[str] | None, nproc: int | None) -> list[str]:
-    return [*(given or []), *([f"run.nproc={nproc}"] if nproc is not None else [])]
+    return [*(given or []), *([f"launch.nproc={nproc}"] if nproc is not None else [])]
 
 
 def prepare(name: str, profile: str | None, file: Path | None, sets: list[str]) -> Run:

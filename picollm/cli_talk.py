@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from picollm.run import serving
-from picollm.run.config import ChatConfig
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.measures import measure
+from picollm.run.schema import ChatConfig
 
 BEST_FIRST = ("rl", "sft", "mid", "base")
 

@@ -200,7 +200,7 @@ def test_a_whole_run_from_nothing(runs: Path) -> None:
     out, err = child.communicate(timeout=120)
     assert child.returncode == 0, err
     assert "\x1b" not in out and len(re.findall(r" done in ", out)) == 13
-    assert Run.open("whole").wishes().run.nproc == 1
+    assert Run.open("whole").wishes().launch.nproc == 1
     again = start("resume", "--run", "whole")
     assert again.wait(30) == 0
     assert Run.open("whole").attempts("sft") == [1]
@@ -273,7 +273,7 @@ def test_a_config_file_on_an_existing_run_is_a_revision(run: Run, tmp_path: Path
 def test_another_number_of_ranks_makes_nothing_stale(run: Run, capsys: Any) -> None:
     forge_all(run)
     code, out, err = call("run", "--run", "r", "--nproc", "2", capsys=capsys)
-    assert code == 0 and "done: 13 of 13" in out and err == "" and run.wishes().run.nproc == 2
+    assert code == 0 and "done: 13 of 13" in out and err == "" and run.wishes().launch.nproc == 2
     assert {tuple(run.attempts(name)) for name in pipeline.NAMES} == {(1,)}
 
 

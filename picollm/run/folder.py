@@ -354,7 +354,7 @@ def _digest(file: str, touched_ns: int, size: int, inode: int) -> str:
 def plan_inputs(config: settings.Config) -> dict[str, Any]:
     """The wishes that the plan was made from: change one and the plan is stale.
 
-    Not `run.nproc`: a run goes on with another number of ranks, and its predictions merely become worse.
+    Not `launch.nproc`: a run goes on with another number of ranks, and its predictions merely become worse.
     """
     values = settings.flat(config)
     keys = [key for key, knob in settings.knobs().items() if knob.auto]

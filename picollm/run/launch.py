@@ -49,7 +49,7 @@ def ranks(config: settings.Config, name: str) -> int:
     if not (row.trains or row.ranked):
         return 1
     on_gpus = config.machine.device in ("auto", "cuda")
-    return config.run.nproc or (visible_gpus() if on_gpus else 0) or 1
+    return int(config.launch.nproc) if config.launch.nproc != "auto" else (visible_gpus() if on_gpus else 0) or 1
 
 
 def stage_command(run: Run, name: str, attempt: int, nproc: int, fresh: bool) -> list[str]:

@@ -73,7 +73,7 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     if name != "cuda":
         return torch.device(name)
     if local_rank >= torch.cuda.device_count():
-        raise UserError(f"rank {local_rank} has no GPU: {torch.cuda.device_count()} are visible; set run.nproc to that")
+        raise UserError(f"rank {local_rank} has no GPU: {torch.cuda.device_count()} visible; set launch.nproc to that")
     return torch.device("cuda", local_rank)
 
 

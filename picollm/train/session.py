@@ -112,7 +112,7 @@ def open_session(ctx: StageContext, *, compiled: bool = True) -> Session:
     shape = plan.shape(ctx.config, tokenizer.vocab_size)
     rows = getattr(getattr(ctx.config, ctx.name), "rows", ranks.world)
     if rows < ranks.world:
-        raise UserError(f"{ctx.name}.rows is {rows}: fewer than the {ranks.world} ranks; raise it or lower run.nproc")
+        raise UserError(f"{ctx.name}.rows is {rows}: fewer than {ranks.world} ranks; raise it or lower launch.nproc")
     model = GPT(shape)
     model.init_weights(ctx.config.run.seed)
     compute = compute_for(ctx)

@@ -52,6 +52,7 @@ class ForwardBackward:
     def __init__(self, model: GPT, compute: Compute, warn: Callable[[str], None] = print) -> None:
         compute.apply(model)
         self.model = model
+        self.compute = compute
         self.compiled = compute.compile
         self.compile_seconds = 0.0
         self._warn = warn

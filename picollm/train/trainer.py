@@ -6,36 +6,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from picollm.model.gpt import GPT
 from picollm.run.errors import StopRequested, UserError
-from picollm.run.scaling import flops_per_token
 from picollm.train import checkpoint
 from picollm.train.batch import Batch
-from picollm.train.device import Ranks, peak_flops, peak_memory
-from picollm.train.loop import Every, NotFinite, Report, loop
+from picollm.train.device import Ranks, peak_memory
+from picollm.train.loop import Every, NotFinite, loop
+from picollm.train.meter import Context, Meter
 from picollm.train.optim import Optimizer, OptimizerSettings, build_optimizer
 from picollm.train.schedule import Schedule
 from picollm.train.step import Compute, ForwardBackward
-
-
-class Context(Protocol):
-    """The part of `picollm.run.stage.StageContext` that training uses."""
-
-    name: str
-
-    def phase(self, name: str) -> None: ...
-    def progress(self, step: int, steps: int) -> None: ...
-    def metrics(self, step: int, values: dict[str, float]) -> None: ...
-    def checkpoint(self, step: int, path: str, bytes: int, seconds: float) -> None: ...
-    def resumed(self, step: int, path: str = "") -> None: ...
-    def warning(self, text: str) -> None: ...
-    def message(self, text: str) -> None: ...
-    def stop_requested(self) -> bool: ...
-    def relative(self, path: Path) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -116,7 +100,7 @@ def train_stage(
     ctx.phase("load")
     first, figures = begin(ctx, model, optimizer, settings, checkpoint_dir, meta, ranks, init_from)
     run = ForwardBackward(model, settings.compute, ctx.warning)
-    meter = _Meter(ctx, model, settings, ranks, run, extra_metrics)
+    meter = Meter(ctx, model, steps, ranks, run, extra_metrics)
     meter.restore(figures)
     saver = _Saver(ctx, model, optimizer, checkpoint_dir, meta, settings.keep_last, ranks, first, meter.figures)
 
@@ -255,63 +239,3 @@ class _Saver:
                     f"{self.ctx.name}: {name} is not finite after step {step}, so it was not saved; "
                     "lower the learning rate, then resume from the checkpoint before"
                 )
-
-
-class _Meter:
-    """Turns the loop's reports into metrics, progress and the figures of the summary."""
-
-    def __init__(
-        self,
-        ctx: Context,
-        model: GPT,
-        settings: TrainSettings,
-        ranks: Ranks,
-        run: ForwardBackward,
-        extra: Callable[[int], dict[str, float]] | None,
-    ) -> None:
-        self.ctx, self.steps, self.run, self.extra = ctx, settings.schedule.steps, run, extra
-        self.flops = flops_per_token(model.shape)
-        self.peak = peak_flops(settings.compute.dtype, ranks.device) * ranks.world
-        self.compiling = settings.compute.compile
-        self.loss, self.tokens, self.skipped = float("nan"), 0, 0
-        self.speeds: list[float] = []
-        self.earlier_tok_s = 0.0
-
-    def figures(self) -> dict[str, Any]:
-        """What a checkpoint remembers, so that an attempt with little or nothing left to do has something to say."""
-        return {"loss": self.loss, "tokens": self.tokens, "tok_s": self.median_tok_s()}
-
-    def restore(self, figures: dict[str, Any]) -> None:
-        loss = figures.get("loss")
-        self.loss = float("nan") if loss is None else float(loss)
-        self.tokens = int(figures.get("tokens") or 0)
-        self.earlier_tok_s = float(figures.get("tok_s") or 0.0)
-
-    def mfu(self, tok_s: float) -> float:
-        return tok_s * self.flops / self.peak
-
-    def median_tok_s(self) -> float:
-        return sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else self.earlier_tok_s
-
-    def report(self, r: Report) -> None:
-        if self.compiling:
-            self.compiling = False
-            if self.run.compiled:
-                self.ctx.message(f"compiled in {self.run.compile_seconds:.1f} s")
-            self.ctx.phase("train")
-        else:
-            self.speeds.append(r.tokens / r.seconds)
-        tok_s = r.tokens / r.seconds
-        self.tokens += r.tokens
-        values = {"lr": r.lr, "tok_s": tok_s, "mfu": self.mfu(tok_s), "step_s": r.seconds}
-        if r.skipped > self.skipped:
-            self.ctx.warning(f"step {r.step} skipped: loss {r.loss}, gradient norm {r.grad_norm}")
-            self.skipped = r.skipped
-            values["skipped"] = float(r.skipped)
-        else:
-            self.loss = r.loss
-            values |= {"loss": r.loss, "grad_norm": r.grad_norm}
-        if self.extra is not None:
-            values |= self.extra(r.step)
-        self.ctx.metrics(r.step, values)
-        self.ctx.progress(r.step, self.steps)

@@ -255,7 +255,7 @@ def test_a_fresh_attempt_killed_before_its_first_word_leaves_nothing_to_resume_f
 def test_under_torchrun_a_stop_is_saved_and_a_kill_leaves_no_rank(run: Run) -> None:
     """torchrun gives every rank a session of its own: killing one group would leave the others training."""
     pytest.importorskip("torch")
-    run.set(["run.nproc=2"])
+    run.set(["launch.nproc=2"])
     script(run, pretrain=LONG)
     child = launch.start_launcher(run, "pretrain")
     until(lambda: run.status("pretrain").step, seconds=60)

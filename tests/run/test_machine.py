@@ -43,8 +43,8 @@ def test_a_torch_for_the_cpu_sees_none(four_gpus: None, monkeypatch: pytest.Monk
         ([], "tokenizer", 1),
         (["machine.device=cuda"], "sft", 4),
         (["machine.device=cpu"], "sft", 1),
-        (["run.nproc=2"], "sft", 2),
-        (["run.nproc=2", "machine.device=cpu"], "sft", 2),
+        (["launch.nproc=2"], "sft", 2),
+        (["launch.nproc=2", "machine.device=cpu"], "sft", 2),
     ],
 )
 def test_one_rank_for_each_gpu_unless_told(four_gpus: None, sets: list[str], stage: str, count: int) -> None:

@@ -181,7 +181,7 @@ def test_the_plan_goes_stale_with_the_wishes_it_was_made_from(run: Run) -> None:
     make_done(run, "preflight")
     (run.dir / "plan.json").write_text('{"values": {"model.depth": 6, "pretrain.steps": 40}}')
     assert state(run, "preflight") == "done"
-    run.set(["run.nproc=2"])
+    run.set(["launch.nproc=2"])
     assert state(run, "preflight") == "done"
     before = run.wishes().run.minutes
     run.set(["run.minutes=60"])

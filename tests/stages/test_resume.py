@@ -59,10 +59,10 @@ def test_stopped_and_resumed_equals_undisturbed(workplace: Workplace, smoke: Run
 @pytest.mark.parametrize("stage", ["pretrain", "rl"])
 def test_two_ranks_killed_and_resumed(workplace: Workplace, smoke: Run, stage: str) -> None:
     twin = workplace.copy(smoke, f"ranks-{stage}")
-    twin.set(["run.nproc=2"])
+    twin.set(["launch.nproc=2"])
     assert workplace.launch(twin, stage, fresh=True).wait(timeout=600) == 0
     run = workplace.copy(smoke, f"ranks-killed-{stage}")
-    run.set(["run.nproc=2"])
+    run.set(["launch.nproc=2"])
     process = workplace.launch(run, stage, fresh=True)
     wait_for(lambda: len(run.attempts(stage)) == 2 and step_of(run, stage) >= 2, 200, "two steps")
     assert launch.kill_stage(run, stage)
