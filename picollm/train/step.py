@@ -26,11 +26,17 @@ from picollm.train.loss import Terms, loss_and_gradient, step_nll
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """How the arithmetic is done; changes speed and rounding, not what is learnt."""
+    """How the arithmetic is done; changes speed, memory and rounding, not what is learnt.
+
+    `fp8`: the large matrix products of the blocks in 8 bits while training. `checkpointing`: activations inside a block
+    are computed again in backward instead of kept.
+    """
 
     precision: str = "fp32"
     attention: str = "auto"
     compile: bool = False
+    fp8: bool = False
+    checkpointing: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -40,6 +46,7 @@ class Compute:
         """Set the model's activations and attention; its parameters stay fp32 masters, cast where they are used."""
         model.compute_dtype = None if self.dtype == torch.float32 else self.dtype
         model.attention_backend = self.attention
+        model.checkpointing = self.checkpointing
 
 
 class ForwardBackward:
@@ -86,7 +93,7 @@ class ForwardBackward:
     def _run(self, batch: Batch, weights: Tensor, denom: Tensor) -> Tensor:
         with self._compiled_blocks():
             loss = step_nll(self.model, batch.inputs, batch.targets, weights, denom, terms=self._terms)
-        loss.backward()
+            loss.backward()  # inside: checkpointing enters the blocks again, and must meet the same code
         return loss.detach()
 
     @contextmanager

@@ -27,6 +27,24 @@ def test_attention_backends_agree():
     assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
 
 
+def test_checkpointing_gives_the_same_numbers_and_runs_each_block_again():
+    plain, saving = small_model(), small_model()
+    entered = []
+    for block in saving.blocks:
+        block.register_forward_pre_hook(lambda *_: entered.append(1))
+    losses = [
+        ForwardBackward(plain, Compute("fp32", "explicit"))(batch()),
+        ForwardBackward(saving, Compute("fp32", "explicit", checkpointing=True))(batch()),
+    ]
+    assert torch.equal(*losses)
+    for (name, p), q in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad), name
+    assert len(entered) == 2 * len(saving.blocks)
+    with torch.no_grad():
+        saving(batch().inputs)
+    assert len(entered) == 3 * len(saving.blocks), "evaluation keeps nothing, so it has nothing to compute again"
+
+
 def test_a_compiler_that_fails_is_done_without(monkeypatch):
     def broken(fn, **_):
         def call(*args, **kwargs):
@@ -45,9 +63,10 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch):
 
 
 @pytest.mark.slow
-def test_compiled_equals_eager():
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_equals_eager(checkpointing):
     eager = ForwardBackward(small_model(), Compute("fp32", "explicit"))
-    compiled = ForwardBackward(small_model(), Compute("fp32", "explicit", compile=True))
+    compiled = ForwardBackward(small_model(), Compute("fp32", "explicit", True, checkpointing=checkpointing))
     assert compiled(batch()).item() == pytest.approx(eager(batch()).item(), rel=1e-5)
     assert compiled.compiled and compiled.compile_seconds > 0
     theirs = dict(eager.model.named_parameters())
