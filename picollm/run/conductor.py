@@ -181,18 +181,19 @@ class Conductor:
             for name in list(self.goals):
                 if name not in self.redo and statuses[name].state == "done" and name not in self.running:
                     self.goals.remove(name)
-            if not active and self.goals:
-                following = self._next(statuses)
-                if following is None and self._mend(statuses):
-                    continue
-                if following is None:
-                    waiting = ", ".join(self.goals)
-                    missing = [statuses[o] for o in pipeline.upstream(self.goals[0]) if statuses[o].state != "done"]
-                    reasons = ", ".join(f"{s.name} ({s.state}{': ' + s.reason if s.reason else ''})" for s in missing)
-                    self._say("failed", f"{waiting}: waiting for {reasons}, which nobody asked for")
-                    return 1
+            # One at a time; but a stage whose work can be used already keeps nobody from going on.
+            following = self._next(statuses) if all(status.usable for status in active) else None
+            if following is not None:
                 self._launch(following)
-            elif not active and not self.goals:
+            elif not active and self.goals:
+                if self._mend(statuses):
+                    continue
+                waiting = ", ".join(self.goals)
+                missing = [statuses[o] for o in pipeline.upstream(self.goals[0]) if statuses[o].state != "done"]
+                reasons = ", ".join(f"{s.name} ({s.state}{': ' + s.reason if s.reason else ''})" for s in missing)
+                self._say("failed", f"{waiting}: waiting for {reasons}, which nobody asked for")
+                return 1
+            elif not active:
                 if self._requests():
                     continue
                 if self.stopping:
@@ -212,10 +213,10 @@ class Conductor:
 
     def _next(self, statuses: dict[str, StageStatus]) -> str | None:
         for name in pipeline.NAMES:
-            if name in self.goals and all(
-                statuses[other].state == "done" and other not in self.goals for other in pipeline.upstream(name)
-            ):
-                return name
+            if name in self.goals and name not in self.running:
+                row, first = pipeline.stage(name), [statuses[other] for other in pipeline.upstream(name)]
+                if all(s.feeds(row) and (s.name not in self.goals or s.name in self.running) for s in first):
+                    return name
         return None
 
     def _mend(self, statuses: dict[str, StageStatus]) -> bool:

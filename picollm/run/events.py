@@ -121,6 +121,14 @@ class Message(Event):
     text: str
 
 
+class Ready(Event):
+    """What the stage makes can be used from now on, though the stage goes on making it: the same keys, places and
+    hashes as in the later `Finished`. Later stages that can start early do (`pipeline.Stage.early`)."""
+
+    paths: dict[str, str] = {}
+    artifacts: dict[str, str] = {}
+
+
 class Finished(Event):
     """Terminal: done. `artifacts` maps a name to its content hash, `paths` to where it lies (relative to the run
     folder, or absolute in PICOLLM_HOME); `summary` is what the report reads."""
@@ -197,6 +205,7 @@ AnyEvent = (
     | Checkpoint
     | Warning
     | Message
+    | Ready
     | Finished
     | Failed
     | Stopped

@@ -210,6 +210,10 @@ class Run:
     def console_file(self, name: str, attempt: int) -> Path:
         return self.stage_dir(name) / f"attempt-{attempt:03d}.console.log"
 
+    def ready_file(self, name: str, attempt: int) -> Path:
+        """The attempt's `Ready`, where it said so: in a long event file nobody would find it."""
+        return self.stage_dir(name) / f"attempt-{attempt:03d}.ready.json"
+
     def config_file(self, name: str, attempt: int) -> Path:
         return self.stage_dir(name) / f"attempt-{attempt:03d}.config.toml"
 
@@ -244,6 +248,25 @@ class Run:
         found = self._finished(name)
         return found[1] if found else None
 
+    def made(self, name: str) -> ev.Finished | ev.Ready | None:
+        """What the newest attempt that finished, or said `Ready` before it did, makes: places and content hashes.
+
+        They stay true when a stage that said `Ready` is stopped, since resumed it makes the same.
+        """
+        for attempt in reversed(self.attempts(name)):
+            for event in (*reversed(self.ends(name, attempt)[1]), self.ready(name, attempt)):
+                if isinstance(event, (ev.Finished, ev.Ready)):
+                    return event
+        return None
+
+    def ready(self, name: str, attempt: int) -> ev.Ready | None:
+        """What an attempt said could be used while it went on; None when it said nothing of the kind."""
+        try:
+            event = ev.decode(self.ready_file(name, attempt).read_bytes())
+        except OSError:
+            return None
+        return event if isinstance(event, ev.Ready) else None
+
     def _finished(self, name: str) -> tuple[int, ev.Finished] | None:
         for attempt in reversed(self.attempts(name)):
             for event in reversed(self.ends(name, attempt)[1]):
@@ -261,8 +284,9 @@ class Run:
         return kept[1], kept[2]
 
     def output(self, name: str, key: str) -> Path:
-        """Where a finished stage put `key`. Raises `UserError` when it is not done or its artifact is gone."""
-        done = self.finished(name)
+        """Where a stage put `key`, one that is done or said that it can be used (`Ready`). Raises `UserError` when it
+        is neither or its artifact is gone."""
+        done = self.made(name)
         if done is None or key not in done.paths:
             raise UserError(f"{self.name}: '{name}' has not finished, and this needs its {key}; run it first")
         path = self.dir / done.paths[key]
@@ -287,7 +311,7 @@ class Run:
             if values.get(key):
                 found[f"{key} content"] = _content(Path(values[key]).expanduser())
         for need in row.needs:
-            done = self.finished(need)
+            done = self.made(need)
             for artifact, digest in (done.artifacts if done else {}).items():
                 found[f"{need}:{artifact}"] = digest
         return found

@@ -16,8 +16,9 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
     `needs`: stages whose artifacts go into this one (their hashes are part of its fingerprint). `after`: order only.
     `tables`: the settings it reads. `trains`: runs the training loop, so it checkpoints, resumes and runs under
-    torchrun; `ranked`: runs under torchrun without training. `version` is raised by hand when the code changes what a
-    stage makes.
+    torchrun; `ranked`: runs under torchrun without training. `early`: starts as soon as what it needs can be used
+    (`events.Ready`), and waits for the rest of it while it works. `version` is raised by hand when the code changes
+    what a stage makes.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     tables: tuple[str, ...] = ()
     trains: bool = False
     ranked: bool = False
+    early: bool = False
     version: int = 1
     typical_s: float = 5.0
 
@@ -66,6 +68,7 @@ STAGES: tuple[Stage, ...] = (
         expect="About 3 to 4 bytes per token on English with a small vocabulary.",
         needs=("dataset",),
         tables=("tokenizer",),
+        early=True,
         typical_s=5,
     ),
     Stage(
@@ -74,6 +77,7 @@ STAGES: tuple[Stage, ...] = (
         purpose="Measures bytes per token and round trips on several kinds of text.",
         expect="Every round trip exact; text unlike the corpus costs more tokens.",
         needs=("tokenizer",),
+        early=True,
         typical_s=2,
     ),
     Stage(
@@ -85,6 +89,7 @@ STAGES: tuple[Stage, ...] = (
         after=("tokenizer_eval",),
         tables=("model", "pretrain"),
         trains=True,
+        early=True,
         typical_s=100,
     ),
     Stage(
@@ -152,6 +157,7 @@ STAGES: tuple[Stage, ...] = (
         purpose="Puts everything measured into report/report.md and run_manifest.json.",
         expect="Base, mid, sft and rl side by side; plan against outcome.",
         needs=("base_eval", "chat_eval", "tokenizer_eval"),
+        after=("dataset", "tokenizer"),
         tables=("report",),
         typical_s=2,
     ),

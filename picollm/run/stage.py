@@ -32,7 +32,7 @@ import msgspec
 from picollm.run import events as ev
 from picollm.run import lease, pipeline
 from picollm.run.errors import StopRequested, UserError
-from picollm.run.folder import Run, fingerprint
+from picollm.run.folder import Run, fingerprint, write_atomic
 
 OTHER_RANKS_WAIT_S = 1.0
 WATCH_EVERY = 256
@@ -103,6 +103,14 @@ class StageContext:
 
     def checkpoint(self, step: int, path: str, bytes: int = 0, seconds: float = 0.0) -> None:
         self.emit(ev.Checkpoint(step=step, path=path, bytes=bytes, seconds=seconds))
+
+    def ready(self, paths: dict[str, str], artifacts: dict[str, str]) -> None:
+        """What this stage makes can be used from now on, while it goes on: the `paths` (see `relative`) and content
+        hashes that its `Outcome` will have. Said once. Raises `UserError` where the run folder cannot be written."""
+        if self.rank == 0:
+            event = ev.Ready(paths=dict(paths), artifacts=dict(artifacts))
+            self.emit(event)
+            write_atomic(self.run.ready_file(self.name, self.attempt), ev.encode(event, event.seq))
 
     def resumed(self, step: int, path: str = "") -> None:
         """Points after `step` of earlier attempts are superseded from here on."""

@@ -31,6 +31,7 @@ class StageStatus(msgspec.Struct, kw_only=True):
     """What one row of the rail, of `picollm status` and of the report's table says.
 
     `seconds`: time spent in the newest attempt; `eta`: seconds still to go (None: unknown); `started`: unix seconds.
+    `usable`: not done, but what it makes is known and its first part is there (`events.Ready`).
 
     Of a stale stage: `pending`: only because what it is made from is being made again, so that whoever asked for that
     asked for this. `lost`: only because files outside the run folder are gone, "own" ones or those of something
@@ -51,11 +52,16 @@ class StageStatus(msgspec.Struct, kw_only=True):
     pid: int = 0
     pending: bool = False
     lost: Literal["", "own", "upstream"] = ""
+    usable: bool = False
 
     @property
     def undecided(self) -> bool:
         """Stale because something changed: only a person can say whether it is made again."""
         return self.state == "stale" and not self.pending and not self.lost
+
+    def feeds(self, row: pipeline.Stage) -> bool:
+        """Whether `row`, which comes after this stage, may start on what this one has made so far."""
+        return self.state == "done" or (row.early and self.usable and self.state in ("running", "stalled"))
 
 
 class _Reason(NamedTuple):
@@ -89,6 +95,7 @@ def _look(run: Run, name: str, now: float | None, config: settings.Config | None
     terminal = next((event for event in reversed(tail) if isinstance(event, ev.TERMINAL)), None)
     _fold(status, head, tail, now, alive and terminal is None)
     reasons: list[_Reason] = []
+    status.usable = not isinstance(terminal, ev.Finished) and run.ready(name, status.attempt) is not None
     if isinstance(terminal, ev.Finished):
         status.state, status.seconds, status.eta = "done", terminal.seconds, 0.0
         reasons = _stale_reasons(run, name, head, terminal, config)
@@ -122,7 +129,7 @@ def statuses_of(run: Run, now: float | None = None) -> list[StageStatus]:
         status, reasons = _look(run, row.name, now, config)
         if status.state in ("done", "stale"):
             _inherit(status, {reason.kind for reason in reasons}, [found[need] for need in row.needs])
-        elif status.state == "waiting" and all(found[other].state == "done" for other in pipeline.upstream(row.name)):
+        elif status.state == "waiting" and all(found[other].feeds(row) for other in pipeline.upstream(row.name)):
             status.state = "ready"
         found[row.name] = status
     return list(found.values())
@@ -130,7 +137,7 @@ def statuses_of(run: Run, now: float | None = None) -> list[StageStatus]:
 
 def _inherit(status: StageStatus, own: set[str], needs: list[StageStatus]) -> None:
     """What became of the things a finished stage was made from; `own`: the kinds of its own reasons to be stale."""
-    unfinished = [need for need in needs if need.state not in ("done", "stale")]
+    unfinished = [n for n in needs if n.state not in ("done", "stale") and (not n.usable or "made" in own)]
     stale = [need for need in needs if need.state == "stale"]
     changed = [need for need in stale if not need.pending and not need.lost]
     if status.state == "done" and (unfinished or stale):

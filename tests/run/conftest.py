@@ -1,7 +1,8 @@
 """Runs made of fake stages: real processes, locks, signals and event files, with nothing to compute.
 
 A package called `stages` is written into a temporary folder and put first on the children's PYTHONPATH. What a stage
-does is read from `<run>/fake.json`: {"pretrain": {"steps": 50, "sleep": 0.05}, "sft": {"error": "no luck"}}.
+does is read from `<run>/fake.json`: {"pretrain": {"steps": 50, "sleep": 0.05}, "sft": {"error": "no luck"}}. One with
+"ready": n can be used from step n on; one with "rest": stage waits for the rest of that stage's work.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ def work(ctx):
         time.sleep(do.get("sleep", 0))
         ctx.progress(step, steps)
         ctx.metrics(step, {"loss": 5.0 / step, "tok_s": 1000.0})
+        if step == do.get("ready"):
+            paths, artifacts = make(ctx, do)
+            ctx.ready(paths, artifacts)
         if ctx.stop_requested():
             saved.write_text(str(step))
             raise StopRequested(step)
@@ -59,17 +63,26 @@ def work(ctx):
         raise UserError(last["error"])
     if "bug" in last:
         raise RuntimeError(last["bug"])
-    made = ctx.run.dir / do.get("outside", "made") / ctx.name
-    made.parent.mkdir(exist_ok=True)
-    made.write_text(json.dumps(ctx.inputs, sort_keys=True) + do.get("salt", ""))
     if ctx.name == "preflight":
         (ctx.run.dir / "plan.json").write_text(json.dumps(
             {"values": {"model.depth": 4, "pretrain.steps": 50}, "seconds": {"pretrain": 12.5},
              "choices": {"precision": "bf16"}, "figures": {"precision": {"fp32": 900.0, "bf16": 1400.0}}}))
     if ctx.name == "doctor":
         ctx.check("python", do.get("check", "ok"), "3.11")
-    digest = hashlib.sha256(made.read_bytes()).hexdigest()
-    return Outcome(paths={"made": ctx.relative(made)}, artifacts={"made": digest}, summary={"steps": steps})
+    while "rest" in do and (rest := ctx.run.status(do["rest"])).state != "done":
+        ctx.phase("wait")
+        ctx.raise_if_stopped()
+        if rest.state not in ("running", "stalled"):
+            raise UserError(f"{do['rest']} ended without the rest: {rest.reason}")
+        time.sleep(0.05)
+    paths, artifacts = make(ctx, do)
+    return Outcome(paths=paths, artifacts=artifacts, summary={"steps": steps})
+
+def make(ctx, do):
+    made = ctx.run.dir / do.get("outside", "made") / ctx.name
+    made.parent.mkdir(exist_ok=True)
+    made.write_text(json.dumps(ctx.inputs, sort_keys=True) + do.get("salt", ""))
+    return {"made": ctx.relative(made)}, {"made": hashlib.sha256(made.read_bytes()).hexdigest()}
 
 def go(name):
     main(name, work)
