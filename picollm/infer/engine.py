@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from picollm.infer.rows import Chunk, Completion, Marks, Row, Vocabulary
-from picollm.infer.sampling import Sampling, logprob_of, pick, uniforms
+from picollm.infer.sampling import Sampling, logprobs_of, penalise, pick, uniforms
 from picollm.model.gpt import GPT, KVCache
 from picollm.run.errors import UserError
 
@@ -144,10 +144,10 @@ class Engine:
         while not batch.done:
             if cancel is not None and cancel.is_set():
                 [text] = batch.cancel()
-                yield Chunk(text)
+                yield Chunk(text, logprobs=row.take_logprobs())
             else:
                 [text] = batch.step()
-                yield Chunk(text, row.ids[-1:])
+                yield Chunk(text, row.ids[-1:], row.take_logprobs())
         yield row.completion()
 
 
@@ -175,6 +175,11 @@ class _Batch:
         self.u = torch.from_numpy(uniforms(list(seeds), most)).to(engine.device) if sampling.temperature else None
         self.cache: KVCache | None = None
         self.next: Tensor | None = None
+        self.seen: Tensor | None = None  # bool (rows, vocabulary), for the penalty on repetition
+        if sampling.repetition_penalty != 1:
+            self.seen = torch.zeros(len(self.rows), engine.tok.vocab_size, dtype=torch.bool, device=engine.device)
+            for b, ids in enumerate(self.prompts):
+                self.seen[b, ids] = True
 
     @property
     def done(self) -> bool:
@@ -193,8 +198,9 @@ class _Batch:
             assert self.next is not None
             logits = model.logits(model.hidden(self.next, self.cache))[:, -1]
         u = self.u[:, self.steps] if self.u is not None else logits[:, 0]
-        picked = pick(logits, self.sampling, u)
-        logprobs = logprob_of(logits, picked).tolist() if self.sampling.logprobs else None
+        allowed = logits if self.seen is None else penalise(logits, self.seen, self.sampling.repetition_penalty)
+        picked = pick(allowed, self.sampling, u)
+        logprobs = logprobs_of(logits, picked, self.sampling.top_logprobs) if self.sampling.logprobs else None
         self.steps += 1
 
         texts = [""] * len(self.rows)
@@ -206,8 +212,10 @@ class _Batch:
             forced = bool(row.queue)
             if forced:
                 tokens[b], changed = row.queue.popleft(), True
-            texts[i] = row.push(tokens[b], forced=forced, logprob=logprobs[b] if logprobs else 0.0)
+            texts[i] = row.push(tokens[b], forced=forced, logprob=logprobs[b] if logprobs else None)
         self.next = (torch.tensor(tokens, device=engine.device) if changed else picked)[:, None]
+        if self.seen is not None:
+            self.seen.scatter_(1, self.next, True)
         self._compact()
         return texts
 
@@ -245,6 +253,8 @@ class _Batch:
         self.next = self.next[rows]
         if self.u is not None:
             self.u = self.u[rows]
+        if self.seen is not None:
+            self.seen = self.seen[rows]
 
 
 def _check_prompt(prompt: Sequence[int], vocab_size: int) -> None:

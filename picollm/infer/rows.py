@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from picollm.infer.sampling import Sampling
+from picollm.infer.sampling import Sampling, TokenLogprob
 from picollm.infer.tools import calculate
 
 FinishReason = Literal["stop", "length", "cancel"]
@@ -43,7 +43,7 @@ class Completion:
         prompt_tokens: tokens the model read; `cut_tokens` were dropped from the left of a prompt that was too long.
         first_token_s: seconds from the request to the first token.
         tok_s: tokens per second of this answer after its first token.
-        logprobs: per id, 0 where forced; None unless asked for.
+        logprobs: one per id, its logprob 0 where forced; None unless asked for.
     """
 
     ids: list[int]
@@ -54,15 +54,20 @@ class Completion:
     cut_tokens: int
     first_token_s: float
     tok_s: float
-    logprobs: list[float] | None
+    logprobs: list[TokenLogprob] | None
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """New text of a streamed answer, and the tokens behind it."""
+    """New text of a streamed answer, and the tokens of this step.
+
+    `logprobs`: the sampled tokens behind text that is shown by now, when asked for. A token comes when its text does,
+    so over all chunks they are those behind the answer's text: no specials, no tool calls or their output.
+    """
 
     text: str
     ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 class Marks:
@@ -91,6 +96,8 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self._shown: list[str] = []
+        self.taken = 0  # bytes given to push
+        self.shown = 0  # of them, those behind shown text
 
     @property
     def text(self) -> str:
@@ -101,17 +108,20 @@ class TextStream:
         """Text that may be shown now. What could be the beginning of a stop text waits for the next call."""
         if self.stopped:
             return ""
+        self.taken += len(data)
         new = self._held + self._decoder.decode(data, final)
-        self._held = ""
+        self._held, hidden = "", ""
         cuts = [place for text in self.stop if (place := new.find(text)) >= 0]
         if cuts:
             self.stopped = True
-            new = new[: min(cuts)]
+            new, hidden = new[: min(cuts)], new[min(cuts) :]
         elif not final:
             held = max((_overlap(new, text) for text in self.stop), default=0)
-            new, self._held = new[: len(new) - held], new[len(new) - held :]
+            new, hidden = new[: len(new) - held], new[len(new) - held :]
+            self._held = hidden
         if new:
             self._shown.append(new)
+        self.shown = self.taken - len(self._decoder.getstate()[0]) - len(hidden.encode())
         return new
 
     def close(self) -> str:
@@ -144,7 +154,8 @@ class Row:
         self.prompt_tokens, self.cut_tokens = prompt_tokens, cut_tokens
         self.ids: list[int] = []
         self.forced: list[bool] = []
-        self.logprobs: list[float] | None = [] if sampling.logprobs else None
+        self.logprobs: list[TokenLogprob] | None = [] if sampling.logprobs else None
+        self._unshown: deque[tuple[int, TokenLogprob]] = deque()  # byte where its text begins, token
         self.queue: deque[int] = deque()
         self.finish_reason: FinishReason | None = None
         self.out = TextStream(sampling.stop)
@@ -153,21 +164,23 @@ class Row:
         self._started = time.perf_counter()
         self._first = self._last = self._started
 
-    def push(self, token: int, *, forced: bool = False, logprob: float = 0.0) -> str:
-        """Take the next token; returns the text it adds to what is shown."""
+    def push(self, token: int, *, forced: bool = False, logprob: TokenLogprob | None = None) -> str:
+        """Take the next token, sampled or `forced`; returns the text it adds to what is shown."""
         self._last = time.perf_counter()
         if not self.ids:
             self._first = self._last
         self.ids.append(token)
         self.forced.append(forced)
         if self.logprobs is not None:
-            self.logprobs.append(0.0 if forced else logprob)
+            self.logprobs.append(TokenLogprob(token, 0.0) if forced or logprob is None else logprob)
         text = ""
         if token in self.marks.ends:
             self.finish_reason = "stop"
         elif self.marks.tok.is_special(token):
             self._mark(token)
         elif self._kind == "text":
+            if logprob is not None and not forced:
+                self._unshown.append((self.out.taken, logprob))
             text = self.out.push(self.marks.bytes_of(token))
             if self.out.stopped:
                 self.finish_reason = "stop"
@@ -176,6 +189,13 @@ class Row:
         if self.finish_reason is None and len(self.ids) >= self.limit:
             self.finish_reason = "length"
         return text + self.out.close() if self.finish_reason else text
+
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """Sampled tokens whose text has begun to be shown since the last call."""
+        taken = []
+        while self._unshown and self._unshown[0][0] < self.out.shown:
+            taken.append(self._unshown.popleft()[1])
+        return taken
 
     def cancel(self) -> str:
         """End here because nobody waits for the rest; returns text that was held back."""

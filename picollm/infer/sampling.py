@@ -1,4 +1,5 @@
-"""From logits to a token: temperature, top-k, top-p, and random numbers that do not depend on history.
+"""From logits to a token: temperature, top-k, top-p, min-p, a penalty on repetition, and random numbers that do not
+depend on history.
 
 The number that picks a token is a hash of (seed of the row, index of the token in the answer). A row therefore says the
 same alone, in a batch, or after a resume; two samples of one prompt differ because their seeds do.
@@ -7,6 +8,7 @@ same alone, in a batch, or after a resume; two samples of one prompt differ beca
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,7 +28,11 @@ class Sampling(msgspec.Struct, frozen=True):
         top_p: choose among the likeliest tokens that together hold this probability (Holtzman et al. 2020).
         seed: used by rows that are given no seed of their own.
         stop: texts that end the answer; they are not part of it.
-        logprobs: also report the log-probability of each token, before temperature and truncation.
+        logprobs: also report the log-probability of each token, before temperature, truncation and penalty.
+        top_logprobs: with `logprobs`, also report this many of the likeliest tokens at each place.
+        min_p: drop tokens less likely than this share of the likeliest one (Nguyen et al. 2024); 0 = off.
+        repetition_penalty: above 1 makes tokens of the prompt and of the answer so far less likely (Keskar et al.
+            2019, CTRL); 1 = off.
     """
 
     max_tokens: int = 256
@@ -36,6 +42,9 @@ class Sampling(msgspec.Struct, frozen=True):
     seed: int = 0
     stop: list[str] = []
     logprobs: bool = False
+    top_logprobs: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         checks = [
@@ -44,10 +53,22 @@ class Sampling(msgspec.Struct, frozen=True):
             (self.top_k >= 0, "top_k", "0 (off) or more", self.top_k),
             (0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p),
             (all(self.stop), "stop", "texts that are not empty", self.stop),
-        ]
+            (self.top_logprobs >= 0, "top_logprobs", "0 or more", self.top_logprobs),
+            (0 <= self.min_p <= 1, "min_p", "between 0 and 1", self.min_p),
+            (0 < self.repetition_penalty <= 10, "repetition_penalty", "above 0 and at most 10",
+             self.repetition_penalty),
+        ]  # fmt: skip
         for good, name, expected, got in checks:
             if not good:
                 raise UserError(f"sampling: {name} must be {expected}, not {got!r}")
+
+
+class TokenLogprob(NamedTuple):
+    """One sampled token: its log-probability, and the likeliest tokens at its place with theirs, likeliest first."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 def row_seed(*parts: int) -> int:
@@ -85,19 +106,31 @@ def pick(logits_BV: Tensor, sampling: Sampling, u_B: Tensor) -> Tensor:
     order: Tensor | None = None
     if k < V:
         logits_BV, order = torch.topk(logits_BV, k, dim=-1)
-    elif sampling.top_p < 1:
+    elif sampling.top_p < 1 or sampling.min_p > 0:
         logits_BV, order = torch.sort(logits_BV, dim=-1, descending=True)
     p = torch.softmax(logits_BV / sampling.temperature, dim=-1, dtype=torch.float64)
     total = p.cumsum(dim=-1)
     mass = total[:, -1]
-    if sampling.top_p < 1:
-        # The token that crosses the threshold is still in: at least one always remains.
-        kept = ((total - p) < sampling.top_p).sum(dim=-1, keepdim=True)
+    if sampling.top_p < 1 or sampling.min_p > 0:
+        # Likeliest first. The token that crosses top_p is still in: at least one always remains.
+        kept = (((total - p) < sampling.top_p) & (p >= sampling.min_p * p[:, :1])).sum(dim=-1, keepdim=True)
         mass = total.gather(1, kept - 1)[:, 0]
     place = torch.searchsorted(total, (u_B * mass)[:, None], right=True).clamp_(max=total.shape[-1] - 1)
     return (place if order is None else order.gather(1, place))[:, 0]
 
 
-def logprob_of(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
-    """Log-probability of the chosen tokens under the untouched distribution, fp32 (B,)."""
-    return logits_BV.gather(1, tokens_B[:, None])[:, 0] - torch.logsumexp(logits_BV, dim=-1)
+def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Logits with those of tokens seen before (bool) divided by `penalty` where positive, else multiplied."""
+    return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
+
+
+def logprobs_of(logits_BV: Tensor, tokens_B: Tensor, top: int = 0) -> list[TokenLogprob]:
+    """The chosen tokens under the untouched distribution (natural logarithm), and the `top` likeliest beside them."""
+    scale_B1 = torch.logsumexp(logits_BV, dim=-1, keepdim=True)
+    chosen = (logits_BV.gather(1, tokens_B[:, None]) - scale_B1)[:, 0].tolist()
+    ids = tokens_B.tolist()
+    if not top:
+        return [TokenLogprob(token, logprob) for token, logprob in zip(ids, chosen, strict=True)]
+    values, others = torch.topk(logits_BV, min(top, logits_BV.shape[-1]), dim=-1)
+    rows = zip(ids, chosen, others.tolist(), (values - scale_B1).tolist(), strict=True)
+    return [TokenLogprob(token, p, tuple(zip(who, how, strict=True))) for token, p, who, how in rows]

@@ -151,7 +151,10 @@ def _rows(
 
 def _stats(rewards: np.ndarray, completions: Sequence[Completion]) -> dict[str, float]:
     sampled = [
-        p for done in completions for p, forced in zip(done.logprobs or [], done.forced, strict=True) if not forced
+        token.logprob
+        for done in completions
+        for token, forced in zip(done.logprobs or [], done.forced, strict=True)
+        if not forced
     ]
     return {
         "reward": float(rewards.mean()),

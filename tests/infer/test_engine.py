@@ -142,8 +142,30 @@ def test_logprobs(engine: Engine) -> None:
     ids = torch.tensor([PROMPTS[0] + done.ids])
     with torch.no_grad():
         expected = torch.log_softmax(tiny_model()(ids)[0], -1)
-    for t, (token, logprob) in enumerate(zip(done.ids, done.logprobs or [], strict=True)):
-        assert logprob == pytest.approx(float(expected[len(PROMPTS[0]) - 1 + t, token]), abs=1e-3)
+    for t, (token, record) in enumerate(zip(done.ids, done.logprobs or [], strict=True)):
+        assert record.id == token and record.top == ()
+        assert record.logprob == pytest.approx(float(expected[len(PROMPTS[0]) - 1 + t, token]), abs=1e-3)
+
+
+def test_streamed_logprobs_are_those_of_the_text() -> None:
+    call = [*b"so ", S("<|python_start|>"), *b"12*12", S("<|python_end|>")]
+    engine = scripted_engine([*call, *b"?????", *"144 ☃ never".encode()], prompt_tokens=3)
+    how = Sampling(max_tokens=60, logprobs=True, top_logprobs=2, stop=[" never"])
+    *chunks, last = engine.stream([256, 65, 66], how)
+    assert isinstance(last, Completion) and last.text == "so 144 ☃"
+    records = [record for chunk in chunks for record in chunk.logprobs]  # type: ignore[union-attr]
+    assert bytes(record.id for record in records).decode() == last.text
+    assert all(record.top[0] == (record.id, record.logprob) and len(record.top) == 2 for record in records)
+
+
+def test_repetition_penalty_counts_prompt_and_answer_row_by_row(engine: Engine) -> None:
+    how = Sampling(max_tokens=40, repetition_penalty=10.0)
+    together = engine.generate(PROMPTS, how)
+    free = engine.generate(PROMPTS, Sampling(max_tokens=40))
+    for prompt, answer, loose in zip(PROMPTS, together, free, strict=True):
+        assert engine.generate([prompt], how)[0].ids == answer.ids
+        assert len(set(answer.ids)) >= len(set(loose.ids))
+    assert together[0].ids != free[0].ids
 
 
 def test_follows_training_when_live() -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picollm.infer.sampling import Sampling, logprob_of, pick, row_seed, uniforms
+from picollm.infer.sampling import Sampling, logprobs_of, penalise, pick, row_seed, uniforms
 from picollm.run.errors import UserError
 
 
@@ -61,13 +61,43 @@ def test_numbers_look_uniform() -> None:
     assert len({row_seed(0, 1, r, s) for r in range(20) for s in range(20)}) == 400
 
 
-def test_logprob() -> None:
-    got = logprob_of(torch.tensor([LOGITS]), torch.tensor([3]))
-    assert torch.allclose(got, torch.log_softmax(torch.tensor([LOGITS]), -1)[:, 3])
+def test_min_p_keeps_what_is_near_the_likeliest() -> None:
+    # p / p_max = .135 1 .050 .368 .018
+    for top_k in (0, 4):
+        got = frequencies(LOGITS, Sampling(temperature=1, top_k=top_k, min_p=0.1))
+        assert got[[2, 4]].sum() == 0 and (got[[0, 1, 3]] > 0.05).all()
+    assert frequencies(LOGITS, Sampling(temperature=1, top_k=0, min_p=1.0))[1] == 1
+    both = frequencies(LOGITS, Sampling(temperature=1, top_k=0, min_p=0.1, top_p=0.7))
+    assert both[[0, 2, 4]].sum() == 0 and both[3] > 0.2
+
+
+def test_penalty_on_repetition() -> None:
+    seen = torch.tensor([[False, True, False, False, True]])
+    assert penalise(torch.tensor([LOGITS]), seen, 2.0).tolist() == [[1.0, 1.5, 0.0, 2.0, -2.0]]
+
+
+def test_logprobs() -> None:
+    expected = torch.log_softmax(torch.tensor(LOGITS), -1)
+    [plain] = logprobs_of(torch.tensor([LOGITS]), torch.tensor([3]))
+    assert plain.id == 3 and plain.logprob == pytest.approx(float(expected[3])) and plain.top == ()
+    [more] = logprobs_of(torch.tensor([LOGITS]), torch.tensor([3]), top=2)
+    assert [who for who, _ in more.top] == [1, 3]
+    assert [how for _, how in more.top] == pytest.approx([float(expected[1]), float(expected[3])])
+    assert len(logprobs_of(torch.tensor([LOGITS]), torch.tensor([3]), top=20)[0].top) == 5
 
 
 @pytest.mark.parametrize(
-    "bad", [{"top_p": 0.0}, {"top_k": -1}, {"temperature": -0.1}, {"max_tokens": 0}, {"stop": ("",)}]
+    "bad",
+    [
+        {"top_p": 0.0},
+        {"top_k": -1},
+        {"temperature": -0.1},
+        {"max_tokens": 0},
+        {"stop": ("",)},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"top_logprobs": -1},
+    ],
 )
 def test_bad_settings_are_refused(bad: dict) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
