@@ -378,13 +378,17 @@ def _digest(file: str, touched_ns: int, size: int, inode: int) -> str:
 def plan_inputs(config: settings.Config) -> dict[str, Any]:
     """The wishes that the plan was made from: change one and the plan is stale.
 
-    Not `launch.nproc`: a run goes on with another number of ranks, and its predictions merely become worse.
+    Not `launch.nproc` and not `[machine]`: a run goes on with another number of ranks or rows at a time, and its
+    predictions merely become worse.
     """
     values = settings.flat(config)
-    keys = [key for key, knob in settings.knobs().items() if knob.auto]
-    keys += [f"{table}.rows" for table in ("pretrain", "midtrain", "sft")]
+    keys = [key for key, knob in settings.knobs().items() if knob.auto and not key.startswith("machine.")]
+    keys += [key for key in values if key.startswith("model.")] + ["pretrain.ratio"]
+    keys += [f"{table}.rows" for table in ("midtrain", "sft")]
     keys += ["run.minutes", "tokenizer.vocab_size", "rl.questions", "rl.samples", "rl.max_tokens"]
-    return {key: values[key] for key in sorted(keys)}
+    if not values["run.minutes"]:  # the lengths follow from the mixtures, not from the time
+        keys += ["midtrain.mixture", "midtrain.custom", "sft.mixture", "sft.custom"]
+    return {key: values[key] for key in sorted(set(keys))}
 
 
 def fingerprint(inputs: dict[str, Any]) -> str:

@@ -1,14 +1,22 @@
 """The plan: sizes, steps and seconds of every stage, from what was measured, before anything is spent.
 
-Pure arithmetic over `Measured`; `stages/preflight` measures and calls `make_plan`. The budget (`run.minutes`) pays for
-the fixed work first, and what is left is shared among the four training stages.
+Pure arithmetic over `Measured`; `stages/preflight` measures and calls `make_plan`, `picollm.run.estimate` calls it for
+a machine that is not here. Sizes come about in one of two ways:
+
+- with a budget (`run.minutes`) it pays for the fixed work first, and what is left is shared among the four training
+  stages;
+- without one everything follows from `model.depth`: pretraining sees `pretrain.ratio` tokens per scaling parameter,
+  midtraining and SFT pass once through their mixture.
 """
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import msgspec
 
-from picollm.run import pipeline, scaling
+from picollm.run import memory, pipeline, scaling
 from picollm.run.config import Config
 from picollm.run.errors import UserError
 from picollm.run.folder import Plan, plan_inputs
@@ -18,6 +26,7 @@ SMALLEST_STEPS = {"pretrain": 20, "midtrain": 10, "sft": 20, "rl": 4}
 SHALLOWEST, DEEPEST = 2, 12
 TOKENS_PER_PARAMETER = 0.5
 """Minutes of training are worth a deeper model from about this many tokens per scaling parameter (docs/log.md)."""
+DEFAULT_RATIO = 12.0
 
 # What stages without training cost, in starts of a light process (Measured.light_s), which follows the machine's speed.
 LIGHT_WORK = {"doctor": 1.4, "identity": 2.2, "tokenizer_eval": 2.2, "report": 1.2}
@@ -32,10 +41,20 @@ WARM_SHARE = 2.3
 """Tracing a graph that the compile cache holds, likewise."""
 STEP_OVERHEAD = 1.32
 """A step in the loop (batches, events, the app drawing beside it) against one measured alone."""
-VAL_TOKENS = 4 * 4096
-"""One validation reading during pretraining (see stages/pretrain)."""
+EVAL_BATCHES = 4
+"""One validation reading during pretraining, in steps' worth of rows (see stages/pretrain)."""
 ANSWER_SHARE = 0.75
 """Sampling costs this share of all the tokens allowed: a batch goes on until its longest answer ends."""
+
+HUB_SHARDS = {"climbmix": 6543, "fineweb-edu": 1823}
+"""Files of the Hub sources (see `picollm.data.hub`)."""
+SHARD_BYTES, SHARD_CHARACTERS = 100_000_000, 250_000_000
+DOWNLOAD_BYTES_S, ENCODE_CHARACTERS_S = 50e6, 20e6
+"""Assumed of a rented machine: 400 Mbit/s, and all its cores encoding."""
+LEARN_S = 60.0
+"""Learning the merges of a large vocabulary on the first shard."""
+EXAMPLE_TOKENS = 48
+"""A conversation of the built-in tasks (between 20, arithmetic, and 90, docs_qa)."""
 
 
 class Measured(msgspec.Struct, kw_only=True):
@@ -44,7 +63,8 @@ class Measured(msgspec.Struct, kw_only=True):
     light_s, torch_s: seconds until a stage process does its first work, without and with torch.
     compiled: training code comes from the compile cache.
     train_flops_s, decode_flops_s: model FLOP/s (`scaling.flops_per_token` × tokens/s) of whole optimizer steps, and of
-    sampling in batches. text_bytes: size of the text. spent_s: seconds already gone.
+    sampling in batches. text_bytes: size of the text. spent_s: seconds already gone. world: ranks.
+    memory_bytes: free for each rank (0: not known, and then all its rows are planned at once).
     """
 
     light_s: float
@@ -54,6 +74,8 @@ class Measured(msgspec.Struct, kw_only=True):
     decode_flops_s: float
     text_bytes: int
     spent_s: float = 0.0
+    world: int = 1
+    memory_bytes: int = 0
 
 
 def shape(config: Config, vocab_size: int | None = None) -> scaling.ModelShape:
@@ -82,24 +104,98 @@ def at_depth(config: Config, depth: int) -> scaling.ModelShape:
     return shape(msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, depth=depth)))
 
 
-def make_plan(config: Config, measured: Measured) -> Plan:
-    """Fill in every 0 and predict every stage's seconds; what the person set is kept."""
+def batch_rows(config: Config, chosen: scaling.ModelShape) -> int:
+    """Rows of one pretraining step over all ranks: as set, else by the batch rule (`scaling.batch_tokens`)."""
+    return config.pretrain.rows or max(1, round(scaling.batch_tokens(chosen) / chosen.seq_len))
+
+
+def bytes_per_token(vocab_size: int) -> float:
+    """Bytes of English that a token stands for, near enough to plan with: 3.5 at 4,096 ids, 4.7 at 32,768."""
+    return 3.5 + 0.4 * max(0.0, math.log2(vocab_size / 4096))
+
+
+def mixture_tokens(config: Config, table: str) -> float:
+    """Tokens of one pass through a stage's mixture, estimated from its counts and the size of the person's own file."""
+    settings = getattr(config, table)
+    own = Path(settings.custom).expanduser() if settings.custom else None
+    own_bytes = own.stat().st_size if own is not None and own.exists() else 0
+    return EXAMPLE_TOKENS * sum(settings.mixture.values()) + own_bytes / bytes_per_token(config.tokenizer.vocab_size)
+
+
+def check(config: Config) -> None:
+    """Raises `UserError` when the settings leave something open that nothing decides."""
+    if config.run.minutes:
+        return
+    if not config.model.depth:
+        raise UserError("model.depth and run.minutes are both 0: set the depth, or the minutes it should fit")
+    if not config.rl.steps:
+        raise UserError("rl.steps and run.minutes are both 0: set rl.steps, since no rule gives its length")
+
+
+def make_plan(config: Config, measured: Measured, how: memory.How | None = None) -> Plan:
+    """Fill in every 0 and predict every stage's seconds; what the person set is kept.
+
+    `how` decides the memory of a step; its `checkpointing` is what `machine.checkpointing` leaves to "auto".
+    Raises `UserError` when the settings leave too much open, or when no row fits the memory.
+    """
+    check(config)
     depth = config.model.depth or _depth(config, measured)
     chosen = at_depth(config, depth)
-    seconds = _fixed_seconds(config, measured, chosen)
-    start = _start_seconds(measured)
     step_s = _step_seconds(config, measured, chosen)
-    left = _left(config, measured, seconds, start)
-    values: dict[str, int] = {"model.depth": depth, "model.dim": chosen.dim}
-    for name, share in SHARES.items():
-        steps = getattr(config, name).steps or max(SMALLEST_STEPS[name], round(share * left / step_s[name]))
-        values[f"{name}.steps"] = steps
-        seconds[name] += start + steps * step_s[name]
+    start = _start_seconds(measured)
+    if config.run.minutes:
+        readings_s = SHARES["pretrain"] * 60 * config.run.minutes
+        seconds = _fixed_seconds(config, measured, chosen, readings_s)
+        left = _left(config, measured, seconds, start)
+        steps = {name: max(SMALLEST_STEPS[name], round(share * left / step_s[name])) for name, share in SHARES.items()}
+        if config.pretrain.ratio:
+            steps["pretrain"] = _horizon_steps(config, chosen)
+    else:
+        steps = {"pretrain": _horizon_steps(config, chosen), "rl": config.rl.steps}
+        for name in ("midtrain", "sft"):
+            tokens = getattr(config, name).rows * config.model.seq_len
+            steps[name] = max(1, math.ceil(mixture_tokens(config, name) / tokens))
+        pretrain_steps = config.pretrain.steps or steps["pretrain"]
+        seconds = _fixed_seconds(config, measured, chosen, pretrain_steps * step_s["pretrain"])
+    rows = batch_rows(config, chosen)
+    device_rows, checkpointing = _device_rows(config, measured, chosen, rows, how or memory.How())
+    values: dict[str, int] = {
+        "model.depth": depth,
+        "model.dim": chosen.dim,
+        "pretrain.rows": rows,
+        "machine.device_rows": device_rows,
+    }
+    for name in SHARES:
+        values[f"{name}.steps"] = getattr(config, name).steps or steps[name]
+        seconds[name] += start + values[f"{name}.steps"] * step_s[name]
     return Plan(
         values=values,
         seconds={name: round(seconds[name], 2) for name in pipeline.NAMES},
+        choices={"checkpointing": "on" if checkpointing else "off"},
         inputs=plan_inputs(config),
     )
+
+
+def rank_rows(config: Config, pretrain_rows: int, world: int) -> int:
+    """The most rows that a rank has in one step of pretraining, midtraining or SFT."""
+    return -(-max(pretrain_rows, config.midtrain.rows, config.sft.rows) // world)
+
+
+def _device_rows(
+    config: Config, measured: Measured, chosen: scaling.ModelShape, rows: int, how: memory.How
+) -> tuple[int, bool]:
+    """Rows that a device computes at a time, and whether activations are checkpointed for it."""
+    wanted = config.machine.device_rows or rank_rows(config, rows, measured.world)
+    wish = config.machine.checkpointing
+    if config.machine.device_rows or not measured.memory_bytes:
+        return wanted, wish == "on"
+    found = memory.fit(chosen, wanted, measured.memory_bytes, msgspec.structs.replace(how, world=measured.world), wish)
+    return found.rows, found.checkpointing
+
+
+def _horizon_steps(config: Config, chosen: scaling.ModelShape) -> int:
+    tokens = batch_rows(config, chosen) * chosen.seq_len
+    return scaling.iterations(chosen, config.pretrain.ratio or DEFAULT_RATIO, tokens)
 
 
 def _left(config: Config, measured: Measured, fixed: dict[str, float], start: float) -> float:
@@ -117,7 +213,8 @@ def _depth(config: Config, measured: Measured) -> int:
     """The deepest model that still sees `TOKENS_PER_PARAMETER` in pretraining's share of the budget."""
     for depth in range(DEEPEST, SHALLOWEST, -1):
         chosen = at_depth(config, depth)
-        left = _left(config, measured, _fixed_seconds(config, measured, chosen), _start_seconds(measured))
+        fixed = _fixed_seconds(config, measured, chosen, SHARES["pretrain"] * 60 * config.run.minutes)
+        left = _left(config, measured, fixed, _start_seconds(measured))
         tokens = SHARES["pretrain"] * left * measured.train_flops_s / scaling.flops_per_token(chosen)
         if tokens >= TOKENS_PER_PARAMETER * scaling.num_params(chosen)["scaling"]:
             return depth
@@ -126,9 +223,10 @@ def _depth(config: Config, measured: Measured) -> int:
 
 def _step_seconds(config: Config, measured: Measured, chosen: scaling.ModelShape) -> dict[str, float]:
     per_token = scaling.flops_per_token(chosen)
+    rows = {"pretrain": batch_rows(config, chosen), "midtrain": config.midtrain.rows, "sft": config.sft.rows}
     step = {
-        name: STEP_OVERHEAD * getattr(config, name).rows * config.model.seq_len * per_token / measured.train_flops_s
-        for name in ("pretrain", "midtrain", "sft")
+        name: STEP_OVERHEAD * count * config.model.seq_len * per_token / measured.train_flops_s
+        for name, count in rows.items()
     }
     rl = config.rl
     answers = rl.questions * rl.samples
@@ -138,8 +236,10 @@ def _step_seconds(config: Config, measured: Measured, chosen: scaling.ModelShape
     return step
 
 
-def _fixed_seconds(config: Config, measured: Measured, chosen: scaling.ModelShape) -> dict[str, float]:
-    """Everything but the training steps and the start of the training stages."""
+def _fixed_seconds(
+    config: Config, measured: Measured, chosen: scaling.ModelShape, pretrain_s: float
+) -> dict[str, float]:
+    """Everything but the training steps and the start of the training stages; `pretrain_s`: what those will take."""
     per_token = scaling.flops_per_token(chosen)
     seconds = dict.fromkeys(pipeline.NAMES, 0.0)
     seconds |= {name: starts * measured.light_s for name, starts in LIGHT_WORK.items()}
@@ -147,8 +247,14 @@ def _fixed_seconds(config: Config, measured: Measured, chosen: scaling.ModelShap
     seconds["preflight"] = measured.spent_s
     seconds["dataset"] = (1 + READ_STARTS_PER_MB * megabytes) * measured.light_s
     seconds["tokenizer"] = (2 + LEARN_STARTS_PER_MB * megabytes) * measured.light_s
-    # Reading text costs a third of training on it; a token of the tokenizer is about 3.5 bytes.
-    val_tokens = config.base_eval.val_tokens or megabytes * 1e6 * config.data.val_share / 3.5
+    val_bytes = measured.text_bytes * config.data.val_share
+    if config.data.source in HUB_SHARDS:
+        files = config.data.shards + 1  # and the one for validation
+        seconds["dataset"] = files * SHARD_BYTES / DOWNLOAD_BYTES_S
+        seconds["tokenizer"] = LEARN_S + files * SHARD_CHARACTERS / ENCODE_CHARACTERS_S
+        val_bytes = SHARD_CHARACTERS
+    # Reading text costs a third of training on it.
+    val_tokens = config.base_eval.val_tokens or val_bytes / bytes_per_token(config.tokenizer.vocab_size)
     decode = measured.decode_flops_s / per_token
     few = 0.25  # a handful of rows decode at about a quarter of the speed of a full batch
     seconds["base_eval"] = 2.4 * measured.torch_s + val_tokens * per_token / 3 / measured.train_flops_s
@@ -158,8 +264,9 @@ def _fixed_seconds(config: Config, measured: Measured, chosen: scaling.ModelShap
     prompts = EVAL_PROMPTS * config.chat.max_tokens / (few * decode)
     seconds["chat_eval"] = 2 * measured.torch_s + len(pipeline.MODEL_STAGES) * (answers + prompts)
     seconds["midtrain"] = seconds["sft"] = MIX_S_PER_START * measured.light_s
-    readings = 1 + SHARES["pretrain"] * 60 * config.run.minutes / config.pretrain.eval_every
-    seconds["pretrain"] = readings * VAL_TOKENS * per_token / 3 / measured.train_flops_s
+    readings = 1 + pretrain_s / config.pretrain.eval_every
+    reading_tokens = EVAL_BATCHES * batch_rows(config, chosen) * chosen.seq_len
+    seconds["pretrain"] = readings * reading_tokens * per_token / 3 / measured.train_flops_s
     held_out = config.rl.eval_items * ANSWER_SHARE * config.rl.max_tokens / decode
     seconds["rl"] = (1 + (config.rl.steps or 40) / config.rl.eval_every) * held_out
     return seconds
