@@ -42,6 +42,15 @@ class Gpus:
         """
         return [self._read_one(handle) for handle in self._handles]
 
+    def processes(self) -> list[list[int]]:
+        """Per GPU the pids that compute on it, numbered as the driver sees them (inside a container: perhaps not ours)."""
+        found: list[list[int]] = []
+        for handle in self._handles:
+            found.append([])
+            with contextlib.suppress(self._nvml.NVMLError):
+                found[-1] = [process.pid for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+        return found
+
     def _read_one(self, handle: Any) -> dict[str, Any]:
         nvml = self._nvml
         readings = {

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from picollm.model.gpt import GPT
+from picollm.run.neighbours import Neighbours
 from picollm.run.scaling import flops_per_token
 from picollm.train.device import Ranks, peak_flops
 from picollm.train.loop import Report
 from picollm.train.step import ForwardBackward
+from picollm.train.watch import Watch
 
 
 class Context(Protocol):
@@ -40,6 +42,9 @@ class Meter:
         ranks: Ranks,
         run: ForwardBackward,
         extra: Callable[[int], dict[str, float]] | None,
+        *,
+        warmup: int = 0,
+        planned_tok_s: float = 0.0,
     ) -> None:
         self.ctx, self.steps, self.run, self.extra = ctx, steps, run, extra
         self.flops = flops_per_token(model.shape)
@@ -48,16 +53,23 @@ class Meter:
         self.loss, self.tokens, self.skipped = float("nan"), 0, 0
         self.speeds: list[float] = []
         self.earlier_tok_s = 0.0
+        self.neighbours: Neighbours | None = None
+        self.watch = Watch(ctx.name, model.shape.vocab_size, warmup, planned_tok_s)
+        if ranks.rank == 0:
+            self.watch.who = self._who
 
     def figures(self) -> dict[str, Any]:
         """What a checkpoint remembers, so that an attempt with little or nothing left to do has something to say."""
-        return {"loss": self.loss, "tokens": self.tokens, "tok_s": self.median_tok_s()}
+        found = {"loss": self.loss, "tokens": self.tokens, "tok_s": self.median_tok_s()}
+        return found | {"parent_loss": self.watch.parent_loss}
 
     def restore(self, figures: dict[str, Any]) -> None:
         loss = figures.get("loss")
         self.loss = float("nan") if loss is None else float(loss)
         self.tokens = int(figures.get("tokens") or 0)
         self.earlier_tok_s = float(figures.get("tok_s") or 0.0)
+        parent = figures.get("parent_loss")
+        self.watch.parent_loss = None if parent is None else float(parent)
 
     def mfu(self, tok_s: float) -> float:
         return tok_s * self.flops / self.peak
@@ -66,6 +78,7 @@ class Meter:
         return sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else self.earlier_tok_s
 
     def report(self, r: Report) -> None:
+        timed = not self.compiling
         if self.compiling:
             self.compiling = False
             if self.run.compiled:
@@ -87,3 +100,15 @@ class Meter:
             values |= self.extra(r.step)
         self.ctx.metrics(r.step, values)
         self.ctx.progress(r.step, self.steps)
+        if "loss" in values:
+            for notice in self.watch.step(
+                r.step, tokens=r.tokens, loss=r.loss, grad_norm=r.grad_norm, seconds=r.seconds, timed=timed
+            ):
+                (self.ctx.warning if notice.warning else self.ctx.message)(notice.text)
+
+    def _who(self) -> str:
+        """Who else is busy, counted since the first time it was asked."""
+        if self.neighbours is None:
+            self.neighbours = Neighbours()
+            return ""
+        return self.neighbours.busiest()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from picollm.model.gpt import GPT
-from picollm.run import pipeline, plan
+from picollm.run import memory, pipeline, plan
 from picollm.run.errors import UserError
 from picollm.run.folder import fingerprint
-from picollm.run.scaling import num_params
+from picollm.run.scaling import flops_per_token, num_params
 from picollm.run.stage import Outcome, StageContext
 from picollm.text.tokenizer import Tokenizer
 from picollm.train.batch import Batch
@@ -33,13 +33,21 @@ class Session:
     model: GPT
 
     def optimizer_settings(self, scale: float) -> OptimizerSettings:
-        """Pretraining's learning rates times `scale`, AdamW's tables also by width (see `scaling.width_lr_scale`)."""
-        knobs = self.ctx.config.pretrain
+        """Pretraining's learning rates times `scale`, AdamW's tables also by width (see `scaling.width_lr_scale`).
+
+        With `pretrain.scale_lr` all of them by batch, and Muon's decay by batch and horizon (`scaling.batch_lr_scale`,
+        `scaling.muon_weight_decay`).
+        """
+        knobs, batch = self.ctx.config.pretrain, None
         base = OptimizerSettings(matrix_lr=knobs.matrix_lr, matrix_weight_decay=knobs.weight_decay)
 
         def at(group: AdamGroup, lr: float) -> AdamGroup:
             return replace(group, lr=lr)
 
+        if knobs.scale_lr:
+            batch = knobs.rows * self.model.shape.seq_len
+            decay = muon_weight_decay(self.model.shape, batch, knobs.weight_decay)
+            base = replace(base, matrix_weight_decay=decay)
         base = replace(
             base,
             wte=at(base.wte, knobs.embedding_lr),
@@ -48,7 +56,20 @@ class Session:
             x0=at(base.x0, knobs.scalar_lr),
             resid=at(base.resid, knobs.scalar_lr / 100),
         )
-        return base.for_run(self.model.shape.dim).scaled(scale)
+        return base.for_run(self.model.shape.dim, batch).scaled(scale)
+
+    def split(self, batch: Batch, rows: int) -> Iterator[Batch]:
+        """This rank's share of a step of `rows` rows as micro-batches of `machine.device_rows` rows at most.
+
+        All ranks make equally many, of one shape; where `rows` does not divide, the last ones are filled up.
+        """
+        most = -(-rows // self.ranks.world)
+        at_once = min(self.ctx.config.machine.device_rows or most, most)
+        return batch.split(memory.even(most, at_once), -(-most // at_once))
+
+    def eval_rows(self, rows: int) -> int:
+        """Rows of one validation batch over all ranks: a step's, or as many as the devices compute at a time."""
+        return min(rows, (self.ctx.config.machine.device_rows or rows) * self.ranks.world)
 
     def train(
         self,
@@ -79,6 +100,7 @@ class Session:
                 compute=self.compute,
                 save_every=getattr(ctx.config, ctx.name).save_every,
                 fresh=ctx.fresh,
+                planned_tok_s=planned_tok_s(ctx, self.model),
             ),
             checkpoint_dir=folder,
             meta={"fingerprint": made_from, "tokenizer": self.tokenizer.hash, "run": ctx.run.name},
@@ -121,6 +143,14 @@ def open_session(ctx: StageContext, *, compiled: bool = True) -> Session:
     return Session(ctx, ranks, compute, tokenizer, model)
 
 
+def planned_tok_s(ctx: StageContext, model: GPT) -> float:
+    """Tokens per second that the plan's predictions rest on; 0 when unknown, and in RL, which mostly samples."""
+    found = ctx.run.plan()
+    if found is None or ctx.name == "rl":
+        return 0.0
+    return float(found.notes.get("train_flops_s", 0.0)) / plan.STEP_OVERHEAD / flops_per_token(model.shape)
+
+
 def start_ranks(ctx: StageContext) -> Ranks:
     """Device, threads, determinism and the other ranks, as `[machine]` asks."""
     machine = ctx.config.machine
@@ -128,11 +158,18 @@ def start_ranks(ctx: StageContext) -> Ranks:
 
 
 def compute_for(ctx: StageContext) -> Compute:
-    """Precision, attention and compile: as set, else as preflight found fastest."""
+    """How to compute: as set, else as preflight found fastest, else in the plainest way."""
     found = ctx.run.plan()
     choices = found.choices if found else {}
-    machine = ctx.config.machine
-    precision = machine.precision if machine.precision != "auto" else choices.get("precision", "fp32")
-    attention = machine.attention if machine.attention != "auto" else choices.get("attention", "explicit")
-    compiled = machine.compile if machine.compile != "auto" else choices.get("compile", "off")
-    return Compute(precision=precision, attention=attention, compile=compiled == "on")
+
+    def chosen(knob: str, plainest: str) -> str:
+        wish = getattr(ctx.config.machine, knob)
+        return wish if wish != "auto" else choices.get(knob, plainest)
+
+    return Compute(
+        precision=chosen("precision", "fp32"),
+        attention=chosen("attention", "explicit"),
+        compile=chosen("compile", "off") == "on",
+        fp8=chosen("fp8", "off") == "on",
+        checkpointing=chosen("checkpointing", "off") == "on",
+    )

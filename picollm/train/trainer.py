@@ -33,6 +33,7 @@ class TrainSettings:
         patience: steps in a row without a finite loss before giving up.
         fresh: remove this stage's own checkpoints and start over.
         reuse_moments: start from the parent's optimizer state too, not only its weights.
+        planned_tok_s: tokens per second the plan counts on, for a warning when it is far slower; 0: unknown.
     """
 
     schedule: Schedule
@@ -44,6 +45,7 @@ class TrainSettings:
     patience: int = 10
     fresh: bool = False
     reuse_moments: bool = False
+    planned_tok_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def train_stage(
     ctx.phase("load")
     first, figures = begin(ctx, model, optimizer, settings, checkpoint_dir, meta, ranks, init_from)
     run = ForwardBackward(model, settings.compute, ctx.warning)
-    meter = Meter(ctx, model, steps, ranks, run, extra_metrics)
+    expected = {"warmup": settings.schedule.warmup, "planned_tok_s": settings.planned_tok_s}
+    meter = Meter(ctx, model, steps, ranks, run, extra_metrics, **expected)
     meter.restore(figures)
     saver = _Saver(ctx, model, optimizer, checkpoint_dir, meta, settings.keep_last, ranks, first, meter.figures)
 
@@ -150,7 +153,7 @@ def begin(
 ) -> tuple[int, dict[str, Any]]:
     """Fill model and optimizer from where training should begin.
 
-    Returns the number of steps already made, and the figures saved with them.
+    Returns the number of steps already made, and the figures saved with them (at the start: the parent's loss).
     """
     # Rank 0 looks (and says what it passed over); the others take its word, or they might choose differently.
     if settings.fresh and ranks.rank == 0:
@@ -170,14 +173,17 @@ def begin(
         ctx.resumed(step, ctx.relative(own))
         ctx.message(f"resuming at step {step} from {own.name}")
         return step, theirs.get("figures") or {}
+    figures: dict[str, Any] = {}
     if init_from is not None:
         wrong = ranks.share(checkpoint.problem(init_from) if ranks.rank == 0 else None)
         if wrong:
             raise UserError(f"{ctx.name}: cannot start from {init_from}: {wrong}; run the stage before it again")
-        checkpoint.check_tokenizer(checkpoint.read_meta(init_from), meta["tokenizer"], init_from)
+        theirs = checkpoint.read_meta(init_from)
+        checkpoint.check_tokenizer(theirs, meta["tokenizer"], init_from)
         checkpoint.load(init_from, model, optimizer if settings.reuse_moments else None)
+        figures = {"parent_loss": (theirs.get("figures") or {}).get("loss")}
     ctx.resumed(0)  # what an earlier attempt reported and did not save, or was told to forget, is superseded
-    return 0, {}
+    return 0, figures
 
 
 class _Saver:
