@@ -68,7 +68,8 @@ class RunView:
 
     @property
     def active(self) -> StageStatus | None:
-        return next((status for status in self.stages if status.state in ACTIVE), None)
+        """What runs; of several, the one in front: what can be used already goes on behind it."""
+        return min((s for s in self.stages if s.state in ACTIVE), key=lambda s: s.usable, default=None)
 
     @property
     def stale(self) -> tuple[StageStatus, ...]:
@@ -148,7 +149,9 @@ def progress_word(status: StageStatus) -> str:
 
 def where_to_look(view: RunView) -> str:
     """The stage worth selecting first: what runs, else what broke, else what is next, else the last."""
-    for wanted in (ACTIVE, BROKEN, ("stale",), ("ready",), ("waiting",)):
+    if view.active is not None:
+        return view.active.name
+    for wanted in (BROKEN, ("stale",), ("ready",), ("waiting",)):
         for status in view.stages:
             if status.state in wanted:
                 return status.name
@@ -161,12 +164,11 @@ def headline(view: RunView) -> tuple[str, str]:
         return "reading …", "faint"
     if not view.exists:
         return "no such run yet", "faint"
-    for status in view.stages:
-        if status.state in ACTIVE:
-            text = f"{pipeline.stage(status.name).title} {progress_word(status)}"
-            if status.state == "running" and status.eta is not None:
-                text += f", {clock(status.eta)} left"
-            return text, LOOKS[status.state].tone
+    if (front := view.active) is not None:
+        text = f"{pipeline.stage(front.name).title} {progress_word(front)}"
+        if front.state == "running" and front.eta is not None:
+            text += f", {clock(front.eta)} left"
+        return text, LOOKS[front.state].tone
     for status in view.stages:
         if status.state in BROKEN:
             return f"{pipeline.stage(status.name).title} {LOOKS[status.state].word}", LOOKS[status.state].tone

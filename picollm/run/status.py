@@ -115,7 +115,7 @@ def _look(run: Run, name: str, now: float | None, config: settings.Config | None
         elif quiet > allowed:
             status.state, status.reason = "stalled", f"alive, but no sign for {quiet:.0f} s"
         else:
-            status.state = "running"
+            status.state, status.reason = "running", "can be used already" if status.usable else ""
     else:
         status.state, status.reason = "crashed", _cause(run, name, status.attempt)
     return status, reasons

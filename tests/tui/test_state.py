@@ -50,3 +50,11 @@ def test_headline_says_the_worst_first() -> None:
     assert "SFT crashed" in state.headline(view(sft="crashed"))[0]
     assert state.headline(view(**dict.fromkeys(pipeline.NAMES, "done")))[0] == "finished"
     assert state.headline(state.empty("x"))[0] == "no such run yet"
+
+
+def test_of_two_that_run_the_one_in_front_is_shown() -> None:
+    seen = view(dataset="running", pretrain="running")
+    behind = [StageStatus(name=s.name, state=s.state, usable=s.name == "dataset") for s in seen.stages]
+    seen = state.RunView(name="r", exists=True, stages=tuple(behind))
+    assert seen.active is not None and seen.active.name == state.where_to_look(seen) == "pretrain"
+    assert state.headline(seen)[0].startswith("Pretrain")
