@@ -43,7 +43,7 @@ class Gpus:
         return [self._read_one(handle) for handle in self._handles]
 
     def processes(self) -> list[list[int]]:
-        """Per GPU the pids that compute on it, numbered as the driver sees them (inside a container: perhaps not ours)."""
+        """Per GPU the pids that compute on it, in the driver's numbering (in a container: perhaps not ours)."""
         found: list[list[int]] = []
         for handle in self._handles:
             found.append([])

@@ -102,8 +102,8 @@ def train_stage(
     ctx.phase("load")
     first, figures = begin(ctx, model, optimizer, settings, checkpoint_dir, meta, ranks, init_from)
     run = ForwardBackward(model, settings.compute, ctx.warning)
-    expected = {"warmup": settings.schedule.warmup, "planned_tok_s": settings.planned_tok_s}
-    meter = Meter(ctx, model, steps, ranks, run, extra_metrics, **expected)
+    warmup, planned = settings.schedule.warmup, settings.planned_tok_s
+    meter = Meter(ctx, model, steps, ranks, run, extra_metrics, warmup=warmup, planned_tok_s=planned)
     meter.restore(figures)
     saver = _Saver(ctx, model, optimizer, checkpoint_dir, meta, settings.keep_last, ranks, first, meter.figures)
 

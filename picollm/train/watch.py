@@ -131,8 +131,8 @@ class Watch:
             if first <= SAME * self.parent_loss and median(self._opening[-10:]) > FALLEN * first:
                 yield from self._once(
                     "mixture",
-                    f"midtraining began at a loss of {first:.2f}, where pretraining ended ({self.parent_loss:.2f}), and "
-                    "has not fallen since: its rows look like the text before; check midtrain.mixture and the rows "
+                    f"midtraining began at a loss of {first:.2f}, where pretraining ended ({self.parent_loss:.2f}), "
+                    "and has not fallen since: its rows look like the text before; check midtrain.mixture and the rows "
                     "this stage said it mixed",
                 )
             if first <= SAME * self.parent_loss:
@@ -141,14 +141,13 @@ class Watch:
     def _guessing(self, step: int, loss: float) -> Iterator[Notice]:
         guess = math.log(self.vocab_size)
         recent = [*self._losses, loss][-SLOW_STEPS:]
-        if step >= self.warmup + FEWEST_STEPS and self._tokens >= FEWEST_TOKENS * self.vocab_size:
-            if len(recent) == SLOW_STEPS and median(recent) > NEAR_GUESSING * guess:
-                yield from self._once(
-                    "guessing",
-                    f"loss is {median(recent):.2f} at step {step}, near ln(vocabulary) = {guess:.2f}, which is guessing"
-                    ": look at the text (data.source) and at the round trips of tokenizer_eval, then at the "
-                    "learning rate",
-                )
+        late = step >= self.warmup + FEWEST_STEPS and self._tokens >= FEWEST_TOKENS * self.vocab_size
+        if late and len(recent) == SLOW_STEPS and median(recent) > NEAR_GUESSING * guess:
+            yield from self._once(
+                "guessing",
+                f"loss is {median(recent):.2f} at step {step}, near ln(vocabulary) = {guess:.2f}, which is guessing: "
+                "look at the text (data.source) and at the round trips of tokenizer_eval, then at the learning rate",
+            )
 
     def _spiking(self, step: int, loss: float) -> Iterator[Notice]:
         if self._spike is not None:
