@@ -21,10 +21,11 @@ def work(ctx: StageContext) -> Outcome:
     settings, model = ctx.config.base_eval, ctx.config.model
     ctx.phase("bits per byte")
     shards = ShardSet.open(ctx.output("tokenizer", "shards"))
+    at_once = (ctx.config.machine.device_rows or ctx.config.pretrain.rows) * ranks.world
     val = ValLoader(
         shards,
         model.seq_len,
-        ctx.config.pretrain.rows,
+        at_once,
         rank=ranks.rank,
         world=ranks.world,
         max_tokens=settings.val_tokens,

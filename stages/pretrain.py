@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from picollm.data.loader import StreamLoader, ValLoader
@@ -23,12 +25,13 @@ def work(ctx: StageContext) -> Outcome:
     shards = ShardSet.open(ctx.output("tokenizer", "shards"))
     place = {"rank": session.ranks.rank, "world": session.ranks.world}
     loader = StreamLoader(shards, length, settings.rows, ctx.config.run.seed, **place)
-    val = ValLoader(shards, length, settings.rows, max_tokens=EVAL_BATCHES * settings.rows * length, **place)
+    reading = EVAL_BATCHES * settings.rows * length
+    val = ValLoader(shards, length, session.eval_rows(settings.rows), max_tokens=reading, **place)
     token_bytes = torch.from_numpy(session.tokenizer.token_bytes())
 
-    def batches(step: int) -> list[Batch]:
+    def batches(step: int) -> Iterator[Batch]:
         inputs, targets = loader.batch(step)
-        return [Batch.from_numpy(inputs, targets, denom=settings.rows * length)]
+        return session.split(Batch.from_numpy(inputs, targets, denom=settings.rows * length), settings.rows)
 
     def read_validation(step: int) -> None:
         loss = text_loss(session.model, val, token_bytes)

@@ -36,7 +36,9 @@ def work(ctx: StageContext) -> Outcome:
     sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, top_k=settings.top_k)
     longest = max(len(render_prompt(example.prompt, session.tokenizer)) for example in examples) + settings.max_tokens
     row_length = min(ctx.config.model.seq_len, -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE)
-    at_once = max(1, ctx.config.pretrain.rows * ctx.config.model.seq_len // row_length)
+    device_rows = ctx.config.machine.device_rows or ctx.config.pretrain.rows
+    at_once = max(1, device_rows * ctx.config.model.seq_len // row_length)
+    parts = -(-(-(-settings.questions // ranks.world) * settings.samples) // at_once)
     stats: dict[str, float] = {}
     accuracy: dict[int, float] = {}
 
@@ -68,7 +70,7 @@ def work(ctx: StageContext) -> Outcome:
             details = {"reward": float(rewards.max()), "mean": float(rewards.mean())}
             ctx.sample(chosen[shown].question, made.texts[shown][int(rewards.argmax())], step + 1, "rl", details)
         denom = float(ranks.sum(torch.tensor(made.denom, device=ranks.device)).item())
-        yield from Batch.from_numpy(made.inputs, made.targets, made.weights, denom).split(at_once)
+        yield from Batch.from_numpy(made.inputs, made.targets, made.weights, denom).split(at_once, parts)
 
     def read_heldout(step: int) -> None:
         if step in accuracy:

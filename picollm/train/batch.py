@@ -25,12 +25,14 @@ class Batch:
         targets: (B, T) int64, the token that should follow each input.
         weights: (B, T) float32, or None for 1 everywhere.
         denom: counted tokens of the step; 0 is allowed when every weight is 0.
+        padding: rows at the end that only fill the shape; their weights are 0.
     """
 
     inputs: Tensor
     targets: Tensor
     weights: Tensor | None
     denom: float
+    padding: int = 0
 
     @classmethod
     def from_numpy(
@@ -53,21 +55,33 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Positions computed, counted in the loss or not."""
-        return self.inputs.numel()
+        """Positions of real rows, counted in the loss or not."""
+        return self.inputs.numel() - self.padding * self.inputs.shape[1]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`, with explicit weights: one graph then serves every stage."""
         weights = torch.ones(self.targets.shape) if self.weights is None else self.weights
         if device.type == "cpu":
-            return Batch(self.inputs, self.targets, weights, self.denom)
+            return Batch(self.inputs, self.targets, weights, self.denom, self.padding)
         parts = [t.pin_memory() if device.type == "cuda" else t for t in (self.inputs, self.targets, weights)]
         inputs, targets, weights = (t.to(device, non_blocking=True) for t in parts)
-        return Batch(inputs, targets, weights, self.denom)
+        return Batch(inputs, targets, weights, self.denom, self.padding)
 
-    def split(self, rows: int) -> Iterator[Batch]:
-        """Micro-batches of at most `rows` rows; `denom` stays that of the whole step."""
-        for i in range(0, self.inputs.shape[0], rows):
-            part = slice(i, i + rows)
-            weights = None if self.weights is None else self.weights[part]
-            yield Batch(self.inputs[part], self.targets[part], weights, self.denom)
+    def split(self, rows: int, parts: int = 0) -> Iterator[Batch]:
+        """Micro-batches of `rows` rows each, one shape for one graph; `denom` stays that of the whole step.
+
+        `parts`: exactly so many (every rank of a step must make as many), by default as few as hold all rows. What is
+        missing is filled up with rows of weight 0.
+        """
+        have, T = self.inputs.shape
+        for part in range(parts or max(1, -(-have // rows))):
+            mine = slice(part * rows, (part + 1) * rows)
+            inputs, targets = self.inputs[mine], self.targets[mine]
+            weights = None if self.weights is None else self.weights[mine]
+            missing = rows - len(inputs)
+            if missing:
+                fill = torch.zeros((missing, T), dtype=torch.int64)
+                weights = torch.ones(targets.shape) if weights is None else weights
+                inputs, targets = torch.cat([inputs, fill]), torch.cat([targets, fill])
+                weights = torch.cat([weights, fill.float()])
+            yield Batch(inputs, targets, weights, self.denom, missing)

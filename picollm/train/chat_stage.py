@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from picollm.data.chat_loader import ChatLoader
@@ -52,9 +53,9 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
     shares = ", ".join(f"{name} {rows:,}" for name, rows in mixed.rows.items())
     ctx.message(f"{len(mixed.conversations):,} conversations in {loader.rows_per_epoch:,} rows: {shares}")
 
-    def batches(step: int) -> list[Batch]:
+    def batches(step: int) -> Iterator[Batch]:
         inputs, targets, weights, denom = loader.batch(step)
-        return [Batch.from_numpy(inputs, targets, weights, denom)]
+        return session.split(Batch.from_numpy(inputs, targets, weights, denom), settings.rows)
 
     return session.train(
         batches,

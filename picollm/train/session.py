@@ -10,7 +10,7 @@ from picollm.model.gpt import GPT
 from picollm.run import memory, pipeline, plan
 from picollm.run.errors import UserError
 from picollm.run.folder import fingerprint
-from picollm.run.scaling import flops_per_token, num_params
+from picollm.run.scaling import flops_per_token, muon_weight_decay, num_params
 from picollm.run.stage import Outcome, StageContext
 from picollm.text.tokenizer import Tokenizer
 from picollm.train.batch import Batch
@@ -134,7 +134,9 @@ def open_session(ctx: StageContext, *, compiled: bool = True) -> Session:
     shape = plan.shape(ctx.config, tokenizer.vocab_size)
     rows = getattr(getattr(ctx.config, ctx.name), "rows", ranks.world)
     if rows < ranks.world:
-        raise UserError(f"{ctx.name}.rows is {rows}: fewer than {ranks.world} ranks; raise it or lower launch.nproc")
+        raise UserError(
+            f"{ctx.name}.rows is {rows}: fewer than the {ranks.world} ranks; raise it or lower launch.nproc"
+        )
     model = GPT(shape)
     model.init_weights(ctx.config.run.seed)
     compute = compute_for(ctx)
