@@ -8,15 +8,21 @@ Every backend computes the same function; they differ only in speed:
 - `explicit`: two batched matrix products around a softmax. The fastest at the short rows a CPU trains on, because a
   compiler fuses the mask into the softmax; its memory grows with T*S.
 - `sdpa`: `torch.nn.functional.scaled_dot_product_attention`, which never stores the T*S scores on a GPU.
+- those of `attention_kernels`, for whole rows on a GPU. What they do not cover, a cache or documents kept apart,
+  `sdpa` does. Which of them work, and which is fastest, `attention_proof` finds by running them.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ("auto", "explicit", "sdpa")
+from picollm.model.attention_kernels import KERNELS, attend, covers
+
+BACKENDS = ("auto", "explicit", "sdpa", *KERNELS)
 EXPLICIT_MAX_LENGTH = 512  # above this the T*S scores cost more than the fused kernel's overhead, even on a CPU
 
 
@@ -75,6 +81,7 @@ def attention(
     segments: Tensor | None = None,
     mask: Tensor | None = None,
     backend: str = "auto",
+    blocks: Any = None,
 ) -> Tensor:
     """Softmax attention of Vaswani et al. 2017 with scale 1/sqrt(D), causal, optionally within a sliding window.
 
@@ -85,6 +92,7 @@ def attention(
         segments: (B, T) document numbers that attention must not cross.
         mask: precomputed `visible(...)` of the same arguments, so that layers can share one.
         backend: one of `BACKENDS`.
+        blocks: `attention_kernels.block_mask` of the same window, which only `flex` reads.
 
     Returns:
         (B, H, T, D) in the dtype of q.
@@ -101,14 +109,16 @@ def attention(
         # One query at a common position: slicing the keys says what a mask would say, for nothing.
         low = 0 if window is None else max(0, start + 1 - window)
         k_BGSD, v_BGSD = k_BGSD[:, :, low : start + 1], v_BGSD[:, :, low : start + 1]
+    elif opening and covers(backend, q_BHTD, blocks):
+        return attend(backend, q_BHTD, k_BGSD, v_BGSD, window, blocks)
     elif backend == "sdpa" and opening and window is None:
         return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, is_causal=True, enable_gqa=G != H)
-    elif backend == "sdpa" and opening and window is not None and T % window == 0:
+    elif backend == "sdpa" and opening and window is not None:
         return _blocks_of_window(q_BHTD, k_BGSD, v_BGSD, window)
     elif mask is None:
         mask = visible(T, S, window=window, start=start, segments=segments, device=q_BHTD.device)
 
-    if backend == "sdpa":
+    if backend != "explicit":
         return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, enable_gqa=G != H)
 
     if G != H:
@@ -128,8 +138,12 @@ def attention(
 def _blocks_of_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Sliding window without a T*T mask: queries in blocks of one window see their own block and the one before.
 
-    Work grows with T * 2 * window instead of T * T, and the only mask is (window, 2 * window).
+    Work grows with T * 2 * window instead of T * T, and the only mask is (window, 2 * window). Rows are filled up to
+    whole blocks at their end, where no real query sees the filling.
     """
+    length = q.shape[2]
+    if fill := -length % window:
+        q, k, v = (F.pad(x, (0, 0, 0, fill)) for x in (q, k, v))
     B, H, T, D = q.shape
     G, blocks = k.shape[1], T // window
 
@@ -146,4 +160,4 @@ def _blocks_of_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     out = F.scaled_dot_product_attention(
         queries, pairs(k), pairs(v), attn_mask=mask & ~(first & padding), enable_gqa=G != H
     )
-    return out.view(B, blocks, H, window, D).transpose(1, 2).reshape(B, H, T, D)
+    return out.view(B, blocks, H, window, D).transpose(1, 2).reshape(B, H, T, D)[:, :, :length]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from picollm.model.attention import attention, visible
+from picollm.model.attention_kernels import block_mask
+from picollm.model.cache import KVCache
 from picollm.run.scaling import ModelShape
 
 QK_SCALE = 1.2  # sharpens attention after q and k are normalised
@@ -45,85 +48,6 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
-
-
-class KVCache:
-    """Keys and values of every layer, in tensors that never move or grow.
-
-    Rows are left-aligned: row b holds `pos[b]` tokens at slots 0..pos[b]-1. Slots beyond may hold anything (the
-    padding of a longer neighbour's prompt); they are masked, and overwritten as the row grows.
-
-    Attributes:
-        k, v: (layers, B, G, Tmax, C).
-        pos: int64 (B,), tokens held by each row.
-        bound: the largest `pos`, kept on the host so that no step has to ask the device.
-        uniform: all rows hold `bound` tokens; lets a step slice instead of mask.
-        previous: (B, 1, D) normed embedding of each row's last token, for the smear; None while empty.
-    """
-
-    def __init__(
-        self,
-        shape: ModelShape,
-        rows: int,
-        length: int,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        size = (shape.depth, rows, shape.kv_heads, length, shape.head_dim)
-        self.k = torch.zeros(size, device=device, dtype=dtype)
-        self.v = torch.zeros(size, device=device, dtype=dtype)
-        self.pos = torch.zeros(rows, device=device, dtype=torch.int64)
-        self.rows = torch.arange(rows, device=device)
-        self.length = length
-        self.bound = 0
-        self.uniform = True
-        self.previous: Tensor | None = None
-        self.real: Tensor | None = None  # (B,) real tokens of each row in the step under way
-
-    def expect(self, lengths: list[int]) -> None:
-        """Announce that the next step brings padded prompts of these real lengths into an empty cache."""
-        assert self.bound == 0, "padded prompts can only open a cache"
-        self.real = torch.tensor(lengths, dtype=torch.int64, device=self.pos.device)
-        self._lengths = lengths
-
-    def write(self, layer: int, k_BGTC: Tensor, v_BGTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new positions of one layer and return views of all slots in use, (B, G, S, C)."""
-        T = k_BGTC.shape[2]
-        end = self.bound + T
-        k, v = self.k[layer], self.v[layer]
-        if self.uniform:
-            k[:, :, self.bound : end] = k_BGTC
-            v[:, :, self.bound : end] = v_BGTC
-        elif T == 1:
-            k[self.rows, :, self.pos] = k_BGTC[:, :, 0]
-            v[self.rows, :, self.pos] = v_BGTC[:, :, 0]
-        else:
-            slots = (self.pos[:, None] + torch.arange(T, device=k.device)).clamp_(max=self.length - 1)
-            k[self.rows[:, None], :, slots] = k_BGTC.transpose(1, 2)
-            v[self.rows[:, None], :, slots] = v_BGTC.transpose(1, 2)
-        return k[:, :, :end], v[:, :, :end]
-
-    def advance(self, steps: int) -> None:
-        """All rows grew by `steps` positions, or by their announced real lengths."""
-        if self.real is not None:
-            self.pos = self.real
-            self.bound = max(self._lengths)
-            self.uniform = min(self._lengths) == self.bound
-            self.real = None
-            return
-        self.pos += steps
-        self.bound += steps
-
-    def keep(self, rows: Tensor) -> None:
-        """Become the cache of these rows (int64 indices): fewer when some have finished, repeated to branch."""
-        self.k, self.v = self.k[:, rows], self.v[:, rows]
-        self.pos = self.pos[rows]
-        self.rows = torch.arange(self.pos.numel(), device=self.pos.device)
-        lengths = self.pos.tolist()
-        self.bound, self.uniform = max(lengths), min(lengths) == max(lengths)
-        if self.previous is not None:
-            self.previous = self.previous[rows]
 
 
 class Attention(nn.Module):
@@ -151,6 +75,7 @@ class Attention(nn.Module):
         mask: Tensor | None,
         segments: Tensor | None,
         backend: str,
+        blocks: Any,
         cache: KVCache | None,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
@@ -171,7 +96,9 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.write(self.layer, k, v)
             start = cache.bound if cache.uniform else cache.pos
-        out = attention(q, k, v, window=window, start=start, segments=segments, mask=mask, backend=backend)
+        out = attention(
+            q, k, v, window=window, start=start, segments=segments, mask=mask, backend=backend, blocks=blocks
+        )
         return self.proj(out.transpose(1, 2).reshape(B, T, H * C))
 
 
@@ -338,6 +265,9 @@ class GPT(nn.Module):
         if shape.smear:
             x = self._smear(x, cache, segments_BT)
         masks = self._masks(T, start, cache, segments_BT, ids_BT.device)
+        blocks = {}
+        if backend == "flex" and cache is None and segments_BT is None and shape.seq_len == T:
+            blocks = {w: block_mask(T, w, ids_BT.device) for w in set(self.windows)}
         x0, middle = x, None
         for i, block in enumerate(self._blocks()):
             x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
@@ -346,11 +276,12 @@ class GPT(nn.Module):
                 table = self.value_embeds[str(i)].weight
                 value_embed = F.embedding(ids_BT, table).to(x.dtype)  # type: ignore[arg-type]
             window = self.windows[i]
-            how = {
+            how: dict[str, Any] = {
                 "window": window,
                 "mask": masks.get(window),
                 "segments": segments_BT,
                 "backend": backend,
+                "blocks": blocks.get(window),
                 "cache": cache,
             }
             if self.checkpointing and cache is None and torch.is_grad_enabled():
