@@ -87,6 +87,7 @@ class LoopbackHub:
         self.requests: list[Request] = []
         self.faults: dict[str, list[Fault]] = {}
         self.delay = 0.0
+        self.over = threading.Event()
         self._lock = threading.Lock()
         hub = self
 
@@ -103,6 +104,7 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.over.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -270,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        time.sleep(self.hub.delay + (fault.seconds if fault else 0.0))
+        self.hub.over.wait(self.hub.delay + (fault.seconds if fault else 0.0))
         if fault is not None and fault.kind == "cut":
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
