@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -56,7 +57,8 @@ def stage_command(run: Run, name: str, attempt: int, nproc: int, fresh: bool) ->
     """The argv of the stage itself."""
     tail = ["-m", f"stages.{name}", "--run", str(run.dir), "--attempt", str(attempt)] + (["--fresh"] if fresh else [])
     if nproc > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", "--max-restarts=0"]
+        torchrun = ["-m", "picollm.train.torchrun", str(run.dir), name, str(attempt), platform.node(), "0", "--"]
+        torchrun += ["--standalone", f"--nproc-per-node={nproc}", "--max-restarts=0"]
         # Without the "--" torchrun takes our --run for an abbreviation of its own --run-path, and refuses.
         return [sys.executable, *torchrun, "-m", "--", *tail[1:]]
     return [sys.executable, *tail]

@@ -6,7 +6,7 @@
 
 `main` turns however `work` ends into one terminal event and an exit code: 0 done or stopped as asked, 2 the person's
 mistake (`UserError`), 1 ours (the traceback is in the console log). Under torchrun every rank runs `work`; rank 0 alone
-writes events.
+writes events, and a rank that fails leaves its word (`failure`), of which torchrun's process makes the terminal event.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 
 from picollm.run import events as ev
-from picollm.run import lease, pipeline
+from picollm.run import failure, lease, pipeline
 from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run, fingerprint, write_atomic
 
-OTHER_RANKS_WAIT_S = 1.0
 WATCH_EVERY = 256
 
 
@@ -217,26 +216,28 @@ def _attend(name: str, work: Callable[[StageContext], Outcome], folder: Path, at
         return _fail(ctx or run, name, attempt, f"{name}: out of memory; make rows, depth or seq_len smaller", 1)
     except Exception as error:
         traceback.print_exc()
-        return _fail(ctx or run, name, attempt, f"{type(error).__name__}: {error}".splitlines()[0][:400], 1)
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:400]
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
+            text = "CUDA out of memory; make machine.device_rows smaller, or set machine.checkpointing = on"
+        return _fail(ctx or run, name, attempt, text, 1, echo=failure.is_echo(error))
     finally:
         if ctx:
             ctx.close()
 
 
-def _fail(where: StageContext | Run, name: str, attempt: int, text: str, code: int) -> int:
-    """Say how it failed, also when it failed before there was a context, and also from a rank other than 0.
-
-    The first word counts: a rank that fails takes the others with it, and their lost connections explain nothing.
-    """
+def _fail(where: StageContext | Run, name: str, attempt: int, text: str, code: int, echo: bool = False) -> int:
+    """Say how it failed, also when it failed before there was a context. One of several ranks only leaves its word."""
     print(f"error: {text}", file=sys.stderr, flush=True)
     run = where.run if isinstance(where, StageContext) else where
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        failure.leave(run, name, attempt, failure.Word(rank=rank, world=world, error=text, code=code, echo=echo))
+        return code
     event = ev.Failed(error=text, hint="" if code == 2 else f"see {run.console_file(name, attempt).name}", code=code)
-    if os.environ.get("RANK", "0") != "0":
-        time.sleep(OTHER_RANKS_WAIT_S)  # when rank 0 failed of the same thing, its word is enough
     file = run.events_file(name, attempt)
     if any(isinstance(said, ev.TERMINAL) for said in ev.tail_events(file)):
         return code
-    if isinstance(where, StageContext) and where.rank == 0:
+    if isinstance(where, StageContext):
         where.emit(event)
         return code
     with contextlib.suppress(OSError):

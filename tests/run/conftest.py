@@ -3,6 +3,7 @@
 A package called `stages` is written into a temporary folder and put first on the children's PYTHONPATH. What a stage
 does is read from `<run>/fake.json`: {"pretrain": {"steps": 50, "sleep": 0.05}, "sft": {"error": "no luck"}}. One with
 "ready": n can be used from step n on; one with "rest": stage waits for the rest of that stage's work.
+"ranks": {"1": …} adds to what rank 1 does.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from picollm.run.stage import Outcome, main
 def work(ctx):
     file = ctx.run.dir / "fake.json"
     do = json.loads(file.read_text()).get(ctx.name, {}) if file.exists() else {}
+    do |= do.get("ranks", {}).get(str(ctx.rank), {})
     print("console line of", ctx.name, flush=True)
     if "error" in do:
         raise UserError(do["error"])
@@ -63,6 +65,8 @@ def work(ctx):
         raise UserError(last["error"])
     if "bug" in last:
         raise RuntimeError(last["bug"])
+    if "kill" in last:
+        os.kill(os.getpid(), last["kill"])
     if ctx.name == "preflight":
         (ctx.run.dir / "plan.json").write_text(json.dumps(
             {"values": {"model.depth": 4, "pretrain.steps": 50}, "seconds": {"pretrain": 12.5},

@@ -1,0 +1,93 @@
+"""Of several ranks that fail, the one that explains it has the word."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from picollm.run import events as ev
+from picollm.run import failure, launch
+from picollm.run.failure import Word
+from picollm.run.folder import Run
+from tests.run.conftest import script
+
+CLOSED = "RuntimeError: [../gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4242"
+TIMED_OUT = "RuntimeError: [../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 6000ms for recv operation"
+
+
+def word(rank: int, error: str, when: float = 0.0, **more: Any) -> Word:
+    return Word(rank=rank, world=3, host=f"node{rank}", error=error, time=when, **more)
+
+
+def said(*words: Word, timeout: float = 10.0) -> str:
+    return failure.verdict(list(words), ["node0", "node1", "node2"], timeout).error
+
+
+def test_the_earliest_cause_counts_and_never_an_echo() -> None:
+    assert said(word(0, CLOSED, 1.0, echo=True), word(2, "CUDA out of memory", 2.0), word(1, "later", 3.0)) == (
+        "rank 2 of 3 on node2: CUDA out of memory"
+    )
+
+
+def test_what_every_rank_says_needs_no_rank() -> None:
+    failed = failure.verdict([word(rank, "rows is 1", code=2) for rank in range(3)], ["a", "b", "c"], 10.0)
+    assert (failed.error, failed.code) == ("rows is 1", 2)
+
+
+def test_when_all_only_lost_each_other_the_silent_ones_are_named() -> None:
+    text = said(word(0, TIMED_OUT, echo=True), word(1, CLOSED, echo=True), timeout=0.1)
+    assert text.startswith("rank 0 of 3 on node0 had no answer from the others for 6 s (launch.timeout), and rank 2 on")
+    assert "node2 left no word" in text
+    assert said(word(1, CLOSED, echo=True)).startswith("rank 1 of 3 on node1 lost its connection to the others, and")
+    assert said() == "none of the 3 ranks left a word"
+
+
+def test_what_torch_says_of_lost_ranks_is_an_echo() -> None:
+    assert failure.is_echo(RuntimeError(CLOSED)) and failure.is_echo(RuntimeError("NCCL communicator was aborted"))
+    assert failure.is_echo(type("DistBackendError", (RuntimeError,), {})("x"))
+    assert not failure.is_echo(RuntimeError("shape mismatch")) and not failure.is_echo(ValueError("nccl"))
+
+
+def test_only_the_first_word_of_a_rank_counts_and_a_broken_one_is_passed_over(run: Run) -> None:
+    run.stage_dir("pretrain").mkdir(parents=True)
+    failure.leave(run, "pretrain", 1, word(1, "the cause"))
+    failure.leave(run, "pretrain", 1, word(1, "killed by SIGTERM"))
+    (run.stage_dir("pretrain") / "attempt-001.rank-2.json").write_text("{")
+    assert [found.error for found in failure.words(run, "pretrain", 1)] == ["the cause"]
+    assert failure.words(run, "pretrain", 2) == []
+
+
+def failed_under_torchrun(run: Run, **ranks: Any) -> ev.Failed:
+    pytest.importorskip("torch")
+    run.set(["launch.nproc=2"])
+    script(run, pretrain={"ranks": ranks})
+    code = launch.start_launcher(run, "pretrain").wait(90)
+    events = list(ev.read_events(run.events_file("pretrain", 1)))
+    found = [event for event in events if isinstance(event, ev.TERMINAL)][-1]
+    assert run.status("pretrain").state == "failed"
+    assert isinstance(found, ev.Failed) and code == found.code
+    return found
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_is_named_once(run: Run) -> None:
+    """torchrun asks rank 0 to end, too, and it stops as if a person had asked: that is not how it ended."""
+    found = failed_under_torchrun(run, **{"0": {"steps": 1000, "sleep": 0.05}, "1": {"last": {"bug": "boom"}}})
+    assert found.error.startswith("rank 1 of 2 on ") and found.error.endswith(": RuntimeError: boom")
+    assert "RuntimeError: boom" in Path(run.console_file("pretrain", 1)).read_text()
+
+
+@pytest.mark.slow
+def test_a_rank_killed_by_the_system_is_named(run: Run) -> None:
+    other = {"steps": 1000, "sleep": 0.05}
+    found = failed_under_torchrun(run, **{"0": other, "1": {"last": {"kill": int(signal.SIGKILL)}}})
+    assert "rank 1 of 2 on " in found.error and "killed by SIGKILL" in found.error
+
+
+@pytest.mark.slow
+def test_a_mistake_that_all_ranks_see_is_one_line(run: Run) -> None:
+    found = failed_under_torchrun(run, **{"0": {"error": "rows is 1"}, "1": {"error": "rows is 1"}})
+    assert (found.error.rpartition("rank")[0], found.code) in (("", 2), ("rank", 2)) and "rows is 1" in found.error
