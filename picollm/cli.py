@@ -18,7 +18,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from picollm import cli_follow, cli_show, cli_talk
+from picollm import cli_follow, cli_plan, cli_show, cli_talk
 from picollm.run import conductor, launch, pipeline, serving
 from picollm.run import config as settings
 from picollm.run.errors import UserError
@@ -114,8 +114,15 @@ def plan(
     config: File = None,
     set: Sets = None,
     nproc: Annotated[int | None, typer.Option("--nproc")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help=f"for such GPUs instead: {cli_plan.names()}")] = None,
+    count: Annotated[int, typer.Option("--count", help="how many of them")] = 1,
+    price: Annotated[float | None, typer.Option("--price", min=0, help="dollars per GPU and hour")] = None,
 ) -> int:
-    """What preflight derived, why, and how long each stage will take; measured first when that was not done yet."""
+    """What a run takes and how long, measured here first when that was not done yet; --gpu: elsewhere, by a table."""
+    if gpu is not None:
+        wishes = Run.open(run).wishes() if run else settings.load(profile, config, sets_of(set, nproc))
+        print(cli_plan.assumed_text(wishes, gpu, count, price))
+        return 0
     if run is None and not (profile or config or set) and Run.all():
         found = Run.all()[0]
     else:
@@ -126,7 +133,7 @@ def plan(
         resolved = found.plan()
     if resolved is None:
         raise UserError(f"{found.name}: preflight left no plan.json; picollm run --run {found.name} --only preflight")
-    print(cli_show.plan_text(found, resolved))
+    print(cli_plan.measured_text(found, resolved, price))
     return 0
 
 

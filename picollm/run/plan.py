@@ -40,7 +40,9 @@ LOAD_SHARE = 1.8
 WARM_SHARE = 2.3
 """Tracing a graph that the compile cache holds, likewise."""
 STEP_OVERHEAD = 1.32
-"""A step in the loop (batches, events, the app drawing beside it) against one measured alone."""
+"""A step in the loop (batches, events, the app drawing beside it) against one measured alone, on a CPU."""
+GPU_OVERHEAD = 1.05
+"""The same where the CPU has only this to do (assumed)."""
 EVAL_BATCHES = 4
 """One validation reading during pretraining, in steps' worth of rows (see stages/pretrain)."""
 ANSWER_SHARE = 0.75
@@ -64,7 +66,8 @@ class Measured(msgspec.Struct, kw_only=True):
     compiled: training code comes from the compile cache.
     train_flops_s, decode_flops_s: model FLOP/s (`scaling.flops_per_token` × tokens/s) of whole optimizer steps, and of
     sampling in batches. text_bytes: size of the text. spent_s: seconds already gone. world: ranks.
-    memory_bytes: free for each rank (0: not known, and then all its rows are planned at once).
+    memory_bytes: free for each rank (0: not known, and then all its rows are planned at once). step_overhead: a step
+    in the loop against one measured alone.
     """
 
     light_s: float
@@ -76,6 +79,7 @@ class Measured(msgspec.Struct, kw_only=True):
     spent_s: float = 0.0
     world: int = 1
     memory_bytes: int = 0
+    step_overhead: float = STEP_OVERHEAD
 
 
 def shape(config: Config, vocab_size: int | None = None) -> scaling.ModelShape:
@@ -225,14 +229,14 @@ def _step_seconds(config: Config, measured: Measured, chosen: scaling.ModelShape
     per_token = scaling.flops_per_token(chosen)
     rows = {"pretrain": batch_rows(config, chosen), "midtrain": config.midtrain.rows, "sft": config.sft.rows}
     step = {
-        name: STEP_OVERHEAD * count * config.model.seq_len * per_token / measured.train_flops_s
+        name: measured.step_overhead * count * config.model.seq_len * per_token / measured.train_flops_s
         for name, count in rows.items()
     }
     rl = config.rl
     answers = rl.questions * rl.samples
     sampled = answers * ANSWER_SHARE * rl.max_tokens * per_token / measured.decode_flops_s
     row = min(config.model.seq_len, 128)
-    step["rl"] = STEP_OVERHEAD * (sampled + answers * row * per_token / measured.train_flops_s)
+    step["rl"] = measured.step_overhead * (sampled + answers * row * per_token / measured.train_flops_s)
     return step
 
 

@@ -150,13 +150,14 @@ def planned_tok_s(ctx: StageContext, model: GPT) -> float:
     found = ctx.run.plan()
     if found is None or ctx.name == "rl":
         return 0.0
-    return float(found.notes.get("train_flops_s", 0.0)) / plan.STEP_OVERHEAD / flops_per_token(model.shape)
+    overhead = float(found.notes.get("step_overhead", plan.STEP_OVERHEAD))
+    return float(found.notes.get("train_flops_s", 0.0)) / overhead / flops_per_token(model.shape)
 
 
 def start_ranks(ctx: StageContext) -> Ranks:
-    """Device, threads, determinism and the other ranks, as `[machine]` asks."""
-    machine = ctx.config.machine
-    return start(machine.device, threads=machine.threads, deterministic=machine.deterministic)
+    """Device, threads, determinism and the other ranks, as `[machine]` and `[launch]` ask."""
+    machine, timeout = ctx.config.machine, ctx.config.launch.timeout
+    return start(machine.device, threads=machine.threads, deterministic=machine.deterministic, timeout=timeout)
 
 
 def compute_for(ctx: StageContext) -> Compute:
