@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,17 +24,25 @@ class UnknownModel(UserError):
     """No model of that name is served."""
 
 
+class Unavailable(UserError):
+    """The request is sound, and the server cannot answer it: the model does not load, or the server shuts down."""
+
+
 class ModelHub:
     """Named models, loaded when first asked for.
+
+    `keep`: most models loaded at once, the least recently used goes first (answers under way end undisturbed); None
+    keeps all.
 
     hub = ModelHub()
     hub.add("sft", lambda: load_model(checkpoint, tokenizer), step=400)
     hub.names -> ["sft"]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: int | None = None) -> None:
         self.worker = Worker()
-        self.created = int(time.time())
+        self.keep = keep
+        self.loads: Counter[str] = Counter()  # by name, how often a model was loaded
         self._loaders: dict[str, Callable[[], Engine]] = {}
         self._engines: dict[str, Engine] = {}
         self._info: dict[str, dict[str, Any]] = {}
@@ -49,7 +57,7 @@ class ModelHub:
                 self._loaders[name] = lambda: model
             else:
                 self._loaders[name] = model
-            self._info[name] = info
+            self._info[name] = {"created": int(time.time()), **info}
 
     @property
     def names(self) -> list[str]:
@@ -67,11 +75,19 @@ class ModelHub:
         return name
 
     def engine(self, name: str) -> Engine:
-        """The engine, loaded now if need be. May take seconds: call it from the worker."""
+        """The engine, loaded now if need be. May take seconds: call it from the worker. Raises `Unavailable`."""
         with self._lock:
-            if name not in self._engines:
-                self._engines[name] = self._loaders[name]()
-            return self._engines[name]
+            engine = self._engines.pop(name, None)
+            if engine is None:
+                while self.keep is not None and self._engines and len(self._engines) >= self.keep:
+                    del self._engines[next(iter(self._engines))]
+                try:
+                    engine = self._loaders[name]()
+                except UserError as error:
+                    raise Unavailable(f"the model {name!r} cannot be loaded: {error}") from None
+                self.loads[name] += 1
+            self._engines[name] = engine  # the last one is the most recently used
+            return engine
 
     def unload(self) -> None:
         """Forget loaded engines; the next request loads again."""
@@ -153,7 +169,7 @@ class Worker:
     def _start(self, tasks: list[_Task]) -> None:
         with self._changed:
             if self._closed:
-                raise UserError("the inference process is shutting down; ask again later")
+                raise Unavailable("the inference process is shutting down; ask again later")
             self._tasks.extend(tasks)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
@@ -183,6 +199,6 @@ class Worker:
             self._closed = True
             for task in self._tasks:
                 task.cancel.set()
-                task.deliver(UserError("the inference process is shutting down; ask again later"))
+                task.deliver(Unavailable("the inference process is shutting down; ask again later"))
             self._tasks.clear()
             self._changed.notify()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -35,7 +36,8 @@ def serve(
 
     Args:
         uds: path of a Unix socket to make, in a folder of mode 0700 (made if missing); the socket gets mode 0600.
-        host, port: TCP address; port 0 takes a free one. Needs an app with a token.
+        host, port: TCP address; port 0 takes a free one. Needs an app with a token; on loopback, one that at least
+            checks the `Host` header.
         should_stop: asked five times a second; True ends the server. Without it SIGINT and SIGTERM do.
         on_ready: called once with the addresses, as paths and http:// addresses, when requests are accepted.
 
@@ -44,7 +46,7 @@ def serve(
     """
     if uds is None and host is None:
         raise UserError("serve: nowhere to listen; give a Unix socket or a host")
-    if host is not None and getattr(app.state, "token", None) is None:
+    if host is not None and app.state.token is None and not (app.state.guarded and is_loopback(host)):
         raise UserError(f"serve: refusing to listen on {host} without a token")
     listeners: list[tuple[ASGIApp, socket.socket]] = []
     try:
@@ -58,6 +60,18 @@ def serve(
             sock.close()
         if uds is not None and listeners:
             uds.unlink(missing_ok=True)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there. Raises UserError for a name that leads nowhere."""
+    return all(ipaddress.ip_address(address[0].partition("%")[0]).is_loopback for *_, address in _resolve(host, 0))
+
+
+def _resolve(host: str, port: int) -> Sequence[tuple[socket.AddressFamily, int, int, str, tuple]]:
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot listen on {host!r}: {error}; give an address of this machine") from None
 
 
 def _trusting(app: ASGIApp) -> ASGIApp:
@@ -159,8 +173,8 @@ def _alive(path: Path) -> bool:
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = _resolve(host, port)[0]
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)  # type: ignore[arg-type]
     except OSError as error:
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from None

@@ -32,6 +32,10 @@ class Message(TypedDict):
 Rendered = tuple[list[int], list[int]]
 
 
+class TooLong(UserError):
+    """The last message alone is more than the model reads."""
+
+
 def render(messages: Sequence[Message], tok: Tokenizer, max_tokens: int | None = None) -> Rendered:
     """(ids, mask) of a training conversation, both of the same length; mask 1 = learn to predict this id.
 
@@ -61,23 +65,29 @@ def render_prompt(messages: Sequence[Message], tok: Tokenizer, max_tokens: int |
     """Ids up to and including <|assistant_start|>: exactly the prefix `render` would give the coming answer.
 
     With `max_tokens`, the oldest exchanges are left out until the rest fits; the system message stays. UserError
-    when the last turn is not the user's, or when it alone does not fit.
+    when the last turn is not the user's, or when it alone does not fit (`TooLong`).
     """
     turns = _turns(messages)
     if turns[-1]["role"] != "user":
         raise UserError("the conversation ends with the assistant's turn; add a user message to answer")
     system = messages[0] if messages[0]["role"] == "system" else None
-    plain = list(messages[1:] if system else messages)
-    while True:
-        ids = [tok.bos_id]
-        for message in _turns([system, *plain] if system else plain):
-            ids += (_user_turn if message["role"] == "user" else _assistant_turn)(message, tok)[0]
-        ids.append(tok.special("<|assistant_start|>"))
-        if max_tokens is None or len(ids) <= max_tokens:
-            return ids
-        if len(plain) < 3:
-            raise UserError(f"the message is {len(ids)} tokens long and the model reads {max_tokens}; shorten it")
-        plain = plain[2:]
+    plain = messages[1:] if system else messages
+    # Backwards, each turn encoded when it is reached: what will not fit is never looked at, however long it is.
+    kept: list[int] | None = None
+    later = [tok.special("<|assistant_start|>")]
+    for k in range(len(plain) - 1, -1, -2):
+        [first] = _turns([system, plain[k]]) if system else [plain[k]]
+        opening = _user_turn(first, tok)[0]
+        length = 1 + len(opening) + len(later)
+        if max_tokens is not None and length > max_tokens:
+            if kept is None:
+                raise TooLong(f"the message is {length} tokens long and the model reads {max_tokens}; shorten it")
+            break
+        kept = [tok.bos_id, *opening, *later]
+        if k:
+            later = [*_assistant_turn(plain[k - 1], tok)[0], *(_user_turn(plain[k], tok)[0]), *later]
+    assert kept is not None
+    return kept
 
 
 def read_answer(ids: Sequence[int], tok: Tokenizer) -> list[Part]:

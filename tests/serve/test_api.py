@@ -69,6 +69,25 @@ def test_the_same_temperatures_as_in_the_settings(client: TestClient) -> None:
     assert chat(client, temperature=5, max_tokens=2)["choices"]
 
 
+def test_what_asks_for_nothing_or_only_labels_is_taken(client: TestClient) -> None:
+    how = {"seed": 4, "max_tokens": 8}
+    nothing = {"tools": [], "logit_bias": {}, "frequency_penalty": 0, "presence_penalty": 0.0, "best_of": 1,
+               "modalities": ["text"], "response_format": {"type": "text"}, "logprobs": False, "top_logprobs": 0,
+               "n": None, "stop": None}  # fmt: skip
+    labels = {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "made_up": [1]}
+    assert chat(client, **how, **nothing, **labels)["choices"] == chat(client, **how)["choices"]
+
+
+def test_min_p_and_penalty_reach_the_sampler(client: TestClient) -> None:
+    def text(**how: Any) -> str:
+        body = {"model": "base", "prompt": "The list is", "max_tokens": 30, "seed": 2, **how}
+        return client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+
+    greedy = text(temperature=0)
+    assert text(temperature=3.0, top_k=0, min_p=1.0) == greedy
+    assert text(temperature=0, repetition_penalty=5.0) != greedy
+
+
 def test_same_seed_same_answer_streamed_or_not(client: TestClient) -> None:
     how = {"model": "sft", "messages": HI, "seed": 11, "max_tokens": 30, "temperature": 1.0}
     whole = chat(client, **how)["choices"][0]
@@ -131,7 +150,7 @@ def test_a_long_conversation_loses_its_oldest_exchanges(client: TestClient) -> N
     answer = chat(client, messages=[*turn * 10, *HI])
     assert answer["usage"]["prompt_tokens"] <= 96
     error = refused(client, {"model": "sft", "messages": [{"role": "user", "content": "z" * 500}]})
-    assert "shorten" in error["message"]
+    assert "shorten" in error["message"] and error["code"] == "context_length_exceeded"
 
 
 def test_raw_continuation(client: TestClient) -> None:
@@ -150,6 +169,7 @@ def test_models(client: TestClient) -> None:
     assert listed["data"][0]["picollm"]["stage"] == "pretrain"
     assert client.get("/v1/models/sft").json()["id"] == "sft"
     assert client.get("/v1/models/gone").status_code == 404
+    assert listed["data"][0]["created"] > 1.7e9 and "created" not in listed["data"][0]["picollm"]
     assert client.get("/health").json() == {"status": "ok"}
 
 
@@ -159,7 +179,11 @@ def test_models(client: TestClient) -> None:
     ({"max_tokens": 0}, "max_tokens"), ({"n": 99}, "n"), ({"stop": [""]}, "stop"), ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"), ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
-    ({"tools": [{"type": "function"}]}, "tools"), ({"logprobs": True}, "logprobs"),
+    ({"tools": [{"type": "function"}]}, "tools"), ({"logprobs": 3}, "logprobs"), ({"top_logprobs": 3}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"), ({"min_p": 2}, "min_p"), ({"best_of": 3}, "best_of"),
+    ({"repetition_penalty": 0}, "repetition_penalty"), ({"presence_penalty": 0.5}, "presence_penalty"),
+    ({"modalities": ["text", "audio"]}, "modalities"), ({"stop": "x" * 501}, "stop"),
+    ({"messages": HI * 1025}, "messages"),
     ({"response_format": {"type": "json_object"}}, "response_format"), ({"stream": "yes"}, "stream"),
 ])  # fmt: skip
 def test_bad_fields_are_named(client: TestClient, change: dict[str, Any], param: str) -> None:
@@ -193,8 +217,8 @@ def test_a_loader_that_fails_says_why() -> None:
     hub = ModelHub()
     hub.add("sft", broken)
     with TestClient(create_app(hub, None)) as client:
-        assert "run the sft stage" in refused(client, {"messages": HI})["message"]
-        assert "run the sft stage" in refused(client, {"messages": HI, "stream": True})["message"]
+        assert "run the sft stage" in refused(client, {"messages": HI}, status=503)["message"]
+        assert "run the sft stage" in refused(client, {"messages": HI, "stream": True}, status=503)["message"]
 
 
 def test_token_on_tcp() -> None:
