@@ -36,6 +36,8 @@ from picollm.run.folder import Run, fingerprint, write_atomic
 
 WATCH_EVERY = 256
 
+Item = TypeVar("Item")
+
 
 class Outcome(msgspec.Struct, kw_only=True):
     """What a finished stage leaves: where things are, their content hashes, and figures for the report."""
@@ -62,6 +64,7 @@ class StageContext:
         self._writer = ev.EventWriter(run.events_file(name, attempt)) if self.rank == 0 else None
         self._begun = time.monotonic() - _age(run.config_file(name, attempt))
         self._next_progress = 0.0
+        self._led = 0
 
     @property
     def seconds(self) -> float:
@@ -125,6 +128,28 @@ class StageContext:
         if self.rank == 0:
             print(text, flush=True)
 
+    def rank0_first(self, work: Callable[[], Item]) -> Item:
+        """What `work` gives: done by rank 0 first, and then by the others, which find what it left or only check it.
+
+        They wait for it without an exchange, so it may take longer than `launch.timeout`, and come before the ranks
+        join. Raises what `work` raises, and the `UserError` of a rank 0 that failed on the others.
+        """
+        if self.world == 1:
+            return work()
+        self._led += 1
+        done = self.run.stage_dir(self.name) / f"attempt-{self.attempt:03d}.rank-0-did-{self._led}"
+        if self.rank == 0:
+            result = work()
+            write_atomic(done, "")
+            return result
+        while not done.exists():
+            self.raise_if_stopped()
+            for word in failure.words(self.run, self.name, self.attempt):
+                if word.rank == 0:
+                    raise UserError(word.error)
+            time.sleep(0.1)
+        return work()
+
     def stop_requested(self) -> bool:
         """Whether the stop file is there; local, so ranks must agree on the answer among themselves."""
         return self.run.stop_file(self.name).exists()
@@ -145,9 +170,6 @@ class StageContext:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-Item = TypeVar("Item")
 
 
 def watched(ctx: StageContext, items: Iterable[Item], total: int) -> Iterator[Item]:

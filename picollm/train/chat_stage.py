@@ -24,7 +24,7 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
     those of the identity stage, or when the person's own conversations cannot be read.
     """
     settings = getattr(ctx.config, ctx.name)
-    identity = verified_identity(ctx.run)
+    identity = ctx.rank0_first(lambda: verified_identity(ctx.run))
     custom = Path(settings.custom).expanduser() if settings.custom else None
     content = {f"{ctx.name}.custom": file_hash(custom)} if custom else {}
     session = open_session(ctx)

@@ -57,6 +57,14 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value (anything picklable), by rank, on every rank."""
+        if self.world == 1:
+            return [value]
+        found = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
+
     def close(self) -> None:
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
@@ -88,12 +96,13 @@ def usable_cpus() -> int:
     return count
 
 
-def start(device: str = "auto", *, threads: int = 0, deterministic: str = "auto") -> Ranks:
+def start(device: str = "auto", *, threads: int = 0, deterministic: str = "auto", timeout: float = 30.0) -> Ranks:
     """Set the process up for training; call once, before any tensor is made.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun sets them, joins the other ranks (nccl on CUDA,
     else gloo), divides the CPU's cores between the ranks of this node (torchrun would leave each with one), turns on
-    deterministic algorithms ("auto": on CPU) and points the compiler's caches into PICOLLM_HOME.
+    deterministic algorithms ("auto": on CPU) and points the compiler's caches into PICOLLM_HOME. `timeout`: minutes
+    after which a rank that does not answer is given up, when joining and in every exchange.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -105,7 +114,7 @@ def start(device: str = "auto", *, threads: int = 0, deterministic: str = "auto"
         torch.set_float32_matmul_precision("high")
     compile_cache()
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout))
     return Ranks(chosen, rank, world, local_rank)
 
 

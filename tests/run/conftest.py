@@ -36,6 +36,8 @@ def work(ctx):
     file = ctx.run.dir / "fake.json"
     do = json.loads(file.read_text()).get(ctx.name, {}) if file.exists() else {}
     do |= do.get("ranks", {}).get(str(ctx.rank), {})
+    if "first" in do:
+        print(ctx.rank0_first(lambda: lead(ctx, do["first"])), flush=True)
     print("console line of", ctx.name, flush=True)
     if "error" in do:
         raise UserError(do["error"])
@@ -81,6 +83,13 @@ def work(ctx):
         time.sleep(0.05)
     paths, artifacts = make(ctx, do)
     return Outcome(paths=paths, artifacts=artifacts, summary={"steps": steps})
+
+def lead(ctx, seconds):
+    found = ctx.run.dir / "first"
+    if ctx.rank == 0:
+        time.sleep(seconds)
+        found.write_text("made by rank 0")
+    return f"rank {ctx.rank} found: {found.read_text()}"
 
 def make(ctx, do):
     made = ctx.run.dir / do.get("outside", "made") / ctx.name

@@ -10,8 +10,10 @@ import pytest
 
 from picollm.run import events as ev
 from picollm.run import failure, launch
+from picollm.run.errors import StopRequested, UserError
 from picollm.run.failure import Word
 from picollm.run.folder import Run
+from picollm.run.stage import StageContext
 from tests.run.conftest import script
 
 CLOSED = "RuntimeError: [../gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4242"
@@ -91,3 +93,26 @@ def test_a_rank_killed_by_the_system_is_named(run: Run) -> None:
 def test_a_mistake_that_all_ranks_see_is_one_line(run: Run) -> None:
     found = failed_under_torchrun(run, **{"0": {"error": "rows is 1"}, "1": {"error": "rows is 1"}})
     assert (found.error.rpartition("rank")[0], found.code) in (("", 2), ("rank", 2)) and "rows is 1" in found.error
+
+
+@pytest.mark.slow
+def test_the_others_wait_for_rank_0_before_they_have_joined(run: Run) -> None:
+    pytest.importorskip("torch")
+    run.set(["launch.nproc=2"])
+    script(run, pretrain={"first": 2.0})
+    assert launch.start_launcher(run, "pretrain").wait(90) == 0
+    console = run.console_file("pretrain", 1).read_text()
+    assert "rank 0 found: made by rank 0" in console and "rank 1 found: made by rank 0" in console
+
+
+def test_a_rank_0_that_failed_keeps_nobody_waiting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ctx = StageContext(run, "pretrain", 1)
+    run.stage_dir("pretrain").mkdir(parents=True)
+    failure.leave(run, "pretrain", 1, word(0, "the rows have changed", code=2))
+    with pytest.raises(UserError, match="the rows have changed"):
+        ctx.rank0_first(lambda: pytest.fail("rank 1 must not work on what rank 0 refused"))
+    run.request_stop("pretrain")
+    with pytest.raises(StopRequested):
+        ctx.rank0_first(lambda: None)
