@@ -1,17 +1,26 @@
-"""Dataset: gather the raw text, drop duplicates, set validation documents aside."""
+"""Dataset: gather the raw text, drop duplicates, set validation documents aside; or name and download the Hub's."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
-from picollm.data import own_text, pydocs
+from picollm.data import hub, hub_shards, hub_text, own_text, pydocs
 from picollm.data.shards import write_text
 from picollm.run.folder import picollm_home
 from picollm.run.stage import Outcome, StageContext, main, watched
 
+MEGABYTE = 1_000_000
+
 
 def work(ctx: StageContext) -> Outcome:
     source = ctx.config.data.source
+    return _from_hub(ctx, hub.SOURCES[source]) if source in hub.SOURCES else _from_here(ctx, source)
+
+
+def _from_here(ctx: StageContext, source: str) -> Outcome:
+    """The documentation on this machine, or the person's own files."""
 
     def look(done: int, files: int) -> None:
         ctx.progress(done, files)
@@ -40,6 +49,56 @@ def work(ctx: StageContext) -> Outcome:
         artifacts={"text": text.hash},
         summary={key: value for key, value in text.manifest.items() if not isinstance(value, dict | list)} | provenance,
     )
+
+
+def _from_hub(ctx: StageContext, source: hub.Source) -> Outcome:
+    """Name the text, download what no run has encoded yet, and let the tokenizer begin with the first files."""
+    settings, home = ctx.config.data, picollm_home()
+
+    def wait(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            ctx.raise_if_stopped()
+            time.sleep(min(0.2, seconds))
+
+    ctx.phase("list")
+    names = hub_text.wanted(source, settings.shards)
+    found = hub.listing(source, names, home, settings.mirrors, ctx.message, wait)
+    text = hub_text.write_hub_text(source, found, settings.shards, home)
+    paths, artifacts = {"text": str(text.folder)}, {"text": text.hash}
+    store = hub.Store(text.repo, text.revision, home, settings.mirrors, settings.keep_text)
+    tokenizer = hub_shards.known_tokenizer(text, ctx.config.tokenizer.vocab_size, home)
+    encoded = set(text.files) - set(hub_shards.missing(text, tokenizer.hash, home)) if tokenizer else set()
+    todo = [file for file in text.files if file not in encoded and store.local(file) is None]
+    if len(todo) < len(text.files):
+        ctx.message(f"{len(text.files) - len(todo)} of {len(text.files)} files are here already")
+
+    ctx.phase("download")
+    everything = sum(file.bytes for file in todo)
+    awaited = {file.name for file in todo} & {file.name for file in (*text.val, *text.train[: settings.first_shards])}
+    said = False
+
+    def look(got: int) -> None:
+        ctx.progress(got // MEGABYTE, max(1, everything // MEGABYTE))
+        ctx.raise_if_stopped()
+
+    begun = time.monotonic()
+    done = len(text.files) - len(todo)
+    fetched = hub_text.downloads(store, todo, look, ctx.message)
+    if not awaited:
+        ctx.ready(paths, artifacts)
+        said = True
+    for file in fetched:
+        done += 1
+        ctx.message(f"{file.name}: {file.bytes / MEGABYTE:.1f} MB, checked ({done} of {len(text.files)})")
+        awaited.discard(file.name)
+        if not awaited and not said:
+            ctx.ready(paths, artifacts)
+            said = True
+    seconds = time.monotonic() - begun
+    summary: dict[str, Any] = {key: value for key, value in text.manifest.items() if not isinstance(value, dict | list)}
+    figures = {"downloaded_files": len(todo), "downloaded_bytes": everything, "download_s": round(seconds, 3)}
+    return Outcome(paths=paths, artifacts=artifacts, summary=summary | figures | text.manifest["provenance"])
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from picollm.data.loader import StreamLoader, ValLoader
 from picollm.data.shards import ShardSet
+from picollm.data.waiting import Upstream
 from picollm.evals.bpb import text_loss
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.train.batch import Batch
@@ -23,14 +25,16 @@ def work(ctx: StageContext) -> Outcome:
     session = open_session(ctx)
     settings, length = ctx.config.pretrain, ctx.config.model.seq_len
     shards = ShardSet.open(ctx.output("tokenizer", "shards"))
-    place = {"rank": session.ranks.rank, "world": session.ranks.world}
-    loader = StreamLoader(shards, length, settings.rows, ctx.config.run.seed, **place)
+    place: dict[str, Any] = {"rank": session.ranks.rank, "world": session.ranks.world}
+    patience = Upstream(ctx, "tokenizer", "train")
+    loader = StreamLoader(shards, length, settings.rows, ctx.config.run.seed, **place, waiting=patience)
     reading = EVAL_BATCHES * settings.rows * length
     val = ValLoader(shards, length, session.eval_rows(settings.rows), max_tokens=reading, **place)
     token_bytes = torch.from_numpy(session.tokenizer.token_bytes())
 
     def batches(step: int) -> Iterator[Batch]:
         inputs, targets = loader.batch(step)
+        patience.over()
         return session.split(Batch.from_numpy(inputs, targets, denom=settings.rows * length), settings.rows)
 
     def read_validation(step: int) -> None:
@@ -42,7 +46,7 @@ def work(ctx: StageContext) -> Outcome:
         Schedule(settings.steps, settings.warmup_steps, settings.warmdown, settings.final_lr),
         evals=[Every(0, read_validation, seconds=settings.eval_every)],
         extra_metrics=lambda step: {"epoch": loader.epoch(step)},
-        summary={"epochs": loader.epoch(settings.steps)},
+        summary={"epochs": loader.epoch(settings.steps), "dropped_tokens": loader.dropped_tokens},
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 
-from picollm.data.shards import TextSet
+from picollm.data.hub_shards import HubShards
+from picollm.data.hub_text import HubText, open_text
 from picollm.run.errors import UserError
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.text.tokenizer import SPECIALS, Tokenizer
@@ -17,10 +18,10 @@ NUMBERS = "3.14159 2,718 1729 65537 -40 6.022e23 0x7ffe 2026-01-31 12:34:56 +49 
 EMOJI = "Well done 🎉 — see you at 8 ⏰, bring 🥐 & ☕; naïve café, œuvre, ½ ≠ ⅓ "
 
 
-def texts(text: TextSet) -> dict[str, str]:
-    """Name to text, a few kB each."""
+def texts(validation: str) -> dict[str, str]:
+    """Name to text, a few kB each; `validation`: of the validation text."""
     return {
-        "validation text": "\n".join(text.val_texts())[:100_000],
+        "validation text": validation,
         "python code": inspect.getsource(json) + inspect.getsource(inspect)[:60_000],
         "german": GERMAN * 20,
         "greek": GREEK * 20,
@@ -31,10 +32,18 @@ def texts(text: TextSet) -> dict[str, str]:
     }
 
 
+def validation_text(ctx: StageContext) -> str:
+    """The first 100,000 characters; of a Hub source, whose text may be gone, they are kept with the shards."""
+    text = open_text(ctx.output("dataset", "text"))
+    if isinstance(text, HubText):
+        return HubShards.open(ctx.output("tokenizer", "shards")).excerpt()
+    return "\n".join(text.val_texts())[:100_000]
+
+
 def work(ctx: StageContext) -> Outcome:
     tokenizer = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
     table = {}
-    for name, text in texts(TextSet.open(ctx.output("dataset", "text"))).items():
+    for name, text in texts(validation_text(ctx)).items():
         ids = tokenizer.encode(text)
         size = len(text.encode())
         exact = tokenizer.decode(ids) == text

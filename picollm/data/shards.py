@@ -45,7 +45,7 @@ class TextSet:
     @classmethod
     def open(cls, folder: Path | str) -> TextSet:
         """UserError when the folder is missing, torn or of another format."""
-        return cls(Path(folder), _open(Path(folder), "text", TEXT_FORMAT, "dataset"))
+        return cls(Path(folder), open_manifest(Path(folder), "text", TEXT_FORMAT, "dataset"))
 
     def documents(self, part: str) -> Iterator[Document]:
         """Documents of "train" or "val", in order, read as a stream."""
@@ -111,7 +111,7 @@ class Tokens:
     """
 
     def __init__(self, arrays: list[np.ndarray], bounds: list[np.ndarray]) -> None:
-        self._arrays = arrays
+        self.arrays, self.bounds = arrays, bounds
         self._bases = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int64)
         parts = [bound[:-1] + base for bound, base in zip(bounds, self._bases, strict=False)]
         self.starts: np.ndarray = np.concatenate([*parts, self._bases[-1:]]).astype(np.int64)
@@ -126,13 +126,13 @@ class Tokens:
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         """int64 tokens at `positions` (any shape, 0 … len-1)."""
-        if len(self._arrays) == 1:
-            return self._arrays[0][positions].astype(np.int64)
+        if len(self.arrays) == 1:
+            return self.arrays[0][positions].astype(np.int64)
         found = np.empty(positions.shape, dtype=np.int64)
         shard = np.searchsorted(self._bases, positions, side="right") - 1
         for index in np.unique(shard):
             here = shard == index
-            found[here] = self._arrays[index][positions[here] - self._bases[index]]
+            found[here] = self.arrays[index][positions[here] - self._bases[index]]
         return found
 
 
@@ -149,8 +149,13 @@ class ShardSet:
 
     @classmethod
     def open(cls, folder: Path | str) -> ShardSet:
-        """UserError when the folder is missing, torn or of another format."""
-        return cls(Path(folder), _open(Path(folder), "shards", SHARD_FORMAT, "tokenizer"))
+        """UserError when the folder is missing, torn or of another format. Shards of a Hub text may still grow."""
+        if cls is ShardSet and problem_with(Path(folder)) is None:
+            from picollm.data.hub_shards import KIND, HubShards
+
+            if read_manifest(Path(folder)).get("kind") == KIND:
+                return HubShards.open(folder)
+        return cls(Path(folder), open_manifest(Path(folder), "shards", SHARD_FORMAT, "tokenizer"))
 
     @cached_property
     def train(self) -> Tokens:
@@ -165,10 +170,18 @@ class ShardSet:
         verify(self.folder)
 
     def _tokens(self, part: str) -> Tokens:
-        names = sorted(name for name in self.manifest["files"] if name.startswith(part) and name.endswith(".bin"))
-        dtype = np.dtype(self.manifest["dtype"])
-        arrays = [np.memmap(self.folder / name, dtype=dtype, mode="r") for name in names]
-        return Tokens(list(arrays), [np.load(self.folder / f"{name[:-4]}.docs.npy") for name in names])
+        return open_tokens(self.folder, self.manifest, part)
+
+
+def open_tokens(folder: Path, manifest: dict[str, Any], part: str) -> Tokens:
+    """The shard files of one part, memory-mapped. An empty file cannot be mapped and is an empty array."""
+    names = sorted(name for name in manifest["files"] if name.startswith(part) and name.endswith(".bin"))
+    dtype = np.dtype(manifest["dtype"])
+    arrays = [
+        np.memmap(folder / name, dtype=dtype, mode="r") if manifest["files"][name]["bytes"] else np.empty(0, dtype)
+        for name in names
+    ]
+    return Tokens(list(arrays), [np.load(folder / f"{name[:-4]}.docs.npy") for name in names])
 
 
 def encode(
@@ -190,7 +203,7 @@ def encode(
     if not problem_with(folder):
         return ShardSet.open(folder)
     verify(text.folder)
-    dtype = np.dtype("<u2" if tok.vocab_size <= 1 << 16 else "<u4")
+    dtype = dtype_for(tok)
 
     def fill(into: Path) -> dict[str, Any]:
         needed = text.manifest["bytes"] * dtype.itemsize  # at worst one token a byte
@@ -211,7 +224,7 @@ def encode(
                 yield document.text
 
         for part in ("train", "val"):
-            counts[part] = _write_part(into, part, texts(part), tok, dtype, shard_tokens)
+            counts[part] = write_part(into, part, texts(part), tok, dtype, shard_tokens)
         return {
             "kind": "shards",
             "format": SHARD_FORMAT,
@@ -231,15 +244,26 @@ def encode(
     return ShardSet.open(folder)
 
 
-def _write_part(
-    folder: Path, part: str, texts: Iterator[str], tok: Tokenizer, dtype: np.dtype, shard_tokens: int
+def dtype_for(tok: Tokenizer) -> np.dtype:
+    """The smallest type that holds every id."""
+    return np.dtype("<u2" if tok.vocab_size <= 1 << 16 else "<u4")
+
+
+def write_part(
+    folder: Path,
+    part: str,
+    texts: Iterator[str],
+    tok: Tokenizer,
+    dtype: np.dtype,
+    shard_tokens: int,
+    threads: int = 0,
 ) -> int:
     """Shards of one split, a new one at the first document past `shard_tokens`; returns the tokens written."""
     total = number = 0
     bounds = [0]
     file = open(folder / f"{part}-00000.bin", "wb")  # noqa: SIM115 - rolls over inside the loop
     try:
-        for ids in _encoded(texts, tok):
+        for ids in _encoded(texts, tok, threads or tok.threads):
             if bounds[-1] >= shard_tokens:
                 file.close()
                 np.save(folder / f"{part}-{number:05d}.docs.npy", np.array(bounds, dtype=np.int64))
@@ -253,9 +277,9 @@ def _write_part(
     return total + bounds[-1]
 
 
-def _encoded(texts: Iterator[str], tok: Tokenizer) -> Iterator[np.ndarray]:
+def _encoded(texts: Iterator[str], tok: Tokenizer, threads: int) -> Iterator[np.ndarray]:
     """Ids of each text in order, encoded on several threads, a bounded amount at a time."""
-    with ThreadPoolExecutor(max_workers=tok.threads) as pool:
+    with ThreadPoolExecutor(max_workers=threads) as pool:
         for batch in _batches(texts):
             yield from pool.map(tok.encode_array, batch)
 
@@ -282,7 +306,8 @@ def _clean(document: Document) -> Document:
     return document
 
 
-def _open(folder: Path, kind: str, version: int, stage: str) -> dict[str, Any]:
+def open_manifest(folder: Path, kind: str, version: int, stage: str) -> dict[str, Any]:
+    """The manifest of a folder that `stage` made. UserError when it is missing, torn, or of another kind or format."""
     if not folder.is_dir():
         raise UserError(f"no {kind} in {folder}; run the {stage} stage")
     if problem := problem_with(folder):
