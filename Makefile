@@ -92,9 +92,9 @@ $(BIN)/python:
 	  lender=$$($(PYTHON) -c '$(LENDER)'); \
 	  [ -z "$$lender" ] || echo "$$lender" >"$$($(BIN)/python -c '$(SITE)')/shared-torch.pth"; }
 
-# What pip is held to: the tested versions, with a shared torch in place of the tested one.
+# What pip is held to: the tested versions, with a shared torch, and the Triton it wants, in place of the tested ones.
 $(VENV)/constraints.txt: constraints.txt $(BIN)/python
-	@if [ -e $(VENV)/shared-torch ]; then sed '/^torch==/d' constraints.txt | cat - $(VENV)/shared-torch; \
+	@if [ -e $(VENV)/shared-torch ]; then sed -e '/^torch==/d' -e '/^triton==/d' constraints.txt | cat - $(VENV)/shared-torch; \
 	else cat constraints.txt; fi >$@
 
 $(INSTALLED): pyproject.toml $(VENV)/constraints.txt

@@ -21,7 +21,7 @@ from torch import Tensor
 from picollm.model.gpt import GPT
 from picollm.train.batch import Batch
 from picollm.train.device import dtype_of
-from picollm.train.loss import Terms, loss_and_gradient, step_nll
+from picollm.train.loss import Terms, fastest_terms, loss_and_gradient, step_nll
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class ForwardBackward:
         self._first = True
         self._forwards: list[Callable[..., Tensor]] = []
         self._terms: Terms = loss_and_gradient
+        self._uncompiled_terms: Terms = loss_and_gradient
         if compute.compile:
             self._forwards = [torch.compile(block.forward, dynamic=False) for block in model.blocks]
             self._terms = torch.compile(loss_and_gradient, dynamic=False)
@@ -73,8 +74,11 @@ class ForwardBackward:
     def __call__(self, batch: Batch) -> Tensor:
         device = batch.inputs.device
         weights = torch.ones(batch.targets.shape, device=device) if batch.weights is None else batch.weights
-        denom = torch.tensor(batch.denom, dtype=torch.float32, device=device)
+        denom = torch.full((), batch.denom, dtype=torch.float32, device=device)  # a copy would wait for the device
+        if self._first:
+            self._choose_terms(device)
         if not (self._first and self.compiled):
+            self._first = False
             return self._run(batch, weights, denom)
         self._first = False
         begun = time.perf_counter()
@@ -82,13 +86,20 @@ class ForwardBackward:
             loss = self._run(batch, weights, denom)
         except Exception as error:  # the compiler's failures have no common base class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            self._forwards, self._terms, self.compiled = [], loss_and_gradient, False
+            self._forwards, self._terms, self.compiled = [], self._uncompiled_terms, False
             for p in self.model.parameters():
                 p.grad = None
             loss = self._run(batch, weights, denom)  # a mistake that is not the compiler's is raised again here
             self._warn(f"torch.compile does not work here, training goes on without it ({reason})")
         self.compile_seconds = time.perf_counter() - begun
         return loss
+
+    def _choose_terms(self, device: torch.device) -> None:
+        """The loss kernel where it runs and is right; then there is nothing left of the loss to compile."""
+        shape = self.model.shape
+        best = fastest_terms(device, self.compute.dtype, shape.vocab_size, shape.softcap, self._warn)
+        if best is not loss_and_gradient:
+            self._terms = self._uncompiled_terms = best
 
     def _run(self, batch: Batch, weights: Tensor, denom: Tensor) -> Tensor:
         with self._compiled_blocks():
