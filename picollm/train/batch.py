@@ -6,7 +6,7 @@ B rows, T positions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -58,14 +58,23 @@ class Batch:
         """Positions of real rows, counted in the loss or not."""
         return self.inputs.numel() - self.padding * self.inputs.shape[1]
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`, with explicit weights: one graph then serves every stage."""
+    def staged(self, device: torch.device) -> Batch:
+        """The same batch with explicit weights (one graph then serves every stage), in page-locked memory for CUDA."""
         weights = torch.ones(self.targets.shape) if self.weights is None else self.weights
-        if device.type == "cpu":
-            return Batch(self.inputs, self.targets, weights, self.denom, self.padding)
-        parts = [t.pin_memory() if device.type == "cuda" else t for t in (self.inputs, self.targets, weights)]
+        if device.type != "cuda":
+            return replace(self, weights=weights)
+        parts = (self.inputs, self.targets, weights)
+        inputs, targets, weights = (t if t.is_cuda or t.is_pinned() else t.pin_memory() for t in parts)
+        return replace(self, inputs=inputs, targets=targets, weights=weights)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`, staged; the copy to a GPU is not waited for."""
+        staged = self.staged(device)
+        if device.type == "cpu" or staged.weights is None:
+            return staged
+        parts = (staged.inputs, staged.targets, staged.weights)
         inputs, targets, weights = (t.to(device, non_blocking=True) for t in parts)
-        return Batch(inputs, targets, weights, self.denom, self.padding)
+        return replace(staged, inputs=inputs, targets=targets, weights=weights)
 
     def split(self, rows: int, parts: int = 0) -> Iterator[Batch]:
         """Micro-batches of `rows` rows each, one shape for one graph; `denom` stays that of the whole step.

@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from picollm.data.publish import sha256, sync
 from picollm.model.gpt import GPT
 from picollm.run.errors import UserError
 from picollm.run.scaling import ModelShape
-from picollm.train.optim import Optimizer
+from picollm.train.sharded import AnyOptimizer
 
 FORMAT = 1
 _FINISHED = re.compile(r"step-(\d{6,})")
@@ -55,37 +56,103 @@ class CheckpointInfo(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class Keep(msgspec.Struct, frozen=True):
+    """Which checkpoints of a folder outlive a save: those of any of the rules.
+
+    Attributes:
+        last: so many of the newest; 0 keeps every one.
+        best: also the one whose meta has the lowest "score".
+        milestone: also every one whose step is a multiple of it; 0 for none.
+    """
+
+    last: int = 2
+    best: bool = False
+    milestone: int = 0
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """What goes into a checkpoint, on the host and independent of what training does next."""
+
+    files: dict[str, dict[str, Tensor]]
+    shape: ModelShape | None
+    copied: Any  # the CUDA event after the last copy, or None when everything is there
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for tensors in self.files.values() for t in tensors.values())
+
+
+def snapshot(
+    model: nn.Module, optimizer: AnyOptimizer | None, buffers: dict[str, Tensor] | None = None, *, wanted: bool = True
+) -> Snapshot | None:
+    """Copy model and optimizer to the host; on CUDA into page-locked memory while the program goes on.
+
+    A sharded optimizer is gathered tensor by tensor, so every rank must call this; `wanted` says on which of them a
+    snapshot is made. `buffers` keeps the page-locked memory, which is slow to get, for the next one.
+    """
+    files: dict[str, dict[str, Tensor]] = {}
+    parts = [("model.safetensors", iter(model.state_dict().items() if wanted else ()))]
+    if optimizer is not None:
+        parts.append(("optimizer.safetensors", optimizer.state()))
+    for file, tensors in parts:
+        for name, t in tensors:
+            if wanted:
+                files.setdefault(file, {})[name] = _to_host(f"{file}/{name}", t.detach(), buffers)
+    if not wanted:
+        return None
+    if optimizer is not None:
+        files.setdefault("optimizer.safetensors", {})  # without moments before the first step
+    shape = getattr(model, "shape", None)
+    copied = None
+    if any(t.is_pinned() for tensors in files.values() for t in tensors.values()):
+        copied = torch.cuda.Event()
+        copied.record()
+    return Snapshot(files, shape if isinstance(shape, ModelShape) else None, copied)
+
+
 def save(
-    folder: Path, step: int, model: nn.Module, optimizer: Optimizer | None, meta: dict[str, Any], *, keep_last: int = 2
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: AnyOptimizer | None,
+    meta: dict[str, Any],
+    *,
+    keep: Keep = Keep(),  # noqa: B008  frozen
 ) -> CheckpointInfo:
-    """Write `<folder>/step-<step>` whole or not at all, then drop all but the newest `keep_last` checkpoints.
+    """`write` of a `snapshot`, in one process."""
+    taken = snapshot(model, optimizer)
+    assert taken is not None
+    return write(folder, step, taken, meta, keep=keep)
+
+
+def write(folder: Path, step: int, taken: Snapshot, meta: dict[str, Any], *, keep: Keep) -> CheckpointInfo:
+    """Write `<folder>/step-<step>` whole or not at all, then drop the checkpoints that `keep` does not.
 
     `meta` must survive JSON; "step", "format" and (for a GPT) "shape" are added. An earlier checkpoint of the same step
-    is replaced. Raises UserError when the disk has no room for it or refuses the write.
+    is replaced. May run in a thread of its own: it calls no collective. Raises UserError when the disk has no room for
+    it or refuses the write.
     """
     started = time.perf_counter()
-    files = {"model.safetensors": _on_cpu(model.state_dict())}
-    if optimizer is not None:
-        files["optimizer.safetensors"] = _on_cpu(optimizer.state_dict())
+    if taken.copied is not None:
+        taken.copied.synchronize()
     meta = {**meta, "step": step, "format": FORMAT}
-    shape = getattr(model, "shape", None)
-    if isinstance(shape, ModelShape):
-        meta["shape"] = msgspec.to_builtins(shape)
-    needed = sum(t.numel() * t.element_size() for tensors in files.values() for t in tensors.values()) + 2**20
-
+    if taken.shape is not None:
+        meta["shape"] = msgspec.to_builtins(taken.shape)
     final = path_of(folder, step)
     draft = folder / f"{_UNFINISHED}{final.name}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
-        _check_room(folder, needed)
+        _check_room(folder, taken.bytes + 2**20)
         draft.mkdir()
-        entries = {}
-        for name, tensors in files.items():
-            save_file(tensors, draft / name)
-            entries[name] = _seal(draft / name)
         (draft / "meta.json").write_bytes(msgspec.json.format(msgspec.json.encode(meta)))
-        entries["meta.json"] = _seal(draft / "meta.json")
+        with ThreadPoolExecutor(1) as pool:  # one file is synced and hashed while the next is written
+            sealed = {}
+            for name, tensors in taken.files.items():
+                save_file(tensors, draft / name)
+                sealed[name] = pool.submit(_seal, draft / name)
+            sealed["meta.json"] = pool.submit(_seal, draft / "meta.json")
+        entries = {name: work.result() for name, work in sealed.items()}
         (draft / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(Manifest(FORMAT, entries))))
         sync(draft / "manifest.json")
         sync(draft)
@@ -93,7 +160,7 @@ def save(
             final.rename(folder / f"{_DOOMED}{final.name}-{os.getpid()}")
         draft.rename(final)
         sync(folder)
-        for old in finished(folder)[keep_last:] if keep_last > 0 else []:
+        for old in _superseded(folder, keep):
             # Renamed first: a folder half removed must not look like a checkpoint half written.
             old.rename(folder / f"{_DOOMED}{old.name}-{os.getpid()}")
         _sweep(folder)
@@ -104,6 +171,29 @@ def save(
         raise UserError(f"cannot save a checkpoint in {folder}: {error}; {advice}, then resume") from error
     total = sum(entry.bytes for entry in entries.values())
     return CheckpointInfo(final, step, entries["model.safetensors"].sha256, total, time.perf_counter() - started)
+
+
+def _superseded(folder: Path, keep: Keep) -> list[Path]:
+    """The checkpoints that no rule keeps."""
+    if keep.last == 0:
+        return []
+    paths = finished(folder)
+    kept = set(paths[: keep.last])
+    if keep.milestone:
+        kept |= {path for path in paths if int(path.name.removeprefix("step-")) % keep.milestone == 0}
+    if keep.best:
+        scores = {path: score for path in paths if (score := _score(path)) is not None}
+        kept |= {min(scores, key=lambda path: scores[path])} if scores else set()
+    return [path for path in paths if path not in kept]
+
+
+def _score(path: Path) -> float | None:
+    """What a checkpoint was worth when it was saved, lower being better; None when nobody knows."""
+    try:
+        score = read_meta(path).get("score")
+    except UserError:
+        return None
+    return float(score) if isinstance(score, (int, float)) else None
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -197,7 +287,7 @@ def check_tokenizer(meta: dict[str, Any], tokenizer_hash: str, where: Path) -> N
         )
 
 
-def load(path: Path, model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Any]:
+def load(path: Path, model: nn.Module, optimizer: AnyOptimizer | None = None) -> dict[str, Any]:
     """Copy a checkpoint into `model` (and `optimizer`) on whatever device they are; returns its meta.
 
     Raises UserError when files are missing, damaged or of another shape.
@@ -231,9 +321,16 @@ def load_model(
     return model.eval(), meta
 
 
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous and on the host, with no two sharing memory, as safetensors wants them."""
-    return {name: t.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+def _to_host(key: str, t: Tensor, buffers: dict[str, Tensor] | None) -> Tensor:
+    """A contiguous copy on the host that shares memory with nothing, as safetensors wants it."""
+    if t.device.type != "cuda" or buffers is None:
+        return t.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if key not in buffers:
+        try:
+            buffers[key] = torch.empty(t.shape, dtype=t.dtype, pin_memory=True)
+        except RuntimeError:  # no memory to lock: an ordinary copy, which the program waits for
+            return t.to("cpu", memory_format=torch.contiguous_format)
+    return buffers[key].copy_(t, non_blocking=True)
 
 
 def _check_room(folder: Path, needed: int) -> None:

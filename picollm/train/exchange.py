@@ -59,9 +59,7 @@ def _timed_sum(ranks: Ranks, size: int) -> float:
             seconds[i] = time.perf_counter() - begun
         wrong += int((mine != expected).sum().item())
     # Told as objects, one by one: a sum is what cannot be trusted here.
-    told: list[int] = [0] * ranks.world
-    dist.all_gather_object(told, wrong)
-    for rank, count in enumerate(told):
+    for rank, count in enumerate(ranks.gather(wrong)):
         if count:
             raise UserError(
                 f"rank {rank} of {ranks.world} got {count:,} wrong numbers from an all-reduce of {size:,} bytes: "

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,13 +18,15 @@ from picollm.train.batch import Batch
 from picollm.train.device import Ranks
 from picollm.train.optim import Optimizer
 from picollm.train.schedule import Schedule
+from picollm.train.sharded import ShardedOptimizer
 
 
 @dataclass
 class Every:
     """Periodic work: `fn(step)` after every `n` steps or every `seconds` of rank 0's clock, and after the last step.
 
-    With `at_start` also before the first step of all: where training began from.
+    With `at_start` also before the first step of all: where training began from. With `when` also whenever rank 0 finds
+    it true, or, if there are `seconds`, only once both hold.
 
     `step` counts finished steps. All ranks run `fn` at the same step, so it may use collectives.
     """
@@ -33,13 +36,17 @@ class Every:
     seconds: float = 0.0
     at_end: bool = True
     at_start: bool = False
+    when: Callable[[], bool] | None = None
     _next: float = field(default=math.inf, repr=False)
 
     def wind(self) -> None:
-        self._next = time.monotonic() + self.seconds if self.seconds > 0 else math.inf
+        self._next = time.monotonic() + self.seconds
 
     def due(self) -> bool:
-        return time.monotonic() >= self._next
+        """Whether rank 0 wants it now."""
+        if self.seconds > 0 and time.monotonic() < self._next:
+            return False
+        return self.seconds > 0 if self.when is None else self.when()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +63,16 @@ class Report:
 
 
 class NotFinite(Exception):
-    """Too many steps in a row had a loss or gradient that was not finite."""
+    """Too many steps in a row had a loss or gradient that was not finite; `batches` are this rank's of the last one."""
 
-    def __init__(self, step: int, in_a_row: int) -> None:
+    def __init__(self, step: int, in_a_row: int, batches: Sequence[Batch] = ()) -> None:
         super().__init__(f"the loss or its gradient was not finite for {in_a_row} steps in a row, up to step {step}")
-        self.step = step
+        self.step, self.batches = step, batches
 
 
 def loop(
     forward_backward: Callable[[Batch], Tensor],
-    optimizer: Optimizer,
+    optimizer: Optimizer | ShardedOptimizer,
     batches: Callable[[int], Iterable[Batch]],
     schedule: Schedule,
     ranks: Ranks,
@@ -81,8 +88,8 @@ def loop(
 
     `batches(step)` gives this rank's micro-batches and depends on nothing but the step, so that a resumed run sees what
     an undisturbed one would have. A step whose loss or gradient is not finite changes nothing and is counted;
-    `patience` of them in a row raise NotFinite. A StopRequested out of `batches`
-    (on every rank alike) ends the loop before that step.
+    `patience` of them in a row raise NotFinite. A StopRequested out of `batches`, on any rank, ends the loop on all of
+    them before that step.
     """
     skipped = in_a_row = 0
     for item in every:
@@ -92,20 +99,29 @@ def loop(
     with frozen_gc():
         for step in range(first, last):
             begun = time.perf_counter()
-            loss, tokens = torch.zeros((), device=ranks.device), 0
+            loss, tokens, parts, abandoned = torch.zeros((), device=ranks.device), 0, [], False
             try:
-                for batch in batches(step):
-                    loss += forward_backward(batch.to(ranks.device)).detach()
+                for batch, is_last in marked_last(batches(step)):
+                    if is_last and step > first:  # not in the first step, where a failed compile may be repeated
+                        optimizer.arm()
+                    parts.append(batch.to(ranks.device))
+                    loss += forward_backward(parts[-1]).detach()
                     tokens += batch.tokens
             except StopRequested:
-                return step
-            norm = reduce_gradients(optimizer, ranks)
+                if ranks.world == 1:
+                    return step
+                abandoned = True  # the other ranks may be under way in this step: they are told in the exchange
+            norm = optimizer.collect()
 
             # One exchange and one wait a step: everything the ranks must agree on, together.
-            asked = [float(stop()), *(float(ranks.rank == 0 and item.due()) for item in every), float(tokens)]
-            agreed = ranks.sum(torch.cat([loss[None], torch.tensor(asked, device=ranks.device)]))
-            *agreed_list, grad_norm = torch.cat([agreed, norm[None]]).tolist()
-            loss_value, stopping, *due, all_tokens = agreed_list
+            mine = [abandoned, stop(), *(ranks.rank == 0 and item.due() for item in every), tokens]
+            numbers = torch.tensor(mine, dtype=norm.dtype, device=ranks.device)
+            agreed = ranks.sum(torch.cat([torch.stack([loss.to(norm.dtype), norm]), numbers])).tolist()
+            loss_value, norm_squared, abandoning, stopping, *due, all_tokens = agreed
+            grad_norm = math.sqrt(norm_squared)
+            if abandoning:
+                optimizer.zero_grad()
+                return step
 
             good = math.isfinite(loss_value) and math.isfinite(grad_norm)
             if good:
@@ -118,7 +134,7 @@ def loop(
             done, seconds = step + 1, time.perf_counter() - begun
             report(Report(done, loss_value, grad_norm, schedule.lr(step), int(all_tokens), seconds, skipped))
             if in_a_row >= patience:
-                raise NotFinite(done, in_a_row)
+                raise NotFinite(done, in_a_row, parts)
             if stopping and done < last:
                 return done
             if done % 1000 == 0:
@@ -130,19 +146,17 @@ def loop(
     return last
 
 
-@torch.no_grad()
-def reduce_gradients(optimizer: Optimizer, ranks: Ranks) -> Tensor:
-    """Sum the gradients over the ranks (the losses are shares of one sum); returns their global 2-norm, 0-d."""
-    gradients = []
-    for p in optimizer.params():
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        gradients.append(p.grad)
-    if ranks.world > 1:
-        flat = ranks.sum(torch.cat([g.flatten() for g in gradients]))
-        parts = flat.split([g.numel() for g in gradients])
-        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+Item = TypeVar("Item")
+
+
+def marked_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+    """Each item with whether it is the last one."""
+    rest = iter(items)
+    for item in rest:
+        for following in rest:
+            yield item, False
+            item = following
+        yield item, True
 
 
 @contextmanager

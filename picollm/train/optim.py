@@ -13,7 +13,7 @@ State is a flat dict keyed by parameter name: it does not depend on stacking, wo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -164,10 +164,24 @@ class Optimizer:
         self.compiled = compiled
         self._muon: Any = torch.compile(muon_update, dynamic=False) if compiled else muon_update
 
-    def params(self) -> Iterable[Tensor]:
+    def params(self) -> Iterator[Tensor]:
         for stack in self.stacks:
             yield from stack.params
         yield from self.adam_params.values()
+
+    def arm(self) -> None:
+        """The next backward pass is the last of this step; of interest where gradients travel."""
+
+    @torch.no_grad()
+    def collect(self) -> Tensor:
+        """The squared 2-norm of all gradients, 0-d; from here on they are whole."""
+        gradients = []
+        for p in self.params():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            gradients.append(p.grad)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return wide(norm).square()
 
     @torch.no_grad()
     def step(self, lr_mult: float = 1.0, momentum: float = 0.95, wd_mult: float = 1.0) -> None:
@@ -193,17 +207,18 @@ class Optimizer:
         for p in self.params():
             p.grad = None
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state(self) -> Iterator[tuple[str, Tensor]]:
         """`<parameter>.momentum`, `.second` (Muon) and `.exp_avg`, `.exp_avg_sq`, `.step` (AdamW), not copied."""
-        state: dict[str, Tensor] = {}
         for stack in self.stacks:
             for i, name in enumerate(stack.names):
-                state[f"{name}.momentum"] = stack.momentum[i]
-                state[f"{name}.second"] = stack.second[i]
+                yield f"{name}.momentum", stack.momentum[i]
+                yield f"{name}.second", stack.second[i]
         for name, p in self.adam_params.items():
             for key, value in (self.adam.state[p] if self.adam else {}).items():
-                state[f"{name}.{key}"] = value
-        return state
+                yield f"{name}.{key}", value
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.state())
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -228,6 +243,14 @@ class Optimizer:
             raise KeyError(f"optimizer state for unknown parameters: {', '.join(sorted(left)[:3])}")
 
 
+def wide(t: Tensor) -> Tensor:
+    """In fp64, where the device has it: squares of large norms fit, counts of tokens are exact."""
+    return t if t.device.type == "mps" else t.double()
+
+
 def build_optimizer(model: Any, settings: OptimizerSettings, *, compiled: bool = False) -> Optimizer:
-    """The optimizer of `model`, grouped by its `param_groups()`; `compiled` fuses Muon's elementwise work."""
+    """The optimizer of `model`, grouped by its `param_groups()`; `compiled` fuses Muon's elementwise work.
+
+    For one process; over several ranks it is `picollm.train.sharded.ShardedOptimizer`.
+    """
     return Optimizer(model.param_groups(), settings, compiled=compiled)

@@ -17,8 +17,12 @@ from picollm.train.batch import Batch
 from picollm.train.device import Ranks, peak_memory
 from picollm.train.loop import Every, NotFinite, loop
 from picollm.train.meter import Context, Meter
-from picollm.train.optim import Optimizer, OptimizerSettings, build_optimizer
+from picollm.train.nonfinite import where_not_finite
+from picollm.train.optim import OptimizerSettings, build_optimizer
+from picollm.train.prefetch import ahead
+from picollm.train.saver import Saver
 from picollm.train.schedule import Schedule
+from picollm.train.sharded import AnyOptimizer, ShardedOptimizer
 from picollm.train.step import Compute, ForwardBackward
 
 
@@ -29,7 +33,8 @@ class TrainSettings:
     Attributes:
         optimizer, schedule, compute: see their modules; `schedule.steps` is the stage's length.
         save_every: seconds between checkpoints, 0 for none but the last; `save_steps` the same in steps.
-        keep_last: checkpoints kept.
+        keep: which checkpoints outlive the next save.
+        ahead: steps whose batches are made before they are asked for, in a thread; 0 where they depend on the model.
         patience: steps in a row without a finite loss before giving up.
         fresh: remove this stage's own checkpoints and start over.
         reuse_moments: start from the parent's optimizer state too, not only its weights.
@@ -41,7 +46,8 @@ class TrainSettings:
     compute: Compute = field(default_factory=Compute)
     save_every: float = 30.0
     save_steps: int = 0
-    keep_last: int = 2
+    keep: checkpoint.Keep = field(default_factory=checkpoint.Keep)
+    ahead: int = 0
     patience: int = 10
     fresh: bool = False
     reuse_moments: bool = False
@@ -98,28 +104,42 @@ def train_stage(
     model.to(ranks.device).train()
     settings = replace(settings, optimizer=replace(settings.optimizer, muon_dtype=settings.compute.dtype))
     fuse = settings.compute.compile and ranks.device.type == "cuda"
-    optimizer = build_optimizer(model, settings.optimizer, compiled=fuse)
+    optimizer: AnyOptimizer
+    if ranks.world == 1:
+        optimizer = build_optimizer(model, settings.optimizer, compiled=fuse)
+    else:
+        optimizer = ShardedOptimizer(model.param_groups(), settings.optimizer, ranks, compiled=fuse)
     ctx.phase("load")
     first, figures = begin(ctx, model, optimizer, settings, checkpoint_dir, meta, ranks, init_from)
     run = ForwardBackward(model, settings.compute, ctx.warning)
     warmup, planned = settings.schedule.warmup, settings.planned_tok_s
     meter = Meter(ctx, model, steps, ranks, run, extra_metrics, warmup=warmup, planned_tok_s=planned)
     meter.restore(figures)
-    saver = _Saver(ctx, model, optimizer, checkpoint_dir, meta, settings.keep_last, ranks, first, meter.figures)
+    saver = Saver(ctx, model, optimizer, checkpoint_dir, meta, settings.keep, ranks, first, meter.figures)
+    saver.score = figures.get("score")
 
     ctx.phase("compile" if settings.compute.compile and first < steps else "train")
-    every = [*evals, Every(settings.save_steps, saver.save, seconds=settings.save_every, at_end=False)]
+    idle = saver.idle if settings.save_every else None  # by the clock, and not while the one before is being written
+    every = [
+        *(replace(item, fn=_scored(item.fn, saver)) for item in evals),
+        Every(0, saver.settle, at_end=False, when=saver.landed),
+        Every(settings.save_steps, saver.begin, settings.save_every, at_end=False, when=idle),
+    ]
     begun = time.perf_counter()
     try:
-        done = loop(
-            run, optimizer, batches, settings.schedule, ranks, first=first, last=steps, every=every,
-            report=meter.report, stop=ctx.stop_requested, patience=settings.patience,
-        )  # fmt: skip
+        with ahead(batches, first, steps, settings.ahead, ranks.device) as made:
+            done = loop(
+                run, optimizer, made, settings.schedule, ranks, first=first, last=steps, every=every,
+                report=meter.report, stop=ctx.stop_requested, patience=settings.patience,
+            )  # fmt: skip
     except NotFinite as error:
+        saver.settle()
+        origin = where_not_finite(model, error.batches, ranks)
         kept = checkpoint.latest(checkpoint_dir)
         kept_text = f"{kept.name} is kept" if kept else "no checkpoint had been saved"
         raise UserError(
-            f"{ctx.name}: {error} ({kept_text}); lower the learning rate or set machine.precision to fp32, then resume"
+            f"{ctx.name}: {error}; {origin} ({kept_text}); "
+            "lower the learning rate or set machine.precision to fp32, then resume"
         ) from error
     ctx.phase("save")
     info = saver.save(done)
@@ -144,7 +164,7 @@ def train_stage(
 def begin(
     ctx: Context,
     model: GPT,
-    optimizer: Optimizer,
+    optimizer: AnyOptimizer,
     settings: TrainSettings,
     folder: Path,
     meta: dict[str, Any],
@@ -172,7 +192,7 @@ def begin(
             raise UserError(f"{ctx.name}: {own} is past step {settings.schedule.steps}: start over with --fresh")
         ctx.resumed(step, ctx.relative(own))
         ctx.message(f"resuming at step {step} from {own.name}")
-        return step, theirs.get("figures") or {}
+        return step, {**(theirs.get("figures") or {}), "score": theirs.get("score")}
     figures: dict[str, Any] = {}
     if init_from is not None:
         wrong = ranks.share(checkpoint.problem(init_from) if ranks.rank == 0 else None)
@@ -186,62 +206,6 @@ def begin(
     return 0, figures
 
 
-class _Saver:
-    """Saves on rank 0 while the others wait, so that a failure there ends all of them."""
-
-    def __init__(
-        self,
-        ctx: Context,
-        model: GPT,
-        optimizer: Optimizer,
-        folder: Path,
-        meta: dict[str, Any],
-        keep: int,
-        ranks: Ranks,
-        first: int,
-        figures: Callable[[], dict[str, Any]],
-    ) -> None:
-        self.ctx, self.model, self.optimizer, self.folder = ctx, model, optimizer, folder
-        self.meta, self.keep, self.ranks = meta, keep, ranks
-        self.first, self.figures = first, figures
-        self.last: checkpoint.CheckpointInfo | None = None
-
-    def save(self, step: int) -> checkpoint.CheckpointInfo:
-        if self.last is not None and self.last.step == step:
-            return self.last
-        outcome: checkpoint.CheckpointInfo | UserError | None = None
-        kept = False
-        if self.ranks.rank == 0:
-            try:
-                outcome = self._resumed_from(step)
-                kept = outcome is not None
-                if outcome is None:
-                    self._refuse_damage(step)
-                    meta = {"stage": self.ctx.name, **self.meta, "figures": self.figures()}
-                    outcome = checkpoint.save(self.folder, step, self.model, self.optimizer, meta, keep_last=self.keep)
-            except UserError as error:
-                outcome = error
-        outcome = self.ranks.share(outcome)
-        if isinstance(outcome, UserError):
-            raise outcome
-        assert outcome is not None
-        self.last = outcome
-        if not kept:
-            self.ctx.checkpoint(step, self.ctx.relative(outcome.path), outcome.bytes, outcome.seconds)
-        return outcome
-
-    def _resumed_from(self, step: int) -> checkpoint.CheckpointInfo | None:
-        """The checkpoint of `step` if this attempt began from it: writing the same again could only lose it."""
-        path = checkpoint.path_of(self.folder, step)
-        if step != self.first or not path.exists() or checkpoint.problem(path) is not None:
-            return None
-        return checkpoint.info(path)
-
-    def _refuse_damage(self, step: int) -> None:
-        """A finite gradient can still make an update that overflows; such weights must not replace good ones."""
-        for name, p in self.model.named_parameters():
-            if not bool(torch.isfinite(p).all()):
-                raise UserError(
-                    f"{self.ctx.name}: {name} is not finite after step {step}, so it was not saved; "
-                    "lower the learning rate, then resume from the checkpoint before"
-                )
+def _scored(reading: Callable[[int], object], saver: Saver) -> Callable[[int], None]:
+    """The reading, whose result (if a number: lower is better) is noted with the checkpoints that follow."""
+    return lambda step: saver.read(reading(step))

@@ -58,9 +58,9 @@ def test_a_model_can_be_built_from_its_checkpoint(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     model, _ = trained()
     for step in (9, 10, 100, 20):
-        checkpoint.save(tmp_path, step, model, None, {}, keep_last=2)
+        checkpoint.save(tmp_path, step, model, None, {}, keep=checkpoint.Keep(last=2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000020", "step-000100"]
-    checkpoint.save(tmp_path, 2_000_000, model, None, {}, keep_last=2)
+    checkpoint.save(tmp_path, 2_000_000, model, None, {}, keep=checkpoint.Keep(last=2))
     assert checkpoint.finished(tmp_path)[0].name == "step-2000000"
 
 
@@ -168,7 +168,7 @@ torch.set_num_threads(1)
 model = torch.nn.Linear(700, 700)
 print("ready", flush=True)
 for step in range(1, 10**6):
-    checkpoint.save(Path(sys.argv[1]), step, model, None, {}, keep_last=2)
+    checkpoint.save(Path(sys.argv[1]), step, model, None, {}, keep=checkpoint.Keep(last=2))
     print(step, flush=True)
 """
 

@@ -287,4 +287,4 @@ def test_ranks_agree_to_stop_and_another_world_size_resumes(tmp_path):
 
 def test_settings_are_plain_values():
     settings = TrainSettings(Schedule(3))
-    assert replace(settings, keep_last=5).schedule.steps == 3
+    assert replace(settings, keep=checkpoint.Keep(5)).schedule.steps == 3
