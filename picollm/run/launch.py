@@ -20,7 +20,7 @@ from pathlib import Path
 
 from picollm.run import config as settings
 from picollm.run import events as ev
-from picollm.run import lease, pipeline
+from picollm.run import lease, pipeline, sinks
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, write_atomic
 from picollm.run.machine import visible_gpus
@@ -146,6 +146,7 @@ class _Launcher:
             )
         who = lease.identify(self.child.pid)
         self._say(ev.Launched(stage=name, attempt=attempt, argv=argv, **who._asdict()))
+        sinks.start(run, config, spawn_detached)
         code = self.child.wait()
         self._say(ev.Exited(stage=name, attempt=attempt, code=code))
         run.stop_file(name).unlink(missing_ok=True)
