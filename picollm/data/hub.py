@@ -27,6 +27,7 @@ import msgspec
 from picollm.data.publish import sha256
 from picollm.run.errors import UserError
 from picollm.run.folder import write_atomic
+from picollm.run.plan import HUB_SHARDS
 
 ATTEMPTS = 4  # rounds over all endpoints, each with huggingface_hub's own retries inside
 BACKOFF_S = 1.0  # before the second round; doubled from then on
@@ -57,13 +58,13 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 SOURCES: dict[str, Source] = {
     "climbmix": Source(
         repo="karpathy/climbmix-400b-shuffle",
-        shards=6543,
+        shards=HUB_SHARDS["climbmix"],
         licence="CC BY-NC 4.0: research and development, not for commercial use",
         about="NVIDIA ClimbMix (Diao et al., arXiv 2504.13161), as text, shuffled",
     ),
     "fineweb-edu": Source(
         repo="karpathy/fineweb-edu-100b-shuffle",
-        shards=1823,
+        shards=HUB_SHARDS["fineweb-edu"],
         licence="ODC-By 1.0; the Common Crawl terms of use apply too",
         about="Hugging Face FineWeb-Edu (Penedo et al., arXiv 2406.17557), 100B sample, shuffled",
     ),

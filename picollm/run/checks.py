@@ -24,6 +24,7 @@ import psutil
 from picollm.run.config import Config
 from picollm.run.folder import Run, picollm_home
 from picollm.run.machine import Gpus
+from picollm.run.plan import HUB_SHARDS
 
 GIB = 1 << 30
 
@@ -107,14 +108,15 @@ def _cores(run: Run, config: Config) -> Verdict:
 
 def _memory(run: Run, config: Config) -> Verdict:
     free = psutil.virtual_memory().available
-    limit = _cgroup_limit()
+    limit = memory_limit()
     found = f"{min(free, limit) / GIB:.1f} GiB available"
     if min(free, limit) < 1.5 * GIB:
         return Verdict("memory", "fail", found, "≥ 1.5 GiB", "close other programs, or use a smaller model.depth")
     return Verdict("memory", "ok" if min(free, limit) > 3 * GIB else "warn", found, "≥ 3 GiB")
 
 
-def _cgroup_limit() -> int:
+def memory_limit() -> int:
+    """Bytes that the control group of this process may use; a very large number where there is no limit."""
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             return int(Path(name).read_text())
@@ -199,6 +201,9 @@ def _text(run: Run, config: Config) -> Verdict:
         return Verdict(
             "text", "warn", f"{found} is missing: the docstrings alone will be read", "", "install python3-doc"
         )
+    if source in HUB_SHARDS:
+        files = f"{config.data.shards} files to train on and one to validate with"
+        return Verdict("text", "ok", f"{source}, from the Hugging Face Hub: {files}")
     path = Path(source).expanduser()
     if path.exists() and os.access(path, os.R_OK):
         return Verdict("text", "ok", str(path))
@@ -206,16 +211,20 @@ def _text(run: Run, config: Config) -> Verdict:
 
 
 def _network(run: Run, config: Config) -> Verdict:
-    """Only the Hub is ever asked for anything, and nothing in this run asks it: so no network is fine."""
-    url = urllib.parse.urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    """Only the Hub is ever asked for anything: no network is fine, unless the text has to come from there."""
+    mirror = config.data.mirrors.split(",")[0].strip()
+    url = urllib.parse.urlparse(mirror or os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    needed = config.data.source in HUB_SHARDS
+    without = "only text that was downloaded before can be used" if needed else "this run needs no network"
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
-        return Verdict("network", "ok", "HF_HUB_OFFLINE is set; this run needs no network")
+        return Verdict("network", "ok", f"HF_HUB_OFFLINE is set; {without}")
     try:
         port = url.port or (443 if url.scheme == "https" else 80)
         with socket.create_connection((url.hostname or "", port), timeout=1.0):
             return Verdict("network", "ok", f"{url.hostname} answers")
     except OSError as error:
-        return Verdict("network", "ok", f"{url.hostname}: {error}; this run needs no network")
+        fix = "check the network, or set HF_ENDPOINT or data.mirrors" if needed else ""
+        return Verdict("network", "warn" if needed else "ok", f"{url.hostname}: {error}; {without}", "", fix)
 
 
 def _token(run: Run, config: Config) -> Verdict:
