@@ -37,9 +37,10 @@ def work(ctx: StageContext) -> Outcome:
         patience.over()
         return session.split(Batch.from_numpy(inputs, targets, denom=settings.rows * length), settings.rows)
 
-    def read_validation(step: int) -> None:
+    def read_validation(step: int) -> float:
         loss = text_loss(session.model, val, token_bytes)
         ctx.eval("val", step, {"bpb": loss.bpb, "loss": loss.loss}, n=loss.tokens)
+        return loss.bpb
 
     return session.train(
         batches,

@@ -86,6 +86,7 @@ def work(ctx: StageContext) -> Outcome:
         parent="sft",
         evals=[Every(settings.eval_every, read_heldout, at_start=True)],
         extra_metrics=lambda step: dict(stats),
+        ahead=0,
     )
 
 

@@ -79,6 +79,9 @@ class MachineConfig(msgspec.Struct, kw_only=True):
         Literal["auto", "on", "off"],
         _meta("compute activations twice to save memory; auto: when it must", affects="how"),
     ] = "auto"
+    keep_last: Annotated[int, _meta("newest checkpoints kept of each stage; 0: all", "checkpoints", "how", ge=0)] = 2
+    keep_best: Annotated[bool, _meta("also keep the one of the best validation reading", affects="how")] = False
+    milestones: Annotated[int, _meta("also keep one every so many steps; 0: none", "steps", "how", ge=0)] = 0
     stall_after: Annotated[float, _meta("alive but silent for this long is called stalled", "s", "how", gt=0)] = 120.0
     threads: Annotated[int, _meta("CPU threads; 0: all cores, shared by the ranks", "threads", "how", ge=0, le=512)] = 0
 

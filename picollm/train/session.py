@@ -14,12 +14,15 @@ from picollm.run.scaling import flops_per_token, muon_weight_decay, num_params
 from picollm.run.stage import Outcome, StageContext
 from picollm.text.tokenizer import Tokenizer
 from picollm.train.batch import Batch
+from picollm.train.checkpoint import Keep
 from picollm.train.device import Ranks, start
 from picollm.train.loop import Every
 from picollm.train.optim import AdamGroup, OptimizerSettings
 from picollm.train.schedule import Schedule
 from picollm.train.step import Compute
 from picollm.train.trainer import TrainSettings, train_stage
+
+BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,14 @@ class Session:
         extra_metrics: Callable[[int], dict[str, float]] | None = None,
         summary: dict[str, Any] | None = None,
         content: dict[str, str] | None = None,
+        ahead: int = BATCHES_AHEAD,
     ) -> Outcome:
         """Train to the end of the schedule; the outcome's `checkpoint` is what later stages begin from.
 
         `content`: hashes of files that the settings only name; a checkpoint made from others is not resumed.
+        `ahead`: steps whose batches a thread makes in advance; 0 where they depend on the model or on other ranks.
         """
-        ctx = self.ctx
+        ctx, machine = self.ctx, self.ctx.config.machine
         made_from = fingerprint({"settings": ctx.fingerprint, **content}) if content else ctx.fingerprint
         folder = ctx.run.dir / pipeline.CHECKPOINT_FOLDERS[ctx.name]
         done = train_stage(
@@ -99,6 +104,8 @@ class Session:
                 optimizer=self.optimizer_settings(lr),
                 compute=self.compute,
                 save_every=getattr(ctx.config, ctx.name).save_every,
+                keep=Keep(machine.keep_last, machine.keep_best, machine.milestones),
+                ahead=ahead,
                 fresh=ctx.fresh,
                 planned_tok_s=planned_tok_s(ctx, self.model),
             ),
