@@ -25,6 +25,7 @@ from picollm.run.errors import UserError
 from picollm.run.folder import Plan, Run, plan_inputs, write_atomic
 from picollm.run.launch import child_environment
 from picollm.run.scaling import ModelShape, flops_per_token, num_params
+from picollm.run.schema import DataConfig
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.tasks import identity, make
 from picollm.train.device import Ranks
@@ -56,7 +57,7 @@ def work(ctx: StageContext) -> Outcome:
         torch_s=torch_s,
         train_flops_s=0.0,
         decode_flops_s=0.0,
-        text_bytes=_source_bytes(wishes.data.source),
+        text_bytes=_source_bytes(wishes.data),
     )
     reference = plan.at_depth(wishes, wishes.model.depth or REFERENCE_DEPTH)
     ctx.phase("candidates")
@@ -142,11 +143,13 @@ def _light_start() -> float:
     return time.monotonic() - begun
 
 
-def _source_bytes(source: str) -> int:
+def _source_bytes(data: DataConfig) -> int:
     """Size of the files that will be read, near enough to predict how long reading takes."""
-    if source == "pydocs":
+    if data.source == "pydocs":
         return PYDOCS_BYTES
-    return sum(file.stat().st_size for file in own_text.files(Path(source).expanduser(), own_text.Counts()))
+    if data.source in plan.HUB_SHARDS:
+        return data.shards * plan.SHARD_CHARACTERS
+    return sum(file.stat().st_size for file in own_text.files(Path(data.source).expanduser(), own_text.Counts()))
 
 
 def _probe(
