@@ -18,7 +18,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from picollm import cli_follow, cli_plan, cli_show, cli_talk
+from picollm import cli_follow, cli_plan, cli_serve, cli_show, cli_talk
 from picollm.run import conductor, launch, pipeline, serving
 from picollm.run import config as settings
 from picollm.run.errors import UserError
@@ -231,6 +231,10 @@ def identity(
     if manifest.rows < rows.FEWEST_ROWS:
         print(f"a run wants at least {rows.FEWEST_ROWS:,} rows", file=sys.stderr)
     return 0
+
+
+app.command()(cli_serve.serve)
+app.command()(cli_serve.web)
 
 
 # what the commands share ----------------------------------------------------------------------------------------------

@@ -1,4 +1,8 @@
-"""Serve: the inference process behind compare, chat and the API; it ends by itself when nobody asks any more."""
+"""Serve: the inference process behind compare, chat, the API and the web page.
+
+Two ways. Behind `picollm chat` and the app: one run over a Unix socket, in the background, until nobody asks any more.
+With --host, as `picollm serve` and `picollm web` start it: runs over TCP, in the foreground, until a signal.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,18 @@ import secrets
 import signal
 import sys
 import tempfile
+import threading
 import time
-from functools import partial
+import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 
-from picollm.run import lease, pipeline
+from picollm.run import lease
 from picollm.run.errors import UserError
-from picollm.run.folder import Run, write_atomic
+from picollm.run.folder import ACTIVE, Run, write_atomic
 
-LOOK_EVERY_S = 2.0
+TOKEN_VARIABLE = "PICOLLM_TOKEN"
+SHORTEST_TOKEN = 16  # characters
 
 
 def socket_path(run: Run) -> Path:
@@ -39,104 +46,166 @@ def _is_ours(folder: Path) -> bool:
         return False
 
 
-def write_token(path: Path, token: str) -> None:
-    """Write it so that nobody else can read it at any moment. Raises `UserError` where it cannot."""
-    try:
-        fd, draft = tempfile.mkstemp(dir=path.parent, prefix=".token.")  # with mode 0600
-        with os.fdopen(fd, "w") as file:
-            file.write(token + "\n")
-        os.replace(draft, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free space or check its permissions") from None
-
-
-class _Served:
-    """The run's finished checkpoints as models; looked at again now and then, for stages finish while we serve."""
-
-    def __init__(self, run: Run) -> None:
-        from picollm.serve.hub import ModelHub
-
-        self.run, self.hub = run, ModelHub()
-        self.seen: dict[str, str] = {}
-        self.looked = 0.0
-        self.look()
-
-    def look(self) -> None:
-        from picollm.infer.load import load_model
-
-        self.looked = time.monotonic()
-        for model, stage in pipeline.MODEL_STAGES.items():
-            done = self.run.finished(stage)
-            if done is None or self.seen.get(model) == done.artifacts.get("checkpoint"):
-                continue
-            try:
-                checkpoint = self.run.output(stage, "checkpoint")
-                tokenizer = self.run.output("tokenizer", "tokenizer")
-            except UserError as error:
-                print(f"{model}: {error}", flush=True)
-                continue
-            self.seen[model] = done.artifacts["checkpoint"]
-            self.hub.add(model, partial(load_model, checkpoint, tokenizer), stage=stage, checkpoint=checkpoint.name)
-            print(f"{model}: {checkpoint}", flush=True)
-
-
-def serve_run(run: Run, idle_s: float, host: str | None, port: int) -> None:
+def serve_run(run: Run, idle_s: float) -> None:
     """Serve until idle for `idle_s` seconds or asked to stop. Raises `UserError` when there is nothing to serve."""
     folder = run.dir / "jobs" / "serve"
     lock = lease.Lock(folder / "lock")
     if not lock.exclusive(patience=2.0):
         raise UserError(f"{run.name} is being served already")
     from picollm.serve.api import create_app, serve
+    from picollm.serve.runs import RunModels
     from picollm.train.device import start
 
     machine = run.config().machine
     start("cpu" if machine.device == "auto" else machine.device, threads=machine.threads, deterministic="off")
-    served = _Served(run)
-    if not served.hub.names:
-        raise UserError(f"{run.name}: no model yet: finish pretrain first (picollm run --run {run.name})")
-    asked = {"stop": False}
-
-    def on_signal(number: int, frame: object) -> None:
-        asked["stop"] = True
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    models = RunModels([run], say=_say)
+    models.require()
+    stopping = _on_signals()
     uds = socket_path(run)
-    token = secrets.token_urlsafe(24) if host else None
-    if token:
-        write_token(folder / "token", token)
 
     def on_ready(addresses: list[str]) -> None:
         me = lease.identify()
         write_atomic(folder / "address.json", json.dumps({"uds": str(uds), "addresses": addresses, **me._asdict()}))
-        print(f"listening on {', '.join(addresses)}", flush=True)
+        _say(f"listening on {', '.join(addresses)}")
 
     def should_stop() -> bool:
-        worker = served.hub.worker
-        if time.monotonic() - served.looked > LOOK_EVERY_S:
-            served.look()
-        return asked["stop"] or (not worker.busy and time.monotonic() - worker.last_used > idle_s)
+        worker = models.hub.worker
+        models.look_now_and_then()
+        return stopping() or (not worker.busy and time.monotonic() - worker.last_used > idle_s)
 
     try:
-        serve(create_app(served.hub, token), uds=uds, host=host, port=port, should_stop=should_stop, on_ready=on_ready)
+        serve(create_app(models.hub, None), uds=uds, should_stop=should_stop, on_ready=on_ready)
     finally:
         (folder / "address.json").unlink(missing_ok=True)
         lock.release()
 
 
+def serve_publicly(runs: list[Run], options: argparse.Namespace) -> None:
+    """Serve over TCP until a signal. Raises `UserError` for what the person has to mend."""
+    from picollm.serve.api import create_app, serve
+    from picollm.serve.guard import LOOPBACK_NAMES
+    from picollm.serve.listen import is_loopback
+    from picollm.serve.runs import RunModels
+    from picollm.train.device import start
+
+    loopback = is_loopback(options.host)
+    token = choose_token(options.token_file, demanded=options.with_token or not loopback)
+    origins = [check_origin(origin) for origin in options.allow_origin]
+    ranks = start(choose_device(options.device, runs), threads=runs[0].config().machine.threads, deterministic="off")
+    models = RunModels(runs, device=ranks.device, keep=options.keep, say=_say)
+    models.require()
+    stopping = _on_signals()
+    hosts = LOOPBACK_NAMES | {options.host.lower()} if loopback else None
+
+    def on_ready(addresses: list[str]) -> None:
+        [address] = addresses
+        _say(f"models on {ranks.device}: {', '.join(models.hub.names)}")
+        _say(f"the API is at {address}/v1, for {'whoever brings the token' if token else 'this machine only'}")
+        if token and not (options.token_file or os.environ.get(TOKEN_VARIABLE)):
+            _say(f"token: {token}")
+        link = address.replace("//0.0.0.0", "//127.0.0.1").replace("//[::]", "//[::1]") + "/"
+        _say(f"the page is at {link}")
+        if options.open and can_open():
+            # After the #, a token is seen by the page alone: a browser sends it nowhere.
+            threading.Thread(target=webbrowser.open, args=(link + (f"#token={token}" if token else ""),)).start()
+        elif options.open:
+            port = address.rpartition(":")[2]
+            _say(f"no browser to open here; from another machine: ssh -L {port}:127.0.0.1:{port} {os.uname().nodename}")
+        _say("Ctrl-C ends it")
+
+    def should_stop() -> bool:
+        models.look_now_and_then()
+        return stopping()
+
+    app = create_app(models.hub, token, hosts=hosts, origins=origins)
+    serve(app, host=options.host, port=options.port, should_stop=should_stop, on_ready=on_ready)
+
+
+def choose_token(file: Path | None, *, demanded: bool) -> str | None:
+    """The token of the file, else of the environment, else a new one if one is demanded. Raises `UserError`."""
+    if file is not None:
+        try:
+            if file.stat().st_mode & 0o077:
+                raise UserError(f"{file} can be read by other users; run: chmod 600 {file}")
+            token = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the token file {file}: {error}") from None
+        where = str(file)
+    elif TOKEN_VARIABLE in os.environ:
+        token, where = os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE
+    else:
+        return secrets.token_urlsafe(24) if demanded else None
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise UserError(f"the token in {where} must be {SHORTEST_TOKEN} or more ASCII characters without spaces")
+    return token
+
+
+def check_origin(origin: str) -> str:
+    """An exact web origin, as a browser sends it. Raises `UserError` for a wildcard and for anything else."""
+    scheme, _, host = origin.partition("://")
+    if scheme not in ("http", "https") or not host or set(host) & set("/*?#@ "):
+        raise UserError(f"--allow-origin {origin}: expected an exact origin such as https://chat.example:8443")
+    return origin
+
+
+def choose_device(wanted: str, runs: list[Run]) -> str:
+    """`auto` is a GPU that none of the runs is using at this moment, else the CPU."""
+    if wanted != "auto":
+        return wanted
+    from picollm.train.device import pick_device
+
+    found = pick_device().type
+    busy = [run.name for run in runs if any(status.state in ACTIVE for status in run.statuses())]
+    if found != "cpu" and busy:
+        _say(f"on the CPU, because {', '.join(busy)} uses the {found} device; --device {found} shares it")
+        return "cpu"
+    return found
+
+
+def can_open() -> bool:
+    """Whether a browser would appear in front of the person: not over SSH, and not a browser in this terminal."""
+    if "SSH_CONNECTION" in os.environ:
+        return False
+    return sys.platform == "darwin" or any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+def _on_signals() -> Callable[[], bool]:
+    """From now on SIGTERM and SIGINT only ask to stop; returns whether they did. Losing the terminal stops nothing."""
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return asked.is_set
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m stages.serve", description="Serve a run's models.")
-    parser.add_argument("--run", required=True, type=Path, help="the run folder")
+    parser = argparse.ArgumentParser(prog="python -m stages.serve", description="Serve the models of runs.")
+    parser.add_argument("--run", required=True, type=Path, action="append", help="a run folder; may be repeated")
     parser.add_argument("--idle", type=float, default=600.0, help="end after this many seconds without a request")
-    parser.add_argument("--host", help="also listen on this TCP address; the token is written to jobs/serve/token")
+    parser.add_argument("--host", help="serve over TCP on this address instead, in the foreground")
     parser.add_argument("--port", type=int, default=0, help="TCP port; 0: any free one")
+    parser.add_argument("--token-file", type=Path, help="the bearer token to ask for, in a file of mode 600")
+    parser.add_argument("--with-token", action="store_true", help="ask for a token on loopback, too")
+    parser.add_argument("--allow-origin", action="append", default=[], help="a web origin whose pages may ask")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--keep", type=int, help="most models in memory at once")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
     options = parser.parse_args()
-    run = Run(options.run.expanduser().absolute())
+    runs = [Run(folder.expanduser().absolute()) for folder in options.run]
     try:
-        if not run.exists():
-            raise UserError(f"{run.dir} is not a run folder (no config.toml)")
-        serve_run(run, options.idle, options.host, options.port)
+        for run in runs:
+            if not run.exists():
+                raise UserError(f"{run.dir} is not a run folder (no config.toml)")
+        if options.host is not None:
+            serve_publicly(runs, options)
+        elif len(runs) > 1:
+            raise UserError("several runs are served over TCP only; add --host 127.0.0.1")
+        else:
+            serve_run(runs[0], options.idle)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

@@ -53,7 +53,8 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 
 
 def test_every_command_has_help(capsys: Any) -> None:
-    for name in ["run", "resume", "stop", "status", "runs", "plan", "doctor", "chat", "compare", "config", "identity"]:
+    names = ["run", "resume", "stop", "status", "runs", "plan", "doctor", "chat", "compare", "config", "identity"]
+    for name in [*names, "serve", "web"]:
         code, out, _ = call(name, "--help", capsys=capsys)
         assert code == 0 and "Usage: picollm" in out
 
@@ -72,6 +73,9 @@ def test_every_command_has_help(capsys: Any) -> None:
         (["resume", "--run", "zz"], "start it with: picollm run --run zz"),
         (["stop", "--run", "zz"], "no run 'zz'"),
         (["chat", "--run", "zz"], "no run 'zz'"),
+        (["serve"], "no runs in"),
+        (["serve", "--run", "zz"], "no run 'zz'"),
+        (["web", "--port", "70000"], "--port"),
         (["run", "--profile", "huge"], "unknown profile 'huge'"),
         (["run", "--set", "sft.lrr=1"], "unknown key 'sft.lrr'"),
         (["run", "--run", "../up"], "no run '../up'"),
@@ -415,6 +419,9 @@ def talking(run: Run) -> Run:
 def test_chat_needs_a_model(run: Run, capsys: Any) -> None:
     code, _, err = call("chat", "-p", "hi", capsys=capsys)
     assert code == 2 and "has no model yet" in err and not (run.dir / "jobs").exists()
+    for command in ("serve", "web"):
+        code, _, err = call(command, capsys=capsys)
+        assert code == 2 and err == "error: run 'r' has no model yet; make one with: picollm run --run r\n"
 
 
 def test_one_answer(talking: Run, capsys: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import pytest
 from picollm.model.gpt import GPT
 from picollm.run import config, serving
 from picollm.run import events as ev
+from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.scaling import shape_for
 from picollm.text.tokenizer import train_tokenizer
@@ -41,13 +41,10 @@ def finished(run: Run, stage: str, paths: dict[str, str], artifacts: dict[str, s
     ev.append(run.events_file(stage, 1), ev.Finished(seconds=1.0, paths=paths, artifacts=artifacts))
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def make(name: str, text: str) -> Run:
     """A run whose tokenizer and pretraining are done."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PICOLLM_RUNS", str(tmp_path_factory.mktemp("runs")))
-        run = Run.create("tiny", config.load(environ={}))
-    tok = train_tokenizer(["the boats came home over the grey water"], 280)
+    run = Run.create(name, config.load(environ={}))
+    tok = train_tokenizer([text], 280)
     tok.save(run.dir / "tokenizer")
     model = GPT(shape_for(2, tok.vocab_size, 32, dim=32, head_dim=16))
     model.init_weights(1)
@@ -58,6 +55,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     finished(run, "tokenizer", {"tokenizer": "tokenizer"}, {"tokenizer": tok.hash})
     finished(run, "pretrain", {"checkpoint": str(info.path.relative_to(run.dir))}, {"checkpoint": info.hash})
     return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("runs")
+        patch.setenv("PICOLLM_RUNS", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def made(runs: Path) -> Run:
+    return make("tiny", "the boats came home over the grey water")
 
 
 @pytest.fixture
@@ -83,7 +93,7 @@ def serves(made: Run) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 @pytest.mark.slow
 def test_it_lists_answers_and_ends_on_a_signal(made: Run, serves: Callable[..., subprocess.Popen[bytes]]) -> None:
-    process = serves("--host", "127.0.0.1")
+    process = serves()
     address = serving.serving(made)
     assert address is not None and address.pid == process.pid
     client = serving.Client(address)
@@ -91,11 +101,7 @@ def test_it_lists_answers_and_ends_on_a_signal(made: Run, serves: Callable[..., 
     pieces = list(client.stream_completion("base", "the boats", temperature=0.0, top_k=0, seed=1, max_tokens=4))
     assert pieces[-1].finish_reason in ("stop", "length")
     folder = serving.serve_folder(made)
-    assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
-    [_, tcp] = json.loads((folder / "address.json").read_text())["addresses"]
-    assert httpx.get(f"{tcp}/v1/models").status_code == 401
-    token = (folder / "token").read_text().strip()
-    assert httpx.get(f"{tcp}/v1/models", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    assert json.loads((folder / "address.json").read_text())["addresses"] == [address.uds]
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     assert serving.serving(made) is None and not Path(address.uds).exists()
@@ -129,16 +135,111 @@ def test_the_socket_is_in_a_folder_of_our_own(tmp_path: Path, monkeypatch: pytes
     assert serve.socket_path(run).parent != tmp_path / "picollm"
 
 
-def test_the_token_file_was_never_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes: list[int] = []
-    real = os.replace
+# over TCP, in the foreground ------------------------------------------------------------------------------------------
 
-    def replace(draft: str, path: Path) -> None:
-        modes.append(stat.S_IMODE(os.stat(draft).st_mode))
-        real(draft, path)
 
-    monkeypatch.setattr(os, "replace", replace)
-    (tmp_path / "token").write_text("old")
-    serve.write_token(tmp_path / "token", "secret")
-    assert modes == [0o600] and (tmp_path / "token").read_text() == "secret\n"
-    assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+class Foreground:
+    """`picollm serve …` as a person starts it, and what it says."""
+
+    def __init__(self, *words: str, **env: str) -> None:
+        argv = [sys.executable, "-m", "picollm.cli", *words]
+        self.process = subprocess.Popen(argv, env=os.environ | {"PYTHONPATH": str(ROOT)} | env, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        self.said: list[str] = []
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(line.rstrip())
+            if line.startswith("Ctrl-C"):
+                break
+
+    def after(self, words: str) -> str:
+        """The rest of the first line that begins so."""
+        return next(line for line in self.said if line.startswith(words)).removeprefix(words)
+
+    def __enter__(self) -> Foreground:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.mark.slow
+def test_several_runs_under_one_server(made: Run) -> None:
+    make("other", "rain fell on the quiet town all night")
+    with Foreground("serve", "--run", "tiny", "--run", "other", "--port", "0") as server:
+        address = server.after("the page is at ")
+        listed = httpx.get(f"{address}v1/models").json()["data"]
+        assert [model["id"] for model in listed] == ["tiny/base", "other/base"]
+        assert httpx.get(f"{address}v1/models/other/base").json()["picollm"]["run"] == "other"
+        for model in ("tiny/base", "other/base"):
+            body = {"model": model, "prompt": "the", "max_tokens": 3, "temperature": 0}
+            assert httpx.post(f"{address}v1/completions", json=body, timeout=60).json()["usage"]["completion_tokens"]
+        assert "<title>" in httpx.get(address).text
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(20) == 0
+
+
+@pytest.mark.slow
+def test_all_but_loopback_asks_for_a_token(made: Run, tmp_path: Path) -> None:
+    with Foreground("web", "--no-browser", "--run", "tiny", "--host", "0.0.0.0", "--port", "0") as server:
+        address, token = server.after("the page is at "), server.after("token: ")
+        assert httpx.get(f"{address}v1/models").status_code == 401 and httpx.get(address).status_code == 200
+        assert httpx.get(f"{address}v1/models", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    (tmp_path / "token").write_text("a-token-of-our-own\n")
+    (tmp_path / "token").chmod(0o600)
+    with Foreground("serve", "--run", "tiny", "--port", "0", "--token-file", str(tmp_path / "token")) as server:
+        address = server.after("the page is at ")
+        assert not any("a-token" in line for line in server.said)
+        assert httpx.get(f"{address}metrics").status_code == 401
+        mine = {"Authorization": "Bearer a-token-of-our-own"}
+        assert "picollm_requests_total" in httpx.get(f"{address}metrics", headers=mine).text
+
+
+@pytest.mark.slow
+def test_what_cannot_be_served_is_one_line_that_says_what_to_run(runs: Path) -> None:
+    foreign = make("foreign", "boats and rain")
+    train_tokenizer(["something else entirely"], 280).save(foreign.dir / "tokenizer")
+    with Foreground("serve", "--run", "foreign") as server:
+        assert server.process.wait(20) == 2
+        [_, last] = server.said
+    assert last.startswith("error: ") and "another tokenizer" in last
+    assert "picollm run --run foreign --from pretrain" in last
+
+
+def test_a_token_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(serve.TOKEN_VARIABLE, raising=False)
+    assert serve.choose_token(None, demanded=False) is None
+    one, two = (serve.choose_token(None, demanded=True) for _ in range(2))
+    assert one and two and one != two and len(one) >= 32
+    monkeypatch.setenv(serve.TOKEN_VARIABLE, "sixteen-or-more-characters")
+    assert serve.choose_token(None, demanded=False) == "sixteen-or-more-characters"
+    for bad in ("short", "", "with a space in the middle", "nön-ascii-characters-in-it"):
+        monkeypatch.setenv(serve.TOKEN_VARIABLE, bad)
+        with pytest.raises(UserError, match="16 or more"):
+            serve.choose_token(None, demanded=False)
+    file = tmp_path / "token"
+    with pytest.raises(UserError, match="cannot read"):
+        serve.choose_token(file, demanded=True)
+    file.write_text("sixteen-or-more-again\n")
+    file.chmod(0o644)
+    with pytest.raises(UserError, match="chmod 600"):
+        serve.choose_token(file, demanded=True)
+    file.chmod(0o600)
+    assert serve.choose_token(file, demanded=True) == "sixteen-or-more-again"
+
+
+@pytest.mark.parametrize("origin", ["*", "https://*.example", "chat.example", "https://a.example/", "null", "ftp://x"])
+def test_only_exact_origins(origin: str) -> None:
+    with pytest.raises(UserError, match="exact origin"):
+        serve.check_origin(origin)
+    assert serve.check_origin("http://localhost:3000") == "http://localhost:3000"
+
+
+def test_a_browser_is_opened_only_where_the_person_sits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SSH_CONNECTION", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert serve.can_open()
+    monkeypatch.setenv("SSH_CONNECTION", "1 2 3 4")
+    assert not serve.can_open()

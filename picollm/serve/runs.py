@@ -1,0 +1,84 @@
+"""The finished checkpoints of runs as models of one hub."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from picollm.infer.load import load_model
+from picollm.run import pipeline
+from picollm.run.errors import UserError
+from picollm.run.folder import Run
+from picollm.serve.hub import ModelHub
+from picollm.text.tokenizer import Tokenizer
+from picollm.train import checkpoint
+
+LOOK_EVERY_S = 2.0
+
+
+class RunModels:
+    """Looks at the runs again now and then, for stages finish while we serve.
+
+    Models are called base, mid, sft and rl; of several runs, `run/base` and so on. What cannot be served is said once,
+    with the command that makes it again.
+    """
+
+    def __init__(
+        self, runs: Sequence[Run], *, device: torch.device | str = "cpu", keep: int | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
+        names = [run.name for run in runs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise UserError(f"two runs are called {twice!r}; their models could not be told apart: rename a folder")
+        self.runs, self.device, self.say = list(runs), device, say
+        self.hub = ModelHub(keep)
+        self._seen: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
+        self.look()
+
+    def require(self) -> None:
+        """Raises `UserError`, saying what to run, when there is nothing to serve."""
+        if self.hub.names:
+            return
+        if self._problems:
+            raise UserError(next(iter(self._problems.values())))
+        name = self.runs[0].name
+        raise UserError(f"{name}: no model yet: finish pretrain first (picollm run --run {name})")
+
+    def look_now_and_then(self) -> None:
+        if time.monotonic() - self._looked > LOOK_EVERY_S:
+            self.look()
+
+    def look(self) -> None:
+        self._looked = time.monotonic()
+        for run in self.runs:
+            for model, stage in pipeline.MODEL_STAGES.items():
+                done = run.finished(stage)
+                name = model if len(self.runs) == 1 else f"{run.name}/{model}"
+                if done is None or self._seen.get(name) == done.artifacts.get("checkpoint"):
+                    continue
+                try:
+                    folder, tokenizer = run.output(stage, "checkpoint"), run.output("tokenizer", "tokenizer")
+                    _check(folder, tokenizer)
+                except UserError as error:
+                    self._complain(name, f"{error}; to make it again: picollm run --run {run.name} --from {stage}")
+                    continue
+                self._seen[name] = done.artifacts["checkpoint"]
+                loader = partial(load_model, folder, tokenizer, device=self.device)
+                self.hub.add(name, loader, run=run.name, stage=stage, checkpoint=folder.name)
+                self.say(f"{name}: {folder}")
+
+    def _complain(self, name: str, problem: str) -> None:
+        if self._problems.get(name) != problem:
+            self._problems[name] = problem
+            self.say(f"{name}: {problem}")
+
+
+def _check(folder: Path, tokenizer: Path) -> None:
+    """Whether it is a checkpoint of ours, of this tokenizer, before anybody asks it. Raises `UserError`."""
+    checkpoint.check_tokenizer(checkpoint.read_meta(folder), Tokenizer.load(tokenizer).hash, folder)
