@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from picollm.train.device import Ranks
 from picollm.train.optim import Optimizer
 from picollm.train.schedule import Schedule
 from picollm.train.sharded import ShardedOptimizer
+from picollm.train.spans import span, spanned
 
 
 @dataclass
@@ -101,22 +103,25 @@ def loop(
             begun = time.perf_counter()
             loss, tokens, parts, abandoned = torch.zeros((), device=ranks.device), 0, [], False
             try:
-                for batch, is_last in marked_last(batches(step)):
+                for batch, is_last in marked_last(spanned("data", partial(batches, step))):
                     if is_last and step > first:  # not in the first step, where a failed compile may be repeated
                         optimizer.arm()
-                    parts.append(batch.to(ranks.device))
+                    with span("data"):
+                        parts.append(batch.to(ranks.device))
                     loss += forward_backward(parts[-1]).detach()
                     tokens += batch.tokens
             except StopRequested:
                 if ranks.world == 1:
                     return step
                 abandoned = True  # the other ranks may be under way in this step: they are told in the exchange
-            norm = optimizer.collect()
+            with span("gradients"):
+                norm = optimizer.collect()
 
             # One exchange and one wait a step: everything the ranks must agree on, together.
             mine = [abandoned, stop(), *(ranks.rank == 0 and item.due() for item in every), tokens]
             numbers = torch.tensor(mine, dtype=norm.dtype, device=ranks.device)
-            agreed = ranks.sum(torch.cat([torch.stack([loss.to(norm.dtype), norm]), numbers])).tolist()
+            with span("sync"):
+                agreed = ranks.sum(torch.cat([torch.stack([loss.to(norm.dtype), norm]), numbers])).tolist()
             loss_value, norm_squared, abandoning, stopping, *due, all_tokens = agreed
             grad_norm = math.sqrt(norm_squared)
             if abandoning:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from picollm.run.scaling import ModelShape
 from picollm.train.batch import Batch
+from picollm.train.spans import span
 
 MAX_SOFTCAP = 70.0  # a million times exp(70) fits fp32
 
@@ -142,12 +143,14 @@ def step_nll(
     terms: Terms = loss_and_gradient,
 ) -> Tensor:
     """`weighted_nll` over plain tensors; `denom` is a 0-d tensor so that it may vary within one compiled graph."""
-    x = model.hidden(inputs_BT).flatten(0, 1)
+    with span("forward"):
+        x = model.hidden(inputs_BT).flatten(0, 1)
     # Dividing the weights, not the sum, makes a batch without counted tokens an exact zero instead of 0/0.
     w = weights_BT.flatten() / denom.clamp(min=1.0)
     head = model.lm_head.weight[: model.shape.vocab_size]
     cap = model.shape.softcap
-    return nll_from_hidden(x, head, targets_BT.flatten(), w, softcap=cap, chunk_rows=chunk_rows, terms=terms)
+    with span("loss"):
+        return nll_from_hidden(x, head, targets_BT.flatten(), w, softcap=cap, chunk_rows=chunk_rows, terms=terms)
 
 
 def weighted_nll(model: LanguageModel, batch: Batch, chunk_rows: int | None = None) -> Tensor:

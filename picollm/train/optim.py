@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from picollm.run import scaling
+from picollm.train.spans import span
 
 POLAR_EXPRESS = (
     (8.1566, -22.4833, 15.8788),
@@ -192,16 +193,18 @@ class Optimizer:
         if self.adam is not None:
             for group in self.adam.param_groups:
                 group["lr"] = group["base_lr"] * lr_mult
-            self.adam.step()
+            with span("adamw"):
+                self.adam.step()
         s = self.settings
         for stack in self.stacks:
             values: list[Any] = [momentum, s.matrix_lr * lr_mult, s.matrix_weight_decay * wd_mult]
             if self.compiled:  # as 0-d tensors: a float that changes every step would be compiled anew every step
                 values = [torch.tensor(v, dtype=torch.float32, device=stack.momentum.device) for v in values]
-            gradients = torch.stack([p.grad for p in stack.params if p.grad is not None])
-            values_SMN = torch.stack(stack.params)
-            self._muon(values_SMN, gradients, stack.momentum, stack.second, *values, s.muon_beta2, s.muon_dtype)
-            torch._foreach_copy_(stack.params, list(values_SMN.unbind(0)))
+            with span("muon"):
+                gradients = torch.stack([p.grad for p in stack.params if p.grad is not None])
+                values_SMN = torch.stack(stack.params)
+                self._muon(values_SMN, gradients, stack.momentum, stack.second, *values, s.muon_beta2, s.muon_dtype)
+                torch._foreach_copy_(stack.params, list(values_SMN.unbind(0)))
 
     def zero_grad(self) -> None:
         for p in self.params():

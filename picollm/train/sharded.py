@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from picollm.train.device import Ranks
 from picollm.train.optim import EPS, AdamGroup, Optimizer, OptimizerSettings, muon_update, wide
+from picollm.train.spans import span
 
 BUCKET_BYTES = 8 * 2**20
 """Matrices of one shape travel together in buckets of at least so much: smaller messages would waste the links."""
@@ -215,7 +216,8 @@ class ShardedOptimizer:
                 group["lr"] = group["base_lr"] * lr_mult
             for bucket in self.tables:
                 bucket.values.grad = bucket.gradient
-            self.adam.step()
+            with span("adamw"):
+                self.adam.step()
             for bucket in self.tables:
                 bucket.send_values()
         s = self.settings
@@ -223,13 +225,16 @@ class ShardedOptimizer:
             values: list[Any] = [momentum, s.matrix_lr * lr_mult, s.matrix_weight_decay * wd_mult]
             if self.compiled:  # as 0-d tensors: a float that changes every step would be compiled anew every step
                 values = [torch.tensor(v, dtype=torch.float32, device=stack.momentum.device) for v in values]
-            self._muon(stack.values, stack.gradient, stack.momentum, stack.second, *values, s.muon_beta2, s.muon_dtype)
+            state = stack.momentum, stack.second
+            with span("muon"):
+                self._muon(stack.values, stack.gradient, *state, *values, s.muon_beta2, s.muon_dtype)
             for bucket in stack.buckets:
                 bucket.send_values()
-        for bucket in self.buckets:
-            arrived = bucket.arrive()
-            if arrived.data_ptr() != bucket.params[0].data_ptr():
-                torch._foreach_copy_([p.detach() for p in bucket.params], bucket.split(arrived))
+        with span("gather"):
+            for bucket in self.buckets:
+                arrived = bucket.arrive()
+                if arrived.data_ptr() != bucket.params[0].data_ptr():
+                    torch._foreach_copy_([p.detach() for p in bucket.params], bucket.split(arrived))
 
     def zero_grad(self) -> None:
         for p in self.params():

@@ -13,15 +13,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from picollm.model.fp8 import EightBitWeights, why_not
 from picollm.model.gpt import GPT
 from picollm.train.batch import Batch
 from picollm.train.device import dtype_of
 from picollm.train.loss import Terms, fastest_terms, loss_and_gradient, step_nll
+from picollm.train.spans import span
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +49,23 @@ class Compute:
         model.compute_dtype = None if self.dtype == torch.float32 else self.dtype
         model.attention_backend = self.attention
         model.checkpointing = self.checkpointing
+        if model.eight_bit is not None:
+            model.eight_bit.remove()
+        model.eight_bit = EightBitWeights(model) if self.fp8 else None
 
 
 class ForwardBackward:
     """Callable: adds a batch's gradients to `.grad` and returns its share of the loss.
 
-    With `compute.compile` the first call compiles; if that fails (no C++ compiler, an unsupported machine) `warn` gets
-    one line and everything goes on uncompiled. `compile_seconds` is what the first call took.
+    The first call compiles where `compute.compile` asks for it. What fails then, is wrong, or is missing (a compiler, an
+    8-bit product, the loss kernel) is done without, and `warn` gets one line. `compile_seconds` is what that call took;
+    `compute` says what is in use.
     """
 
     def __init__(self, model: GPT, compute: Compute, warn: Callable[[str], None] = print) -> None:
         compute.apply(model)
         self.model = model
         self.compute = compute
-        self.compiled = compute.compile
         self.compile_seconds = 0.0
         self._warn = warn
         self._first = True
@@ -77,22 +82,32 @@ class ForwardBackward:
         denom = torch.full((), batch.denom, dtype=torch.float32, device=device)  # a copy would wait for the device
         if self._first:
             self._choose_terms(device)
-        if not (self._first and self.compiled):
+            self._check_eight_bit(device, batch.inputs.numel())
+        if self.model.eight_bit is not None:
+            self.model.eight_bit.refresh()
+        if not (self._first and self.compute.compile):
             self._first = False
             return self._run(batch, weights, denom)
         self._first = False
         begun = time.perf_counter()
         try:
             loss = self._run(batch, weights, denom)
+        except torch.OutOfMemoryError:
+            raise  # uncompiled would need more
         except Exception as error:  # the compiler's failures have no common base class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            self._forwards, self._terms, self.compiled = [], self._uncompiled_terms, False
+            self._forwards, self._terms = [], self._uncompiled_terms
+            self.compute = replace(self.compute, compile=False)
             for p in self.model.parameters():
                 p.grad = None
             loss = self._run(batch, weights, denom)  # a mistake that is not the compiler's is raised again here
             self._warn(f"torch.compile does not work here, training goes on without it ({reason})")
         self.compile_seconds = time.perf_counter() - begun
         return loss
+
+    @property
+    def compiled(self) -> bool:
+        return self.compute.compile
 
     def _choose_terms(self, device: torch.device) -> None:
         """The loss kernel where it runs and is right; then there is nothing left of the loss to compile."""
@@ -101,10 +116,20 @@ class ForwardBackward:
         if best is not loss_and_gradient:
             self._terms = self._uncompiled_terms = best
 
+    def _check_eight_bit(self, device: torch.device, positions: int) -> None:
+        if not self.compute.fp8:
+            return
+        dim = self.model.shape.dim
+        if reason := why_not(dim, 4 * dim, positions, device, self.compute.dtype):
+            self._warn(f"8-bit products are not used: {reason}; training goes on in {self.compute.precision}")
+            self.compute = replace(self.compute, fp8=False)
+            self.compute.apply(self.model)
+
     def _run(self, batch: Batch, weights: Tensor, denom: Tensor) -> Tensor:
         with self._compiled_blocks():
             loss = step_nll(self.model, batch.inputs, batch.targets, weights, denom, terms=self._terms)
-            loss.backward()  # inside: checkpointing enters the blocks again, and must meet the same code
+            with span("backward"):
+                loss.backward()  # inside: checkpointing enters the blocks again, and must meet the same code
         return loss.detach()
 
     @contextmanager
