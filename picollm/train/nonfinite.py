@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from picollm.model.gpt import GPT
 from picollm.train.batch import Batch
 from picollm.train.device import Ranks
 from picollm.train.loss import weighted_nll
-from picollm.train.sharded import backward_order
 
 
 def where_not_finite(model: GPT, batches: Iterable[Batch], ranks: Ranks) -> str:
@@ -27,13 +26,14 @@ def where_not_finite(model: GPT, batches: Iterable[Batch], ranks: Ranks) -> str:
 
 
 def _first(model: GPT, batches: Iterable[Batch]) -> str | None:
-    """This rank's first bad place: in the order of the forward pass, else of the backward pass."""
+    """This rank's first bad place: a weight, else in the order of the forward pass, else of the backward pass."""
+    for name, p in model.named_parameters():
+        if _bad(p):
+            return f"the weights: {name} is not finite"
     found: list[str] = []
 
-    def look(name: str) -> Any:
+    def after_forward(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if found:
-                return
             if any(_bad(t) for t in inputs):
                 found.append(f"the input of {name}")
             elif _bad(output):
@@ -41,19 +41,21 @@ def _first(model: GPT, batches: Iterable[Batch]) -> str | None:
 
         return hook
 
-    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    def after_backward(name: str) -> Callable[[Tensor], None]:
+        return lambda p: found.append(f"the gradient of {name}") if _bad(p.grad) else None
+
+    hooks = [module.register_forward_hook(after_forward(name)) for name, module in model.named_modules() if name]
+    hooks += [p.register_post_accumulate_grad_hook(after_backward(name)) for name, p in model.named_parameters()]
     try:
         for batch in batches:
-            model.zero_grad()
             loss = weighted_nll(model, batch)
+            if not found and _bad(loss):
+                return "the loss, from finite activations: look at lm_head and at the weights of the batch"
+            if not found:
+                loss.backward()
             if found:
                 return found[0]
-            if _bad(loss):
-                return "the loss, from finite activations: look at lm_head and the weights of the batch"
-            loss.backward()
-            wrong = [name for name, p in model.named_parameters() if p.grad is not None and _bad(p.grad)]
-            if wrong:
-                return f"the gradient of {min(wrong, key=backward_order)}"
+            model.zero_grad()
     finally:
         for handle in hooks:
             handle.remove()

@@ -160,7 +160,7 @@ def exploding(step: int):
 
 def test_a_loss_that_stays_non_finite_fails_with_the_last_good_checkpoint(tmp_path):
     ctx = FakeContext()
-    with pytest.raises(UserError, match=r"step-000005 is kept.*lower the learning rate"):
+    with pytest.raises(UserError, match=r"begins in the loss.*step-000005 is kept.*lower the learning rate"):
         train(tmp_path, ctx, batches=exploding, save_steps=5, patience=3)
     assert len([args for args in ctx.of("warning") if "skipped" in args[0]]) == 3
     assert checkpoint.latest(tmp_path) == tmp_path / "step-000005"
