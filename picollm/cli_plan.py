@@ -70,7 +70,12 @@ def assumed_text(config: Config, name: str, count: int, price: float | None) -> 
 
 
 def measured_text(run: Run, made: Plan, price: float | None) -> str:
-    """The plan that preflight made on this machine, what it takes, and how it went so far."""
+    """The plan that preflight made on this machine, what it takes, and how it went so far.
+
+    What it takes is left out where the plan is of an earlier version, which did not say.
+    """
+    if "machine.device_rows" not in made.values:
+        return plan_text(run, made)
     known = {field: value for field, value in made.notes.items() if field in Measured.__struct_fields__}
     try:
         measured = msgspec.convert(known, Measured)

@@ -33,12 +33,14 @@ LOGIT_BYTES = 20
 """One number of a chunk of logits: in the compute dtype, in fp32, and as a gradient (see `picollm.train.loss`)."""
 UPDATE_BYTES = 24
 """Muon's working copies per number of the largest stack: values, gradients, direction, Polar Express."""
+SHARD_BYTES = 8
+"""Several ranks keep their share of summed gradients and of new values apart (see `picollm.train.sharded`)."""
 RUNTIME = {"cpu": 0.35 * GIB, "mps": 0.5 * GIB, "cuda": 1.0 * GIB}
 """The runtime itself: context, libraries, their workspaces."""
 EXCHANGE = 0.5 * GIB
 """Buffers of the collectives on a GPU."""
-SLACK = 0.06
-"""Share lost between the allocator's blocks."""
+SLACK = {"cpu": 0.3, "mps": 0.15, "cuda": 0.06}
+"""Share lost between the allocator's blocks (CPU: measured on glibc)."""
 USABLE = {"cpu": 0.8, "mps": 0.7, "cuda": 0.96}
 """Share of the memory found free that a plan may use; a CPU shares it with everything else on the machine."""
 
@@ -85,17 +87,18 @@ def step_bytes(shape: ModelShape, rows: int, how: How) -> dict[str, int]:
     step = copies + activations + logits
     stack = max(2 * (shape.heads + shape.kv_heads) * shape.head_dim, 4 * shape.dim) * shape.dim * shape.depth
     update = UPDATE_BYTES * stack // how.world
+    state = 4 * matrices + 8 * (counts["total"] - matrices) + (SHARD_BYTES * counts["total"] if how.world > 1 else 0)
     parts = {
         "weights": 4 * counts["total"],
         "gradients": 4 * counts["total"],
-        "optimizer": (4 * matrices + 8 * (counts["total"] - matrices)) // how.world,
+        "optimizer": state // how.world,
         "copies": copies,
         "activations": activations,
         "logits": logits,
         "update beyond these": max(0, update - step),
         "runtime": int(RUNTIME[device] + (EXCHANGE if how.world > 1 and device == "cuda" else 0)),
     }
-    parts["slack"] = int(SLACK * sum(parts.values()))
+    parts["slack"] = int(SLACK[device] * sum(parts.values()))
     return {**parts, "total": sum(parts.values())}
 
 
