@@ -27,8 +27,7 @@ from picollm.text.tokenizer import Tokenizer, train_tokenizer
 
 KIND = "hub shards"
 FORMAT = 1
-TOKENIZER_CHARACTERS = 250_000_000  # read to learn the merges: about the first file
-TOKENIZER_FILES = 4  # that may be read for it, so that the others need not be here
+TOKENIZER_CHARACTERS = 200_000_000  # read to learn the merges, of the first file, so that no other need be here
 EXCERPT_CHARACTERS = 100_000
 LOOK_S = 0.2
 
@@ -139,21 +138,20 @@ def known_tokenizer(text: HubText, vocab_size: int, home: Path) -> Tokenizer | N
 def learn_tokenizer(
     text: HubText, vocab_size: int, home: Path, get: Callable[[HubFile], Path], look: Callable[[int, int], None]
 ) -> Tokenizer:
-    """Learn from the first TOKENIZER_CHARACTERS of the training text; `get` gives a file, waiting for it.
+    """Learn from the first TOKENIZER_CHARACTERS of the first training file; `get` gives a file, waiting for it.
 
-    `look` is told (characters read, at most so many) and may raise to leave. The result is kept under `home`.
+    `look` is told (millions of characters read, at most so many) and may raise to leave. Kept under `home`.
     """
 
     def texts() -> Iterator[str]:
         read = 0
-        for file in text.train[:TOKENIZER_FILES]:
-            for number, document in enumerate(documents(get(file), text.column)):
-                if number % 1000 == 0:
-                    look(read, TOKENIZER_CHARACTERS)
-                yield document[: TOKENIZER_CHARACTERS - read]
-                read += len(document)
-                if read >= TOKENIZER_CHARACTERS:
-                    return
+        for number, document in enumerate(documents(get(text.train[0]), text.column)):
+            if number % 1000 == 0:
+                look(read // 1_000_000, max(1, TOKENIZER_CHARACTERS // 1_000_000))
+            yield document[: TOKENIZER_CHARACTERS - read]
+            read += len(document)
+            if read >= TOKENIZER_CHARACTERS:
+                return
 
     tok = train_tokenizer(texts(), vocab_size)
 
@@ -166,8 +164,7 @@ def learn_tokenizer(
 
 
 def _tokenizer_folder(text: HubText, vocab_size: int, home: Path) -> Path:
-    read = " ".join(file.sha256 for file in text.train[:TOKENIZER_FILES])
-    key = f"hub tokenizer {FORMAT} {vocab_size} {TOKENIZER_CHARACTERS} {text.column} {read}"
+    key = f"hub tokenizer {FORMAT} {vocab_size} {TOKENIZER_CHARACTERS} {text.column} {text.train[0].sha256}"
     return home / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 

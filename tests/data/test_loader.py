@@ -133,3 +133,105 @@ def test_real_shards(documents: list[Document], tok: Tokenizer, tmp_path: Path) 
     inputs, _ = loader.batch(0)
     assert inputs[0, 0] == tok.bos_id
     assert tok.decode(inputs.ravel().tolist()).count("<|bos|>") > 1
+
+
+class FakeGrowing:
+    """Shards of `sizes` documents' lengths, of which the first `there` exist; numbers tell where each token is from."""
+
+    def __init__(self, sizes: list[list[int]], there: int) -> None:
+        whole = shards([length for lengths in sizes for length in lengths] or [1]).train
+        self.every, self.there, self.sizes = whole.arrays[0], there, sizes
+        self.asked: list[int] = []
+
+    @property
+    def blocks(self) -> int:
+        return len(self.sizes)
+
+    def block_name(self, number: int) -> str:
+        return f"shard_{number:05d}"
+
+    def block(self, number: int) -> Tokens | None:
+        if number >= self.there:
+            return None
+        start = sum(sum(lengths) for lengths in self.sizes[:number])
+        bounds = np.cumsum([0, *self.sizes[number]])
+        return Tokens([self.every[start : start + bounds[-1]]], [bounds])
+
+    @property
+    def train(self) -> Tokens:
+        raise AssertionError("the loader reads shard by shard")
+
+    @property
+    def val(self) -> Tokens:
+        raise AssertionError("the training loader does not read validation text")
+
+
+growing = st.lists(st.lists(st.integers(1, 9), min_size=0, max_size=6), min_size=1, max_size=5).filter(
+    lambda sizes: any(sizes)
+)
+
+
+@given(growing, small, small, st.integers(0, 5), st.integers(1, 3), st.data())
+def test_a_growing_set_gives_the_same_batches_whenever_its_shards_come(
+    sizes: list[list[int]], T: int, rows: int, seed: int, world: int, data: st.DataObject
+) -> None:
+    whole = StreamLoader(FakeGrowing(sizes, len(sizes)), T, rows, seed)
+    assert whole.tokens_per_epoch == sum(map(sum, sizes)) and whole.dropped_tokens == 0
+    late = FakeGrowing(sizes, data.draw(st.integers(0, len(sizes))))
+    waited: list[str] = []
+
+    def one_more_comes(name: str) -> None:
+        assert name == f"shard_{late.there:05d}"
+        waited.append(name)
+        late.there += 1
+
+    loaders = [StreamLoader(late, T, rows, seed, rank, world, one_more_comes) for rank in range(world)]
+    for step in data.draw(st.lists(st.integers(0, 30), min_size=1, max_size=6)):
+        expected = whole.batch(step)
+        parts = [loader.batch(step) for loader in loaders]
+        for k in (0, 1):
+            assert np.array_equal(np.concatenate([part[k] for part in parts]), expected[k])
+    assert len(waited) == len(set(waited))
+
+
+@given(growing, small, small, st.integers(0, 5))
+def test_a_growing_set_reads_every_token_once_in_the_order_of_its_shards(
+    sizes: list[list[int]], T: int, rows: int, seed: int
+) -> None:
+    fake = FakeGrowing(sizes, len(sizes))
+    loader = StreamLoader(fake, T, rows, seed)
+    total = loader.tokens_per_epoch
+    stream = np.concatenate([loader.batch(step)[0].ravel() for step in range(-(-2 * total // (rows * T)))])
+    for epoch in range(2):
+        start = epoch * total
+        for lengths in sizes:
+            block = fake.every[start - epoch * total :][: sum(lengths)]
+            assert Counter(stream[start : start + sum(lengths)].tolist()) == Counter(block.tolist())
+            start += sum(lengths)
+
+
+def test_only_the_shards_that_a_batch_needs_are_waited_for() -> None:
+    fake = FakeGrowing([[10], [10], [10]], there=1)
+
+    def give_up(name: str) -> None:
+        raise UserError(f"{name} never came")
+
+    loader = StreamLoader(fake, 3, 1, 0, waiting=give_up)
+    for step in range(3):  # the last target of step 2 is the last token of the first shard
+        assert loader.batch(step)[0].shape == (1, 3)
+    with pytest.raises(UserError, match="shard_00001 never came"):
+        loader.batch(3)
+    assert loader.epoch(5) == 0.5  # as far as can be told: the others may be of another size
+    fake.there = 2
+    assert loader.batch(3)[0].shape == (1, 3)
+    # a rank waits for what the others need too, so that all of them wait
+    last = StreamLoader(FakeGrowing([[10], [10]], there=1), 3, 4, 0, rank=0, world=4, waiting=give_up)
+    with pytest.raises(UserError, match="shard_00001 never came"):
+        last.batch(0)
+
+
+def test_a_growing_set_without_a_token_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="no training tokens"):
+        StreamLoader(FakeGrowing([[], []], there=2), 4, 2, 0)
+    with pytest.raises(UserError, match="shard_00000 is missing; run the tokenizer stage again"):
+        StreamLoader(FakeGrowing([[3]], there=0), 4, 2, 0)
