@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from picollm.model import fp8
 from picollm.model.attention import attention, visible
 from picollm.model.attention_kernels import block_mask
 from picollm.model.cache import KVCache
@@ -41,12 +42,15 @@ def norm(x: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A bias-free linear map whose weight follows the dtype of its input."""
+    """A bias-free linear map whose weight follows the dtype of its input; in training perhaps in 8 bits (`fp8`)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
+        self.eight: fp8.Eight | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.eight is not None and torch.is_grad_enabled():
+            return fp8.product(x, self.eight, self.weight)
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -64,6 +68,7 @@ class Attention(nn.Module):
         gated = shape.has_value_embed(layer)
         self.value_gate = Linear(min(VALUE_GATE_CHANNELS, shape.dim), shape.kv_heads) if gated else None
         self.fused: Tensor | None = None  # q, k and v in one matrix, for generation only (GPT.fuse)
+        self.eight: fp8.Eight | None = None  # the same in 8 bits, for training only
 
     def forward(
         self,
@@ -80,11 +85,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H, G, C = self.heads, self.kv_heads, self.head_dim
-        # One product for q, k and v: the input is read once, and in backward its gradient is summed inside the GEMM.
-        weight = None if cache is None else self.fused
-        if weight is None:
-            weight = torch.cat([self.q.weight, self.k.weight, self.v.weight])
-        qkv = F.linear(x_BTD, weight.to(x_BTD.dtype)).view(B, T, H + 2 * G, C)
+        qkv = self._qkv(x_BTD, cached=cache is not None).view(B, T, H + 2 * G, C)
         qk, v = qkv[:, :, : H + G], qkv[:, :, H + G :]
         if self.value_gate is not None and value_embed is not None:
             gate = 3 * torch.sigmoid(self.value_gate(x_BTD[..., : self.value_gate.in_features]))
@@ -100,6 +101,14 @@ class Attention(nn.Module):
             q, k, v, window=window, start=start, segments=segments, mask=mask, backend=backend, blocks=blocks
         )
         return self.proj(out.transpose(1, 2).reshape(B, T, H * C))
+
+    def _qkv(self, x: Tensor, cached: bool) -> Tensor:
+        """One product for q, k and v: the input is read once, and its gradient is summed inside the GEMM."""
+        masters = (self.q.weight, self.k.weight, self.v.weight)
+        if self.eight is not None and torch.is_grad_enabled():
+            return fp8.product(x, self.eight, *masters)
+        weight = self.fused if cached else None
+        return F.linear(x, (torch.cat(masters) if weight is None else weight).to(x.dtype))
 
 
 class MLP(nn.Module):
@@ -140,6 +149,7 @@ class GPT(nn.Module):
         attention_backend: one of `picollm.model.attention.BACKENDS`; changes speed only.
         checkpointing: keep only what enters each block and compute its inside again in backward (Chen et al. 2016):
             about a third more arithmetic for a fraction of the memory, same numbers.
+        eight_bit: the 8-bit copies of the block matrices while training with them, else None.
     """
 
     cos: Tensor  # (seq_len, C / 2), rotary angles
@@ -151,6 +161,7 @@ class GPT(nn.Module):
         self.compute_dtype: torch.dtype | None = None
         self.attention_backend = "auto"
         self.checkpointing = False
+        self.eight_bit: fp8.EightBitWeights | None = None
         self.windows = [w if w < shape.seq_len else None for w in shape.windows()]
         vocab = shape.padded_vocab
         self.wte = nn.Embedding(vocab, shape.dim)
@@ -228,11 +239,16 @@ class GPT(nn.Module):
     @torch.no_grad()
     def fuse(self) -> None:
         """Keep q, k and v of each layer as one matrix, used with a cache. A copy: stale once the weights change."""
-        for block in self._blocks():
+        for block in self.each_block():
             a = block.attn
             a.fused = torch.cat([a.q.weight, a.k.weight, a.v.weight]).detach()
 
-    def _blocks(self) -> Iterator[Block]:
+    def weights_changed(self) -> None:
+        """To be called after every change of the parameters, such as an optimizer step."""
+        if self.eight_bit is not None:
+            self.eight_bit.stale = True
+
+    def each_block(self) -> Iterator[Block]:
         yield from self.blocks  # type: ignore[misc]
 
     def hidden(self, ids_BT: Tensor, cache: KVCache | None = None, segments_BT: Tensor | None = None) -> Tensor:
@@ -269,7 +285,7 @@ class GPT(nn.Module):
         if backend == "flex" and cache is None and segments_BT is None and shape.seq_len == T:
             blocks = {w: block_mask(T, w, ids_BT.device) for w in set(self.windows)}
         x0, middle = x, None
-        for i, block in enumerate(self._blocks()):
+        for i, block in enumerate(self.each_block()):
             x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
             value_embed = None
             if shape.has_value_embed(i):

@@ -57,9 +57,9 @@ class Compute:
 class ForwardBackward:
     """Callable: adds a batch's gradients to `.grad` and returns its share of the loss.
 
-    The first call compiles where `compute.compile` asks for it. What fails then, is wrong, or is missing (a compiler, an
-    8-bit product, the loss kernel) is done without, and `warn` gets one line. `compile_seconds` is what that call took;
-    `compute` says what is in use.
+    The first call compiles where `compute.compile` asks for it. What fails then, is wrong, or is missing (a compiler,
+    an 8-bit product, the loss kernel) is done without, and `warn` gets one line. `compile_seconds` is what that call
+    took; `compute` says what is in use.
     """
 
     def __init__(self, model: GPT, compute: Compute, warn: Callable[[str], None] = print) -> None:

@@ -91,3 +91,46 @@ def test_compiled_code_is_used_in_training_only(monkeypatch):
     assert len(calls) == 3, "two blocks and the loss"
     model(batch().inputs)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_eight_bit_training_learns_as_sixteen_bit_does(compiled):
+    finals = {}
+    for fp8 in (False, True):
+        model = small_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        run = ForwardBackward(model, Compute("bf16", "explicit", compiled, fp8=fp8))
+        for step in range(30):
+            finals[fp8] = run(Batch(*counting_rows(step), None, 64.0)).item()
+            optimizer.step()
+            optimizer.zero_grad()
+            model.weights_changed()
+        assert run.compute.fp8 is fp8 and run.compiled is compiled
+        assert model.blocks[0].mlp.fc.eight is None or fp8
+    assert finals[True] < 4.0 and finals[True] == pytest.approx(finals[False], rel=0.1)
+    assert finals[True] != finals[False]
+
+
+def test_eight_bit_products_that_do_not_work_are_done_without(monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no 8-bit products on this machine\nsorry")
+
+    monkeypatch.setattr(torch, "_scaled_mm", broken)
+    warnings: list[str] = []
+    run = ForwardBackward(small_model(), Compute("bf16", "explicit", fp8=True), warnings.append)
+    expected = ForwardBackward(small_model(), Compute("bf16", "explicit"))(batch())
+    assert torch.equal(run(batch()), expected)
+    assert not run.compute.fp8 and run.model.eight_bit is None
+    assert len(warnings) == 1 and "no 8-bit products" in warnings[0] and "\n" not in warnings[0]
+
+
+def test_running_out_of_memory_is_not_taken_for_a_broken_compiler(monkeypatch):
+    def full(fn, **_):
+        def call(*args, **kwargs):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return call
+
+    monkeypatch.setattr(step_module.torch, "compile", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        ForwardBackward(small_model(), Compute("fp32", "explicit", compile=True))(batch())
