@@ -18,7 +18,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from picollm import cli_follow, cli_plan, cli_serve, cli_show, cli_talk
+from picollm import cli_follow, cli_plan, cli_profile, cli_serve, cli_show, cli_talk
 from picollm.run import conductor, launch, pipeline, serving
 from picollm.run import config as settings
 from picollm.run.errors import UserError
@@ -233,6 +233,7 @@ def identity(
     return 0
 
 
+app.command()(cli_profile.profile)
 app.command()(cli_serve.serve)
 app.command()(cli_serve.web)
 
