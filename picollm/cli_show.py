@@ -85,9 +85,9 @@ def last_sign(run: Run) -> str:
 
 
 def number(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) and abs(value) < 10_000 else f"{value:,}" if isinstance(
-        value, int | float
-    ) and not isinstance(value, bool) else str(value)  # fmt: skip
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.4g}" if isinstance(value, float) and abs(value) < 10_000 else f"{value:,.0f}"
 
 
 def plan_text(run: Run, plan: Plan) -> str:
@@ -107,6 +107,9 @@ def plan_text(run: Run, plan: Plan) -> str:
         for name, figure in plan.figures.get(what, {}).items():
             rows.append([f"  {name}", number(figure), "<" if name == chosen else ""])
         parts.append(table(rows, right=(1,)))
+    for what, figures in plan.figures.items():
+        if what not in plan.choices:
+            parts.append(table([[what, ""], *([f"  {name}", number(figure)] for name, figure in figures.items())]))
     rows = [["stage", "predicted", "took", "state"]]
     total, spent = 0.0, 0.0
     for status in run.statuses():

@@ -8,38 +8,37 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
-import psutil
 import torch
 
 from picollm.data import own_text
 from picollm.infer.engine import Engine
 from picollm.infer.sampling import Sampling
 from picollm.model.gpt import GPT
-from picollm.run import plan
+from picollm.run import estimate, memory, plan
 from picollm.run.config import Config
-from picollm.run.errors import UserError
-from picollm.run.folder import Plan, Run, plan_inputs, write_atomic
+from picollm.run.errors import StopRequested, UserError
+from picollm.run.folder import Plan, Run, apply_plan, plan_inputs, write_atomic
 from picollm.run.launch import child_environment
-from picollm.run.scaling import ModelShape, flops_per_token, num_params
-from picollm.run.schema import DataConfig
+from picollm.run.scaling import ModelShape, flops_per_token
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.tasks import identity, make
 from picollm.train.device import Ranks
+from picollm.train.dry_run import dry_run, free_memory
+from picollm.train.exchange import exchange_check
 from picollm.train.probe import Probe, probe
 from picollm.train.session import start_ranks
+from picollm.train.step import Compute
 
 REFERENCE_DEPTH = 4
 TRIAL_S = 1.0
 DECODE_TOKENS, PROMPT_TOKENS = 16, 40
-PYDOCS_BYTES = 2_500_000
 TRAINING_SHARE = 0.6
 """Share of the budget that is spent in training steps, to judge whether compiling pays."""
-STATE_BYTES = 4 * 4
-"""Per parameter in fp32: weight, gradient, two of optimizer state."""
 
 
 def work(ctx: StageContext) -> Outcome:
@@ -50,53 +49,111 @@ def work(ctx: StageContext) -> Outcome:
     kept = ctx.run.plan()
     if kept is not None and not ctx.fresh and msgspec.to_builtins(plan_inputs(wishes)) == kept.inputs:
         ctx.message("the plan was made before from the same wishes: it is kept")
+        ranks.close()
         return _outcome(kept)
-    ctx.message(f"torch {torch.__version__} on {ranks.device}, {torch.get_num_threads()} threads")
+    ctx.message(f"torch {torch.__version__} on {ranks.device}, {torch.get_num_threads()} threads, {ranks.world} ranks")
+    found: dict[str, dict[str, float]] = {}
+    if ranks.world > 1:
+        ctx.phase("exchange")
+        found["exchange"] = exchange_check(ranks)
+        ctx.message("exchange: " + ", ".join(f"{key} {figure:,.1f}" for key, figure in found["exchange"].items()))
     measured = plan.Measured(
-        light_s=_light_start(),
-        torch_s=torch_s,
+        light_s=ranks.share(_light_start() if ranks.rank == 0 else 0.0),
+        torch_s=ranks.share(torch_s),
         train_flops_s=0.0,
         decode_flops_s=0.0,
-        text_bytes=_source_bytes(wishes.data),
+        text_bytes=_source_bytes(wishes),
+        world=ranks.world,
+        memory_bytes=free_memory(ranks),
+        step_overhead=plan.STEP_OVERHEAD if ranks.device.type == "cpu" else plan.GPU_OVERHEAD,
     )
-    reference = plan.at_depth(wishes, wishes.model.depth or REFERENCE_DEPTH)
+
     ctx.phase("candidates")
-    found = _probe(ctx, wishes, reference, ranks, compile="off")
-    measured.train_flops_s = found.best.tok_s * flops_per_token(reference)
-    ctx.raise_if_stopped()
+    reference = plan.at_depth(wishes, wishes.model.depth or REFERENCE_DEPTH)
+    wanted = plan.rank_rows(wishes, plan.batch_rows(wishes, reference), ranks.world)
+    some = plan.device_rows(wishes, measured, reference, max(1, wanted // 4), _how(wishes, ranks, None))[0]
+    candidates = _probe(ctx, wishes, reference, ranks, some, compile="off")
+    measured.train_flops_s = ranks.world * candidates.best.tok_s * flops_per_token(reference)
+    _leave_if_stopped(ctx, ranks)
+
     ctx.phase("decode")
     measured.decode_flops_s = _decode_rate(ctx, reference, ranks, wishes.rl.questions * wishes.rl.samples)
-    measured.spent_s = ctx.seconds
-    ctx.raise_if_stopped()
-    chosen = plan.at_depth(wishes, plan.make_plan(wishes, measured).values["model.depth"])
+    measured.spent_s = ranks.share(ctx.seconds)
+    _leave_if_stopped(ctx, ranks)
+
+    first = plan.make_plan(wishes, measured, _how(wishes, ranks, candidates.best.compute))
+    resolved = apply_plan(wishes, first)
+    chosen = plan.shape(resolved)
     ctx.phase("compile")
-    final = _probe(ctx, wishes, chosen, ranks, compile=wishes.machine.compile, only=found)
-    measured.train_flops_s = final.best.tok_s * flops_per_token(chosen)
-    measured.compiled = final.best.compute.compile
-    best = final.best.compute
+    rows = resolved.machine.device_rows
+    final = _probe(ctx, wishes, chosen, ranks, rows, compile=wishes.machine.compile, only=candidates, made=first)
+    best = replace(final.best.compute, checkpointing=first.choices["checkpointing"] == "on")
+    found["compute"] = candidates.table() | final.table()
     name = f"{best.precision} {best.attention} {'compiled' if best.compile else 'eager'}"
-    ctx.choice("compute", name, found.table() | final.table() | {"share of matrix peak": round(final.mfu, 3)})
-    measured.spent_s = ctx.seconds
-    fixed_depth = msgspec.structs.replace(wishes, model=msgspec.structs.replace(wishes.model, depth=chosen.depth))
-    made = plan.make_plan(fixed_depth, measured)
+    ctx.choice("compute", name, found["compute"] | {"share of matrix peak": round(final.mfu, 3)})
+    _leave_if_stopped(ctx, ranks)
+
+    ctx.phase("dry run")
+    done = dry_run(
+        chosen, best, ranks, step_rows=resolved.pretrain.rows, rows=rows, seconds=TRIAL_S,
+        may_checkpoint=wishes.machine.checkpointing == "auto", warn=ctx.warning,
+    )  # fmt: skip
+    best = done.compute
+    how = _how(wishes, ranks, best)
+    found["rows"] = {"planned": float(rows), "worked": float(done.rows)}
+    found["dry run"] = {
+        "tok_s": round(done.tok_s, 1), "step_s": done.step_s, "exchange_s": done.exchange_s,
+        "memory": float(done.memory), "memory predicted": float(memory.step_bytes(chosen, done.rows, how)["total"]),
+    }  # fmt: skip
+    ctx.choice("rows at a time", str(done.rows), found["rows"] | found["dry run"])
+
+    # One rank's best is the machine's; the steps of several together were measured in the dry run.
+    rate = final.best.tok_s if ranks.world == 1 else done.tok_s
+    measured.train_flops_s = rate * flops_per_token(chosen)
+    measured.compiled = best.compile
+    measured.spent_s = ranks.share(ctx.seconds)
+    fixed = msgspec.structs.replace(wishes, model=msgspec.structs.replace(wishes.model, depth=chosen.depth))
+    made = plan.make_plan(fixed, measured, how)
+    made.values["machine.device_rows"] = done.rows
     made.inputs = plan_inputs(wishes)
     made.choices = {
         "precision": best.precision,
         "attention": best.attention,
-        "compile": "on" if best.compile else "off",
+        **{knob: "on" if getattr(best, knob) else "off" for knob in ("compile", "fp8", "checkpointing")},
     }
-    made.figures = {"compute": found.table() | final.table(), "peak_flops_s": final.peaks}
-    made.notes = msgspec.to_builtins(measured)
-    _check_room(ctx, wishes, chosen)
-    write_atomic(ctx.run.dir / "plan.json", msgspec.json.format(msgspec.json.encode(made), indent=1))
-    for name, seconds in made.seconds.items():
-        print(f"{name:15} {seconds:7.1f} s")
+    made.figures = found | {"peak_flops_s": final.peaks}
+    made.notes = msgspec.to_builtins(measured) | {"device": ranks.device.type}
+    _check_room(ctx, apply_plan(wishes, made), made, measured)
+    ranks.close()
+    if ranks.rank == 0:
+        write_atomic(ctx.run.dir / "plan.json", msgspec.json.format(msgspec.json.encode(made), indent=1))
+        for name, seconds in made.seconds.items():
+            print(f"{name:15} {seconds:7.1f} s")
     return _outcome(made)
+
+
+def _leave_if_stopped(ctx: StageContext, ranks: Ranks) -> None:
+    if ranks.any(ctx.stop_requested()):
+        raise StopRequested()
+
+
+def _how(wishes: Config, ranks: Ranks, best: Compute | None) -> memory.How:
+    """What the memory of a step depends on; before anything was chosen, the thriftiest of what may be."""
+    compute = best or Compute("bf16" if wishes.machine.precision == "auto" else wishes.machine.precision, "sdpa")
+    return memory.How(
+        device=ranks.device.type,
+        precision=compute.precision,
+        attention=compute.attention,
+        fp8=compute.fp8,
+        checkpointing=compute.checkpointing,
+        world=ranks.world,
+    )
 
 
 def check_settings(run: Run) -> None:
     """What later stages would refuse, perhaps after hours of training. Raises `UserError` naming the setting."""
     wishes = run.wishes()
+    plan.check(wishes)
     for table, settings in (("midtrain", wishes.midtrain), ("sft", wishes.sft)):
         for name in settings.mixture:
             with _naming(f"{table}.mixture"):
@@ -143,34 +200,45 @@ def _light_start() -> float:
     return time.monotonic() - begun
 
 
-def _source_bytes(data: DataConfig) -> int:
-    """Size of the files that will be read, near enough to predict how long reading takes."""
-    if data.source == "pydocs":
-        return PYDOCS_BYTES
-    if data.source in plan.HUB_SHARDS:
-        return data.shards * plan.SHARD_CHARACTERS
-    return sum(file.stat().st_size for file in own_text.files(Path(data.source).expanduser(), own_text.Counts()))
+def _source_bytes(wishes: Config) -> int:
+    """Size of the text that will be read, near enough to predict how long reading takes."""
+    source = wishes.data.source
+    if source == "pydocs" or source in plan.HUB_SHARDS:
+        return estimate.text_bytes(wishes)
+    return sum(file.stat().st_size for file in own_text.files(Path(source).expanduser(), own_text.Counts()))
 
 
 def _probe(
-    ctx: StageContext, wishes: Config, shape: ModelShape, ranks: Ranks, *, compile: str, only: Probe | None = None
+    ctx: StageContext,
+    wishes: Config,
+    shape: ModelShape,
+    ranks: Ranks,
+    rows: int,
+    *,
+    compile: str,
+    only: Probe | None = None,
+    made: Plan | None = None,
 ) -> Probe:
-    """Candidates that the settings leave open, each run for a moment on a quarter of the rows.
+    """Candidates that the settings leave open, each run for a moment on `rows` rows, by all ranks at once; rank 0's.
 
-    `only` narrows them to an earlier best, which is timed on all rows and then compiled.
+    `only` narrows them to an earlier best, which is timed at the planned rows and then compiled, if that pays in
+    what `made` plans.
     """
     machine = wishes.machine
     precision: str = machine.precision
     attention: str = machine.attention
     if only is not None:
         precision, attention = only.best.compute.precision, only.best.compute.attention
+    planned_s = TRAINING_SHARE * 60 * wishes.run.minutes
+    if made is not None and not wishes.run.minutes:
+        planned_s = sum(made.seconds[name] for name in plan.SHARES)
     try:
-        return probe(
+        found = probe(
             shape,
-            wishes.pretrain.rows if only else max(1, wishes.pretrain.rows // 4),
+            rows,
             TRIAL_S,
             device=ranks.device,
-            planned_s=TRAINING_SHARE * 60 * wishes.run.minutes,
+            planned_s=planned_s,
             precisions=("fp32", "bf16") if precision == "auto" else (precision,),
             attentions=("explicit", "sdpa") if attention == "auto" else (attention,),
             compile=compile,
@@ -181,10 +249,15 @@ def _probe(
         raise UserError(
             f"preflight: {error}; set machine.device, precision or attention to something that works"
         ) from None
+    return ranks.share(found)
 
 
-def _decode_rate(ctx: StageContext, shape: ModelShape, ranks: Ranks, rows: int) -> float:
-    """Model FLOP/s of sampling `rows` answers at once, as RL does; random weights cost the same as trained ones."""
+def _decode_rate(ctx: StageContext, shape: ModelShape, ranks: Ranks, all_rows: int) -> float:
+    """Model FLOP/s of all ranks sampling their share of `all_rows` answers at once, as RL does.
+
+    Random weights cost the same as trained ones.
+    """
+    rows = -(-all_rows // ranks.world)
     model = GPT(shape).to(ranks.device)
     model.init_weights(0)
     ids = SimpleNamespace(
@@ -202,28 +275,24 @@ def _decode_rate(ctx: StageContext, shape: ModelShape, ranks: Ranks, rows: int) 
     engine.generate(prompts, sampling)
     begun = time.monotonic()
     engine.generate(prompts, sampling)
-    rate = rows * DECODE_TOKENS / (time.monotonic() - begun)
-    ctx.choice("decoding", str(engine.dtype).removeprefix("torch."), {"rows": rows, "tok_s": round(rate, 1)})
+    rate = sum(ranks.gather(rows * DECODE_TOKENS / (time.monotonic() - begun)))
+    ctx.choice("decoding", str(engine.dtype).removeprefix("torch."), {"rows": all_rows, "tok_s": round(rate, 1)})
     return rate * flops_per_token(shape)
 
 
-def _check_room(ctx: StageContext, wishes: Config, shape: ModelShape) -> None:
-    """Memory for training and disk for the checkpoints. Raises `UserError` when either cannot be enough."""
-    params = num_params(shape)["total"]
-    activations = 40 * wishes.pretrain.rows * shape.seq_len * shape.dim * shape.depth * 4
-    logits = 4 * 1024 * shape.padded_vocab * 4
-    memory, free = STATE_BYTES * params + activations + logits, psutil.virtual_memory().available
-    status = "ok" if memory < 0.8 * free else "fail"
-    fix = "make model.depth or pretrain.rows smaller"
-    ctx.check("training memory", status, f"{memory / 2**30:.2f} GiB of {free / 2**30:.1f} GiB free", "< 80 %", fix)
-    disk, free_disk = 4 * 3 * 3 * 4 * params, shutil.disk_usage(ctx.run.dir).free
-    disk_status = "ok" if disk < free_disk else "fail"
-    ctx.check("checkpoint disk", disk_status, f"{disk / 2**30:.2f} GiB of {free_disk / 2**30:.1f} GiB free", "", fix)
-    if "fail" in (status, disk_status):
-        raise UserError(
-            f"preflight: training needs {memory / 2**30:.1f} GiB of memory ({free / 2**30:.1f} free) "
-            f"and {disk / 2**30:.1f} GiB of disk ({free_disk / 2**30:.1f} free); {fix}"
-        )
+def _check_room(ctx: StageContext, resolved: Config, made: Plan, measured: plan.Measured) -> None:
+    """Disk for checkpoints, shards and text. Raises `UserError` when it cannot be enough. The memory was tried."""
+    figures, free = made.figures["dry run"], shutil.disk_usage(ctx.run.dir).free
+    found = f"{figures['memory'] / memory.GIB:.2f} GiB at most, {resolved.machine.device_rows} rows at a time"
+    ctx.check("training memory", "ok", found, f"{measured.memory_bytes / memory.GIB:.1f} GiB were free")
+    disk = estimate.disk(resolved, plan.shape(resolved), measured.text_bytes)
+    parts = ", ".join(f"{name} {count / memory.GIB:.1f}" for name, count in disk.items() if name != "total")
+    enough = disk["total"] < free
+    said = f"{disk['total'] / memory.GIB:.1f} GiB ({parts}) of {free / memory.GIB:.1f} GiB free"
+    fix = "" if enough else "free space, set PICOLLM_RUNS and PICOLLM_HOME to another disk, or make model.depth smaller"
+    ctx.check("disk", "ok" if enough else "fail", said, "", fix)
+    if not enough:
+        raise UserError(f"preflight: the run needs {said}; {fix}")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ STAGES: tuple[Stage, ...] = (
         expect="A plan with a predicted time for every stage; the figures behind each choice are kept.",
         after=("doctor",),
         tables=("model", "machine"),
+        ranked=True,
         typical_s=20,
     ),
     Stage(

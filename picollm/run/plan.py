@@ -162,12 +162,13 @@ def make_plan(config: Config, measured: Measured, how: memory.How | None = None)
         pretrain_steps = config.pretrain.steps or steps["pretrain"]
         seconds = _fixed_seconds(config, measured, chosen, pretrain_steps * step_s["pretrain"])
     rows = batch_rows(config, chosen)
-    device_rows, checkpointing = _device_rows(config, measured, chosen, rows, how or memory.How())
+    wanted = rank_rows(config, rows, measured.world)
+    at_once, checkpointing = device_rows(config, measured, chosen, wanted, how or memory.How())
     values: dict[str, int] = {
         "model.depth": depth,
         "model.dim": chosen.dim,
         "pretrain.rows": rows,
-        "machine.device_rows": device_rows,
+        "machine.device_rows": at_once,
     }
     for name in SHARES:
         values[f"{name}.steps"] = getattr(config, name).steps or steps[name]
@@ -185,14 +186,16 @@ def rank_rows(config: Config, pretrain_rows: int, world: int) -> int:
     return -(-max(pretrain_rows, config.midtrain.rows, config.sft.rows) // world)
 
 
-def _device_rows(
-    config: Config, measured: Measured, chosen: scaling.ModelShape, rows: int, how: memory.How
+def device_rows(
+    config: Config, measured: Measured, chosen: scaling.ModelShape, wanted: int, how: memory.How
 ) -> tuple[int, bool]:
-    """Rows that a device computes at a time, and whether activations are checkpointed for it."""
-    wanted = config.machine.device_rows or rank_rows(config, rows, measured.world)
+    """Rows that a device computes at a time, of `wanted` ones, and whether activations are checkpointed for it.
+
+    Raises `UserError` when not even one row fits.
+    """
     wish = config.machine.checkpointing
     if config.machine.device_rows or not measured.memory_bytes:
-        return wanted, wish == "on"
+        return min(wanted, config.machine.device_rows or wanted), wish == "on" or how.checkpointing
     found = memory.fit(chosen, wanted, measured.memory_bytes, msgspec.structs.replace(how, world=measured.world), wish)
     return found.rows, found.checkpointing
 

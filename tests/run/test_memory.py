@@ -83,7 +83,8 @@ def test_more_rows_take_more_and_more_ranks_and_checkpointing_less(shape, rows: 
     total = memory.step_bytes(shape, rows, GPU)["total"]
     assert memory.step_bytes(shape, rows + 1, GPU)["total"] >= total
     parts = memory.step_bytes(shape, rows, GPU)
-    assert memory.step_bytes(shape, rows, msgspec.structs.replace(GPU, world=world))["optimizer"] < parts["optimizer"]
+    few, many = (msgspec.structs.replace(GPU, world=ranks) for ranks in (world, 2 * world))
+    assert memory.step_bytes(shape, rows, many)["optimizer"] < memory.step_bytes(shape, rows, few)["optimizer"]
     twice = memory.step_bytes(shape, rows, msgspec.structs.replace(GPU, checkpointing=True))
     assert twice["activations"] < parts["activations"] or shape.depth < 3
     assert total == sum(count for name, count in parts.items() if name != "total")

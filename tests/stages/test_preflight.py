@@ -17,10 +17,15 @@ def test_only_what_will_be_read_counts_as_text(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "notes.txt").write_bytes(b"x" * 4000)
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
-    assert preflight._source_bytes(str(tmp_path)) == 120
-    assert preflight._source_bytes(str(tmp_path / "a.txt")) == 100
+
+    def size(source: Path | str) -> int:
+        return preflight._source_bytes(config.load(sets=[f"data.source={source}"], environ={}))
+
+    assert size(tmp_path) == 120
+    assert size(tmp_path / "a.txt") == 100
+    assert size("pydocs") > 10**6 and size("climbmix") > 10**9
     with pytest.raises(UserError, match="does not exist"):
-        preflight._source_bytes(str(tmp_path / "missing"))
+        size(tmp_path / "missing")
 
 
 @pytest.fixture
@@ -42,6 +47,7 @@ def test_the_shipped_settings_pass(run: Run) -> None:
         ("rl.task=arithmetic:digits=many", "rl.task: task 'arithmetic'"),
         ("sft.custom=/no/such.jsonl", r"sft.custom: /no/such.jsonl: no such file"),
         ("identity.file=/no/such.jsonl", r"identity.file: /no/such.jsonl: no such file"),
+        ("run.minutes=0", "model.depth and run.minutes are both 0"),
         ("rl.max_tokens=256", "rl.max_tokens is 256 and model.seq_len 256"),
         ("chat.prompts=/no/such.txt", r"chat.prompts: prompts file /no/such.txt does not exist"),
     ],

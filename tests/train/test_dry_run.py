@@ -83,7 +83,7 @@ from picollm.train.step import Compute
 depth, dim, T, vocab, rows, precision, attention, twice = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 compute, here = Compute(precision, attention, checkpointing=twice), Ranks(torch.device("cpu"))
-dry_run(shape_for(2, 300, 32, dim=64, head_dim=32), compute, here, step_rows=2, rows=1, seconds=0.01)  # loads the libraries
+dry_run(shape_for(2, 300, 32, dim=64, head_dim=32), compute, here, step_rows=2, rows=1, seconds=0.01)  # loads libraries
 before = psutil.Process().memory_info().rss
 shape = shape_for(depth, vocab, T, dim=dim, head_dim=64)
 done = dry_run(shape, compute, here, step_rows=2 * rows, rows=rows, seconds=0.01)
