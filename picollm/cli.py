@@ -18,7 +18,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from picollm import cli_follow, cli_plan, cli_profile, cli_serve, cli_show, cli_talk
+from picollm import cli_follow, cli_launch, cli_plan, cli_profile, cli_serve, cli_show, cli_talk
 from picollm.run import conductor, launch, pipeline, serving
 from picollm.run import config as settings
 from picollm.run.errors import UserError
@@ -41,6 +41,7 @@ NewRunName = Annotated[str | None, typer.Option("--run", help=f"run name; defaul
 Profile = Annotated[str | None, typer.Option("--profile", help="profile of a new run: pocket, smoke, …")]
 File = Annotated[Path | None, typer.Option("--config", help="your own settings, a TOML file")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="one setting, table.key=value; may be repeated")]
+Processes = Annotated[str | None, typer.Option("--nproc", help="processes per node: auto (one per GPU) or a number")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable")]
 
 
@@ -53,7 +54,7 @@ def run(
     from_: Annotated[str | None, typer.Option("--from", help="make this stage and all after it again")] = None,
     only: Annotated[str | None, typer.Option("--only", help="make this one stage again")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over: ignore checkpoints")] = False,
-    nproc: Annotated[int | None, typer.Option("--nproc", help="processes per node, for torchrun")] = None,
+    nproc: Processes = None,
 ) -> int:
     """Make a run, or go on with it, and follow it to its end. Training goes on when this is hung up."""
     if from_ and only:
@@ -66,7 +67,7 @@ def run(
 
 
 @app.command()
-def resume(run: RunName = None, set: Sets = None, nproc: Annotated[int | None, typer.Option("--nproc")] = None) -> int:
+def resume(run: RunName = None, set: Sets = None, nproc: Processes = None) -> int:
     """Go on with a run that was stopped, failed or crashed."""
     found = existing(run)
     found.set(sets_of(set, nproc))
@@ -113,7 +114,7 @@ def plan(
     profile: Profile = None,
     config: File = None,
     set: Sets = None,
-    nproc: Annotated[int | None, typer.Option("--nproc")] = None,
+    nproc: Processes = None,
     gpu: Annotated[str | None, typer.Option("--gpu", help=f"for such GPUs instead: {cli_plan.names()}")] = None,
     count: Annotated[int, typer.Option("--count", help="how many of them")] = 1,
     price: Annotated[float | None, typer.Option("--price", min=0, help="dollars per GPU and hour")] = None,
@@ -233,6 +234,7 @@ def identity(
     return 0
 
 
+app.command()(cli_launch.launch)
 app.command()(cli_profile.profile)
 app.command()(cli_serve.serve)
 app.command()(cli_serve.web)
@@ -251,7 +253,7 @@ def existing(name: str | None) -> Run:
     return Run.open(str(found[0].dir))
 
 
-def sets_of(given: list[str] | None, nproc: int | None) -> list[str]:
+def sets_of(given: list[str] | None, nproc: str | None) -> list[str]:
     return [*(given or []), *([f"launch.nproc={nproc}"] if nproc is not None else [])]
 
 

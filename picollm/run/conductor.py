@@ -71,7 +71,8 @@ def stop(run: Run, kill: bool = False) -> list[str]:
             continue
         asked.append(name)
         if kill or name in asked_before:
-            launch.kill_stage(run, name)
+            if not launch.kill_stage(run, name):
+                run.request_stop(name)  # its launcher waits for other machines: there is nothing yet to kill
         else:
             run.request_stop(name)
     return asked

@@ -20,12 +20,13 @@ from pathlib import Path
 
 from picollm.run import config as settings
 from picollm.run import events as ev
-from picollm.run import lease, pipeline, sinks
-from picollm.run.errors import UserError
+from picollm.run import lease, nodes, pipeline, sinks
+from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run, write_atomic
 from picollm.run.machine import visible_gpus
 
 KILL_AFTER_S = 3.0
+SIGN_EVERY_S = 10.0
 
 
 def child_environment() -> dict[str, str]:
@@ -53,12 +54,25 @@ def ranks(config: settings.Config, name: str) -> int:
     return int(config.launch.nproc) if config.launch.nproc != "auto" else (visible_gpus() if on_gpus else 0) or 1
 
 
-def stage_command(run: Run, name: str, attempt: int, nproc: int, fresh: bool) -> list[str]:
-    """The argv of the stage itself."""
+def spans(config: settings.Config, name: str) -> bool:
+    """Whether this stage runs on several machines."""
+    row = pipeline.stage(name)
+    return config.launch.nnodes > 1 and (row.trains or row.ranked)
+
+
+def stage_command(
+    run: Run, name: str, attempt: int, nproc: int, fresh: bool, place: nodes.Place | None = None, hosts: str = ""
+) -> list[str]:
+    """The argv of the stage itself. `place` among several machines, whose names `hosts` gives, comma-separated."""
     tail = ["-m", f"stages.{name}", "--run", str(run.dir), "--attempt", str(attempt)] + (["--fresh"] if fresh else [])
-    if nproc > 1:
-        torchrun = ["-m", "picollm.train.torchrun", str(run.dir), name, str(attempt), platform.node(), "0", "--"]
-        torchrun += ["--standalone", f"--nproc-per-node={nproc}", "--max-restarts=0"]
+    if nproc > 1 or place:
+        here = [hosts or platform.node(), str(place.rank if place else 0)]
+        torchrun = ["-m", "picollm.train.torchrun", str(run.dir), name, str(attempt), *here, "--"]
+        if place:
+            session = f"{run.name}-{name}-{attempt}"
+            torchrun += nodes.arguments(place, nproc, session, 60 * run.config().launch.timeout)
+        else:
+            torchrun += ["--standalone", f"--nproc-per-node={nproc}", "--max-restarts=0"]
         # Without the "--" torchrun takes our --run for an abbreviation of its own --run-path, and refuses.
         return [sys.executable, *torchrun, "-m", "--", *tail[1:]]
     return [sys.executable, *tail]
@@ -131,7 +145,14 @@ class _Launcher:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        argv = stage_command(run, name, attempt, ranks(config, name), self.fresh)
+        try:
+            argv, environment = self._command(config, attempt)
+        except StopRequested:
+            ev.append(run.events_file(name, attempt), ev.Stopped())
+            return 0
+        except UserError as error:
+            ev.append(run.events_file(name, attempt), ev.Failed(error=str(error), code=2))
+            raise
         with open(run.console_file(name, attempt), "ab") as console:
             if not self.lock.share():
                 raise UserError(f"{run.name}: stage '{name}' is being started by somebody else")
@@ -142,7 +163,7 @@ class _Launcher:
                 stderr=console,
                 start_new_session=True,
                 pass_fds=(self.lock.fd,),
-                env=child_environment() | {lease.INHERITED: str(self.lock.fd)},
+                env=child_environment() | environment | {lease.INHERITED: str(self.lock.fd)},
             )
         who = lease.identify(self.child.pid)
         self._say(ev.Launched(stage=name, attempt=attempt, argv=argv, **who._asdict()))
@@ -151,6 +172,26 @@ class _Launcher:
         self._say(ev.Exited(stage=name, attempt=attempt, code=code))
         run.stop_file(name).unlink(missing_ok=True)
         return code
+
+    def _command(self, config: settings.Config, attempt: int) -> tuple[list[str], dict[str, str]]:
+        """The stage's argv and what its environment needs; where several machines take part, once all are there."""
+        run, name, nproc = self.run, self.name, ranks(config, self.name)
+        if not spans(config, name):
+            return stage_command(run, name, attempt, nproc, self.fresh), {}
+        place = nodes.place(config, os.environ)
+        shown: list[tuple[list[int], float]] = []
+
+        def look(missing: list[int]) -> None:
+            """Who is awaited is the phase; said again now and then, it is a sign of life."""
+            if not shown or shown[-1][0] != missing or time.monotonic() - shown[-1][1] > SIGN_EVERY_S:
+                shown.append((missing, time.monotonic()))
+                awaited = f"wait for node {', '.join(map(str, missing))}"
+                ev.append(run.events_file(name, attempt), ev.Phase(name=awaited))
+
+        task = nodes.task(run, name, attempt, nproc, self.fresh)
+        met = nodes.gather(place, run, task, look, run.stop_file(name).exists)
+        argv = stage_command(run, name, attempt, nproc, self.fresh, place, ",".join(met.hosts))
+        return argv, nodes.environment(met.address)
 
     def _say(self, event: ev.Event) -> None:
         """A full disk must not make us leave a stage alone."""

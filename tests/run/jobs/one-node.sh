@@ -1,0 +1,26 @@
+#!/bin/bash
+#SBATCH --job-name=picollm-big
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=h100:4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=08:00:00
+#SBATCH --partition=long
+#SBATCH --account=lab
+#SBATCH --output=picollm-big-%j.log
+#SBATCH --open-mode=append
+#SBATCH --signal=TERM@180
+
+# 180 s before the time is up picollm saves and stops; submit this file again to go on.
+# The folders must be on a file system that all nodes mount.
+set -euo pipefail
+export PICOLLM_RUNS='/scratch/me/my runs'
+export PICOLLM_HOME=/scratch/me/cache
+# srun does not take over --cpus-per-task by itself since Slurm 22.05.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+
+every_node=$(cat <<'END'
+exec picollm run --run big --profile pocket --set run.seed=3 --set launch.nproc=4 --set launch.nnodes=1
+END
+)
+srun bash -c "$every_node"
