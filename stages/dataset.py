@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from picollm.data import hub, hub_shards, hub_text, own_text, pydocs
+from picollm.data.documents import Document
 from picollm.data.shards import write_text
 from picollm.run.folder import picollm_home
 from picollm.run.stage import Outcome, StageContext, main, watched
@@ -27,27 +29,28 @@ def _from_here(ctx: StageContext, source: str) -> Outcome:
         ctx.raise_if_stopped()
 
     ctx.phase("read")
+    counts = own_text.Counts()
+    documents: Iterable[Document]
     if source == "pydocs":
-        documents = pydocs.documents()
-        provenance = pydocs.provenance()
+        found = pydocs.documents()
+        documents = watched(ctx, found, len(found))
     else:
-        documents, counts = own_text.read_source(Path(source).expanduser(), look)
-        provenance = {"source": str(Path(source).expanduser().absolute()), **counts.as_dict()}
-        for problem in counts.problems:
-            ctx.warning(problem)
-    ctx.raise_if_stopped()
-    ctx.phase("write")
-    text = write_text(
-        watched(ctx, documents, len(documents)),
-        picollm_home(),
-        provenance=provenance,
-        val_share=ctx.config.data.val_share,
-    )
+        documents = own_text.read_source(Path(source).expanduser(), counts, look)
+
+    def provenance() -> dict[str, Any]:
+        if source == "pydocs":
+            return pydocs.provenance()
+        return {"source": str(Path(source).expanduser().absolute()), **counts.as_dict()}
+
+    text = write_text(documents, picollm_home(), provenance, ctx.config.data.val_share)
+    for problem in counts.problems:
+        ctx.warning(problem)
     ctx.message(f"{text.manifest['documents']:,} documents, {text.manifest['bytes']:,} bytes of text")
     return Outcome(
         paths={"text": str(text.folder)},
         artifacts={"text": text.hash},
-        summary={key: value for key, value in text.manifest.items() if not isinstance(value, dict | list)} | provenance,
+        summary={key: value for key, value in text.manifest.items() if not isinstance(value, dict | list)}
+        | provenance(),
     )
 
 

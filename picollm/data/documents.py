@@ -58,10 +58,10 @@ def split(documents: Iterable[Document], val_share: float) -> tuple[list[Documen
         whole = _cut(whole)
     if len(whole) < 2:
         raise UserError("too little text to train on and to validate with; give at least a few paragraphs")
-    chosen = {i for i, document in enumerate(whole) if _draw(document.text) < val_share}
+    chosen = {i for i, document in enumerate(whole) if draw(document.text) < val_share}
     in_val = sum(len(whole[i].text) for i in chosen)
     if not chosen or 2 * in_val > sum(len(document.text) for document in whole):
-        chosen = {min(range(len(whole)), key=lambda i: (len(whole[i].text), _draw(whole[i].text)))}
+        chosen = {min(range(len(whole)), key=lambda i: (len(whole[i].text), draw(whole[i].text)))}
     train = [document for i, document in enumerate(whole) if i not in chosen]
     val = [document for i, document in enumerate(whole) if i in chosen]
     return train, val
@@ -81,7 +81,7 @@ def _cut(documents: list[Document]) -> list[Document]:
     return found
 
 
-def _draw(text: str) -> float:
+def draw(text: str) -> float:
     """A number in [0, 1) that depends on the text only."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,6 +1,6 @@
 """The person's own text: a file or a folder of .txt .md .jsonl .parquet, made into documents.
 
-    .txt .md     one document each, UTF-8 (a byte-order mark is honoured)
+    .txt .md     one document each, UTF-8 (a byte-order mark is honoured); a very large file becomes several
     .jsonl       one document a line: column `text` or `content`, or `messages` (role, content)
     .parquet     one document a row, the same columns
 
@@ -18,11 +18,12 @@ from typing import Any
 
 import msgspec
 
-from picollm.data.documents import Document
+from picollm.data.documents import Document, pieces
 from picollm.run.errors import UserError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 LOOK_EVERY = 1000  # documents between two signs of life
+LARGE_FILE = 1 << 24  # bytes of one text that are held at once; a larger file becomes several documents
 MOST_NAMED = 20  # problems listed one by one; the counts hold all of them
 
 
@@ -64,50 +65,58 @@ class Unreadable(Exception):
 
 
 def read_source(
-    path: Path | str, on_progress: Callable[[int, int], None] = lambda done, files: None
-) -> tuple[list[Document], Counts]:
-    """Documents of the file or folder `path`, in order of file name, and what was counted on the way.
+    path: Path | str, counts: Counts, on_progress: Callable[[int, int], None] = lambda done, files: None
+) -> Iterator[Document]:
+    """Documents of the file or folder `path`, in order of file name, as they are read; `counts` is filled on the way.
 
-    Folders are read through and through, hidden files and folders left out. `on_progress` is called with (files done,
-    files) before each file and every `LOOK_EVERY` documents, and may raise to leave. Raises UserError when `path` is
-    missing or nothing is left.
+    Folders are read through and through, hidden files and folders left out. Of what was read, only a 64-bit hash a
+    document is kept, to know a duplicate. `on_progress` is called with (files done, files) before each file and every
+    `LOOK_EVERY` documents, and may raise to leave. Raises UserError at once when `path` is missing, and at the end when
+    there was nothing.
     """
     root = Path(path).expanduser()
-    counts = Counts()
-    documents: list[Document] = []
-    seen: set[bytes] = set()
     found = list(files(root, counts))
-    for number, file in enumerate(found):
-        name = _name(file, root)
-        on_progress(number, len(found))
-        try:
-            for read, document in enumerate(_read(file, name, counts), 1):
-                if read % LOOK_EVERY == 0:
-                    on_progress(number, len(found))
-                text = document.text.strip()
-                if not text:
-                    counts.empty += 1
-                    continue
-                digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-                if digest in seen:
-                    counts.duplicates += 1
-                    continue
-                seen.add(digest)
-                documents.append(document)
-                counts.documents += 1
-                counts.bytes += len(document.text.encode("utf-8", "surrogatepass"))
-        except (OSError, Unreadable) as error:
-            counts.unreadable += 1
-            counts.name(f"{name}: cannot be read ({_reason(error)}); left out")
-        else:
-            counts.files += 1
-    if not documents:
-        first = f" ({counts.problems[0]})" if counts.problems else ""
-        raise UserError(
-            f"no text in {root}: {counts.files} files read, {counts.empty} empty documents, {counts.bad_lines} bad "
-            f"lines{first}; give a file or folder of {' '.join(SUFFIXES)}"
-        )
-    return documents, counts
+
+    def stream() -> Iterator[Document]:
+        seen: set[int] = set()
+        for number, file in enumerate(found):
+            name = _name(file, root)
+            on_progress(number, len(found))
+            try:
+                for read, document in enumerate(_read(file, name, counts), 1):
+                    if read % LOOK_EVERY == 0:
+                        on_progress(number, len(found))
+                    if _counted(document, counts, seen):
+                        yield document
+            except (OSError, Unreadable) as error:
+                counts.unreadable += 1
+                counts.name(f"{name}: cannot be read ({_reason(error)}); left out")
+            else:
+                counts.files += 1
+        if not counts.documents:
+            first = f" ({counts.problems[0]})" if counts.problems else ""
+            raise UserError(
+                f"no text in {root}: {counts.files} files read, {counts.empty} empty documents, {counts.bad_lines} bad "
+                f"lines{first}; give a file or folder of {' '.join(SUFFIXES)}"
+            )
+
+    return stream()
+
+
+def _counted(document: Document, counts: Counts, seen: set[int]) -> bool:
+    """Whether the document is kept: not empty, and not met before (by 64 bits of a hash of its text)."""
+    text = document.text.strip()
+    if not text:
+        counts.empty += 1
+        return False
+    digest = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    if digest in seen:
+        counts.duplicates += 1
+        return False
+    seen.add(digest)
+    counts.documents += 1
+    counts.bytes += len(document.text.encode("utf-8", "surrogatepass"))
+    return True
 
 
 def files(root: Path, counts: Counts) -> Iterator[Path]:
@@ -163,15 +172,43 @@ def _read(file: Path, name: str, counts: Counts) -> Iterator[Document]:
         yield from _parquet(file, name, counts)
     elif suffix == ".jsonl":
         yield from _jsonl(file, name, counts)
+    elif file.stat().st_size > LARGE_FILE:
+        yield from _blocks(file, name, counts)
     else:
         yield Document(id=name, text=_decoded(file.read_bytes(), name, counts))
 
 
+def _blocks(file: Path, name: str, counts: Counts) -> Iterator[Document]:
+    """A file too large to be held, in documents of at most LARGE_FILE / 4 characters, cut where `pieces` cuts."""
+    limit, number, text = LARGE_FILE // 4, 0, ""
+    with open(file, "rb") as source:
+        encoding = _encoding(source.read(4))
+        source.seek(0)
+        decoder = codecs.getincrementaldecoder(encoding)()
+        while data := source.read(limit):
+            before = decoder.getstate()
+            try:
+                text += decoder.decode(data)
+            except UnicodeDecodeError:
+                counts.encoding_errors += 1
+                expected = encoding.removesuffix("-sig").upper()
+                counts.name(f"{name}: not all of it is {expected}; save the file as UTF-8")
+                decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
+                decoder.setstate(before)
+                text += decoder.decode(data)
+            *whole, text = pieces(text.replace("\r\n", "\n"), limit) or [""]
+            for piece in whole:
+                number += 1
+                yield Document(id=f"{name}#{number}", text=piece)
+        yield Document(id=f"{name}#{number + 1}", text=text + decoder.decode(b"", final=True))
+
+
+def _encoding(head: bytes) -> str:
+    return "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
 def _decoded(data: bytes, where: str, counts: Counts) -> str:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    else:
-        encoding = "utf-8-sig"
+    encoding = _encoding(data[:4])
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:

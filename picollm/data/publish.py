@@ -29,24 +29,32 @@ def publish(final: Path, fill: Callable[[Path], dict[str, Any]]) -> None:
     The manifest is given a `files` table {name: {bytes, sha256}}. A complete `final` is left as it is; a damaged one
     is replaced. Raises UserError when the disk is full or the place not writable; nothing is left behind then.
     """
+    publish_named(final.parent, lambda folder: (final.name, fill(folder)))
+
+
+def publish_named(parent: Path, fill: Callable[[Path], tuple[str, dict[str, Any]]]) -> Path:
+    """`publish` for content named by what was written: `fill` returns (name, manifest), this returns the folder."""
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final.parent)
-        folder = final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent)
+        folder = parent / f".{os.getpid()}.{secrets.token_hex(4)}.tmp"
         folder.mkdir()
         try:
-            manifest = fill(folder)
+            name, manifest = fill(folder)
+            if problem_with(parent / name) is None:
+                return parent / name
             manifest["files"] = {path.name: _entry(path) for path in sorted(folder.iterdir())}
             (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
             for path in [*folder.iterdir(), folder]:
                 sync(path)
-            _rename(folder, final)
-            sync(final.parent)
+            _rename(folder, parent / name)
+            sync(parent)
+            return parent / name
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"cannot write {final.parent}: {error.strerror or error}; free space there, or set PICOLLM_HOME"
+            f"cannot write {parent}: {error.strerror or error}; free space there, or set PICOLLM_HOME"
         ) from None
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from picollm.data.documents import Document, split
-from picollm.data.publish import problem_with, publish, read_manifest, verify
+from picollm.data.documents import Document
+from picollm.data.publish import problem_with, publish, publish_named, read_manifest, verify
+from picollm.data.split import split_into
 from picollm.run.errors import UserError
 from picollm.text.tokenizer import Tokenizer
 
@@ -62,46 +63,41 @@ class TextSet:
 
 
 def write_text(
-    documents: Iterable[Document], home: Path, provenance: dict[str, Any] | None = None, val_share: float = 0.04
+    documents: Iterable[Document],
+    home: Path,
+    provenance: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
+    val_share: float = 0.04,
 ) -> TextSet:
-    """Split `documents` and write them under `home`/text; the same documents and share give the same folder.
+    """Split `documents` and write them under `home`/text as they come; the same documents and share give the same
+    folder. Memory does not grow with the text, but for some bytes a document.
 
     `val_share`: of the documents, between 0 and 0.5. `provenance` is kept in the manifest (licence, version, counts)
-    and is no part of the hash. UserError when there is too little text to split, or the disk is full.
+    and is no part of the hash; a function is asked at the end. UserError when there is too little text to split, or
+    the disk is full.
     """
-    train, val = split((_clean(document) for document in documents), val_share)
-    digest = hashlib.sha256(f"text {TEXT_FORMAT}".encode())
-    for part in (train, val):
-        for document in part:
-            digest.update(hashlib.sha256(document.text.encode()).digest())
-        digest.update(b"|")
-    name = digest.hexdigest()[:32]
-    folder = Path(home) / "text" / name
 
-    def fill(into: Path) -> dict[str, Any]:
-        sizes = {}
-        for part, found in (("train", train), ("val", val)):
-            with open(into / f"{part}.jsonl", "wb") as file:
-                for document in found:
-                    file.write(msgspec.json.encode(document) + b"\n")
-            sizes[part] = sum(len(document.text.encode()) for document in found)
-        return {
+    def fill(into: Path) -> tuple[str, dict[str, Any]]:
+        train, val = split_into(into, (_clean(document) for document in documents), val_share)
+        digest = hashlib.sha256(f"text {TEXT_FORMAT}".encode())
+        for part in (train, val):
+            digest.update(part.digests)
+            digest.update(b"|")
+        name = digest.hexdigest()[:32]
+        return name, {
             "kind": "text",
             "format": TEXT_FORMAT,
             "hash": name,
-            "documents": len(train) + len(val),
-            "train_documents": len(train),
-            "val_documents": len(val),
-            "bytes": sizes["train"] + sizes["val"],
-            "train_bytes": sizes["train"],
-            "val_bytes": sizes["val"],
+            "documents": train.documents + val.documents,
+            "train_documents": train.documents,
+            "val_documents": val.documents,
+            "bytes": train.bytes + val.bytes,
+            "train_bytes": train.bytes,
+            "val_bytes": val.bytes,
             "val_share": val_share,
-            "provenance": provenance or {},
+            "provenance": (provenance() if callable(provenance) else provenance) or {},
         }
 
-    if problem_with(folder):
-        publish(folder, fill)
-    return TextSet.open(folder)
+    return TextSet.open(publish_named(Path(home) / "text", fill))
 
 
 class Tokens:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from picollm.data.documents import Document, pieces, split
+from picollm.data.split import split_into
 from picollm.run.errors import UserError
 
 texts = st.text(alphabet=st.sampled_from(list("ab. \n")), max_size=300)
@@ -64,3 +66,26 @@ def test_too_little() -> None:
     for documents in ([], [Document(id="a", text="x")]):
         with pytest.raises(UserError, match="too little text"):
             split(documents, 0.1)
+
+
+@given(
+    st.lists(st.text(st.sampled_from("abc \n"), min_size=1, max_size=40), min_size=2, max_size=130),
+    st.sampled_from([0.001, 0.04, 0.5]),
+)
+def test_split_as_they_come_is_split_of_all(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], share: float
+) -> None:
+    documents = [Document(id=str(n), text=text) for n, text in enumerate(texts)]
+    folder = tmp_path_factory.mktemp("split")
+    try:
+        expected = split(documents, share)
+    except UserError as error:
+        with pytest.raises(UserError, match=str(error)[:20]):
+            split_into(folder, iter(documents), share)
+        return
+    found = split_into(folder, iter(documents), share)
+    for name, part, wanted in zip(("train", "val"), found, expected, strict=True):
+        lines = (folder / f"{name}.jsonl").read_bytes().splitlines()
+        assert [msgspec.json.decode(line, type=Document) for line in lines] == wanted
+        assert (part.documents, part.bytes) == (len(wanted), sum(len(d.text.encode()) for d in wanted))
+    assert sorted(path.name for path in folder.iterdir()) == ["train.jsonl", "val.jsonl"]

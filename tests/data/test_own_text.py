@@ -4,14 +4,24 @@ import errno
 import json
 import os
 import socket
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from picollm.data.own_text import LOOK_EVERY, MOST_NAMED, read_source
+from picollm.data import own_text
+from picollm.data.documents import Document
+from picollm.data.own_text import LOOK_EVERY, MOST_NAMED, Counts
 from picollm.run.errors import StopRequested, UserError
+
+
+def read_source(path: Path, *more: Callable[[int, int], None]) -> tuple[list[Document], Counts]:
+    """All at once, for looking at."""
+    counts = Counts()
+    return list(own_text.read_source(path, counts, *more)), counts
 
 
 def test_a_folder_of_everything(tmp_path: Path) -> None:
@@ -186,3 +196,39 @@ def test_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
         file.write("text")
     documents, _ = read_source(tmp_path)
     assert [d.id for d in documents] == ["\ufffd.txt"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
+def test_a_file_too_large_to_be_held_becomes_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setattr(own_text, "LARGE_FILE", 400)
+    text = "".join(f"Verse {n}: größer als das Meer, und älter.\r\n\r\n" for n in range(40))
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    documents, counts = read_source(tmp_path)
+    assert "".join(document.text for document in documents) == text.replace("\r\n", "\n")
+    assert max(len(document.text) for document in documents) <= 100 and documents[0].id == "a.txt#1"
+    assert counts.encoding_errors == 0 and counts.files == 1
+
+
+def test_wrong_bytes_in_a_large_file_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_text, "LARGE_FILE", 400)
+    lines = [f"line {n} of many\n".encode() for n in range(60)]
+    lines[30] = b"torn \xff bytes\n"
+    lines[31] = b"halb " + "ö".encode()[:1] + b"\n"
+    (tmp_path / "a.txt").write_bytes(b"".join(lines))
+    documents, counts = read_source(tmp_path)
+    assert counts.encoding_errors == 1 and "not all of it is UTF-8" in counts.problems[0]
+    assert "".join(document.text for document in documents) == b"".join(lines).decode(errors="replace")
+
+
+def test_reading_holds_no_text(tmp_path: Path) -> None:
+    with open(tmp_path / "rows.jsonl", "w") as rows:
+        for n in range(4000):
+            rows.write(json.dumps({"text": f"row {n} " * 500}) + "\n")
+    tracemalloc.start()
+    for _ in own_text.read_source(tmp_path, Counts()):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "rows.jsonl").stat().st_size > 16_000_000 and peak < 2_000_000
