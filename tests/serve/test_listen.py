@@ -20,38 +20,10 @@ from picollm.run.errors import UserError
 from picollm.serve.api import ModelHub, create_app, serve
 from picollm.serve.listen import bind_unix
 from tests.infer.fakes import ByteTokenizer, scripted_engine, tiny_model
+from tests.serve.running import Running
 
 TOK = ByteTokenizer()
 HI = [{"role": "user", "content": "hi"}]
-
-
-class Running:
-    """A server in a thread, on a socket in a short folder and on a free port."""
-
-    def __init__(self, hub: ModelHub, folder: Path) -> None:
-        self.hub, self.uds = hub, folder / "private" / "s.sock"
-        self.stop, ready = threading.Event(), threading.Event()
-        self.addresses: list[str] = []
-
-        def on_ready(addresses: list[str]) -> None:
-            self.addresses = addresses
-            ready.set()
-
-        def run() -> None:
-            serve(create_app(hub, "secret"), uds=self.uds, host="127.0.0.1", should_stop=self.stop.is_set,
-                  on_ready=on_ready)  # fmt: skip
-
-        self.thread = threading.Thread(target=run)
-        self.thread.start()
-        assert ready.wait(20)
-
-    def client(self) -> httpx.Client:
-        return httpx.Client(transport=httpx.HTTPTransport(uds=str(self.uds)), base_url="http://x", timeout=20)
-
-    def end(self) -> None:
-        self.stop.set()
-        self.thread.join(20)
-        assert not self.thread.is_alive()
 
 
 @pytest.fixture
