@@ -7,14 +7,20 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from picollm.data import hub_shards
+import msgspec
+
+from picollm.data import hub_shards, overlap
 from picollm.data.hub import HubFile, Store
 from picollm.data.hub_text import HubText, downloads, open_text
 from picollm.data.shards import ShardSet, TextSet, encode
 from picollm.data.waiting import Upstream
 from picollm.run.folder import picollm_home
 from picollm.run.stage import Outcome, StageContext, main, watched
+from picollm.tasks import make
 from picollm.text.tokenizer import Tokenizer, train_tokenizer
+
+MOST_ITEMS = 2000
+"""Held-out items of a task that are compared with the training text."""
 
 
 def work(ctx: StageContext) -> Outcome:
@@ -125,6 +131,7 @@ def _outcome(
     ctx: StageContext, tokenizer: Tokenizer, shards: ShardSet, trained_s: float, counts: dict[str, Any]
 ) -> Outcome:
     ctx.message(f"{counts['train_tokens']:,} training and {counts['val_tokens']:,} validation tokens")
+    found, share = _overlap(ctx, tokenizer, shards)
     return Outcome(
         **_places(tokenizer, shards),
         summary={
@@ -133,8 +140,32 @@ def _outcome(
             "train_tokens": counts["train_tokens"],
             "val_tokens": counts["val_tokens"],
             "provenance": shards.manifest["provenance"],
+            "overlap": found,
+            "overlap_sampled": share,
         },
     )
+
+
+def _overlap(ctx: StageContext, tokenizer: Tokenizer, shards: ShardSet) -> tuple[dict[str, Any], float]:
+    """What of the held-out items of the run's tasks the training text has already, and the share of it looked at."""
+    ctx.phase("overlap")
+    config = ctx.config
+    names = dict.fromkeys([*config.midtrain.mixture, *config.sft.mixture, config.rl.task])
+    items = {}
+    for name in names:
+        own = {"path": config.identity.file} if name == "identity" and config.identity.file else {}
+        heldout = make(name, seed=config.run.seed, **own).heldout()[:MOST_ITEMS]
+        if heldout:
+            items[name] = [f"{example.question}\n{example.answer}" for example in heldout]
+    texts, share = overlap.sample(shards.train, tokenizer, look=ctx.raise_if_stopped)
+    found = {name: msgspec.to_builtins(cell) for name, cell in overlap.measure(items, texts).items()}
+    for name, cell in found.items():
+        ctx.eval(f"overlap/{name}", 0, {key: float(cell[key]) for key in ("overlapping", "near")}, n=cell["items"])
+    near = ", ".join(f"{name} {cell['near']} of {cell['items']}" for name, cell in found.items() if cell["near"])
+    ctx.message(
+        f"held-out items that the text nearly has: {near or 'none'} ({100 * share:.0f} % of the text looked at)"
+    )
+    return found, round(share, 4)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ Faults, per file name (or "info" for a repository's own page):
     "500" …    that status
     "cut"      the connection is closed after half of what was asked for
     "wrong"    the right number of other bytes
-    "slow"     `seconds` of silence before the body
+    "slow"     `seconds` of silence before the body, or until `hub.release()`
     "missing"  404, as for a file that is not there
     "hang"     the connection is closed without an answer
 `times` faults are given, then the file is well again; `times=None`: for ever. `method`: "GET", "HEAD" or "" for both.
@@ -137,6 +137,10 @@ class LoopbackHub:
                         fault.times -= 1
                     return fault
         return None
+
+    def release(self) -> None:
+        """End every silence, and give no more of them."""
+        self.over.set()
 
     def asked(self, name: str, method: str = "GET") -> int:
         """How often a file was asked for."""

@@ -73,7 +73,15 @@ def markdown(run: Run) -> str:
     """The whole report."""
     facts = manifest(run)
     parts = [f"# {run.name}", *_notes(run), *_headline(facts), *_results(facts), *_times(facts)]
-    parts += [*_choices(run), *_data(facts), *_tokenizer(run), *_training(run), *_samples(run), *_settings(facts)]
+    parts += [
+        *_choices(run),
+        *_data(facts),
+        *_overlap(facts),
+        *_tokenizer(run),
+        *_training(run),
+        *_samples(run),
+        *_settings(facts),
+    ]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -165,6 +173,24 @@ def _data(facts: dict[str, Any]) -> list[str]:
     if not summary:
         return []
     return ["## Data", "", *table(["what", "value"], [[key, value] for key, value in summary.items()])]
+
+
+def _overlap(facts: dict[str, Any]) -> list[str]:
+    summary = facts["stages"]["tokenizer"]["summary"]
+    if not summary.get("overlap"):
+        return []
+    rows = [
+        [task, str(cell["items"]), str(cell["n"]), str(cell["overlapping"]), str(cell["near"]), str(cell["short"])]
+        for task, cell in summary["overlap"].items()
+    ]
+    lines = [
+        "## Held-out items in the training text",
+        "",
+        f"{100 * summary['overlap_sampled']:.0f} % of the training text was looked at. An item overlaps when any of "
+        "its n-grams of words is there, and is a near duplicate when 70 % of them are; too short ones are not judged.",
+        "",
+    ]
+    return [*lines, *table(["task", "items", "n", "overlapping", "near duplicates", "too short"], rows)]
 
 
 def _tokenizer(run: Run) -> list[str]:
