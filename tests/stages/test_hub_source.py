@@ -99,7 +99,7 @@ def test_training_begins_with_the_first_files_and_waits_for_the_rest(place: Plac
     place.work.env["HF_HUB_OFFLINE"] = "1"
     again = place.make("again")
     place.do(again, "dataset", "tokenizer", "tokenizer_eval", "pretrain")
-    assert losses(again) == losses(run) and place.parquet_requests() == before
+    assert losses(again) == pytest.approx(losses(run), rel=1e-4) and place.parquet_requests() == before
     assert TOKEN not in place.said()
 
 
