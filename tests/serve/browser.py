@@ -28,7 +28,7 @@ PATIENCE_S = 30.0
 
 
 class Page:
-    """One page. Use as a context manager; `errors` holds uncaught exceptions and what the console was told as errors."""
+    """One page. Use as a context manager; `errors`: uncaught exceptions and errors in the console."""
 
     def __init__(self, address: str, *, width: int = 1200, height: int = 800, dark: bool = False) -> None:
         assert CHROMIUM is not None

@@ -202,7 +202,7 @@ def test_a_server_that_has_gone_is_said(tmp_path: Path) -> None:
 MARKDOWN = {
     "a\nb": "<p>a<br>b</p>",
     "# a # \n## b": "<h1>a</h1><h2>b</h2>",
-    "a *b* __c__ `*d*` ~~e~~ 2*3*4": "<p>a <em>b</em> <strong>c</strong> <code>*d*</code> <del>e</del> 2<em>3</em>4</p>",
+    "a *b* __c__ `*d*` ~~e~~": "<p>a <em>b</em> <strong>c</strong> <code>*d*</code> <del>e</del></p>",
     "snake_case_name and \\*stars\\*": "<p>snake_case_name and *stars*</p>",
     "**open *too": "<p>**open *too</p>",
     "```py\nx < 1\n\n# y": '<pre><code data-language="py">x &lt; 1\n\n# y</code></pre>',
@@ -231,8 +231,9 @@ def test_markdown(page: Page) -> None:
 def test_any_text_is_rendered_quickly_and_harmlessly(page: Page) -> None:
     page.run("import('/web/markdown.js').then((it) => void (window.render = it.render))")
     page.run("""void (window.hostile = () => {
-      const pieces = ['*', '**', '_', '`', '```', '~~', '[', '](', ')', '!', '<', '>', '> ', '- ', '1. ', '#', '|', '-', '\\\\',
-        '\\n', '\\n\\n', '    ', 'a', ' ', 'https://x.y', 'javascript:1', '<script>', '<img src=x onerror=y>', '&lt;', '☃'];
+      const pieces = ['*', '**', '_', '`', '```', '~~', '[', '](', ')', '!', '<', '>', '> ', '- ', '1. ', '#',
+        '|', '-', '\\\\', '\\n', '\\n\\n', '    ', 'a', ' ', 'https://x.y', 'javascript:1', '<script>',
+        '<img src=x onerror=y>', '&lt;', '☃'];
       let state = 7;
       const next = (n) => (state = (state * 48271) % 2147483647) % n;
       for (let k = 0; k < 3000; k += 1) {

@@ -1,0 +1,171 @@
+"""Too much: what is refused, with which status, and that nobody else notices."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from picollm.infer.engine import Engine
+from picollm.run.errors import UserError
+from picollm.serve.api import Limits, ModelHub
+from picollm.serve.hub import ModelHub as Hub
+from picollm.serve.hub import Unavailable
+from tests.infer.fakes import ByteTokenizer, scripted_engine, tiny_model
+from tests.serve.running import Running
+
+HI = [{"role": "user", "content": "hi"}]
+Make = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
+    started: list[Running] = []
+
+    def make(pause_s: float = 0.02, **limits: Any) -> Running:
+        slow = scripted_engine(list(b"abcdefghij" * 10), prompt_tokens=6)
+        real = slow.model.hidden
+
+        def hidden(*args):  # type: ignore[no-untyped-def]
+            time.sleep(pause_s)
+            return real(*args)
+
+        slow.model.hidden = hidden  # type: ignore[method-assign]
+        hub = ModelHub()
+        hub.add("slow", slow)
+        hub.add("tiny", Engine(tiny_model(), ByteTokenizer(), live=False))
+        started.append(Running(hub, tmp_path_factory.mktemp("s"), limits=Limits(**limits)))
+        return started[-1]
+
+    yield make
+    for running in started:
+        running.end()
+
+
+def ask(server: Running, **body: Any) -> httpx.Response:
+    with server.client() as client:
+        return client.post("/v1/chat/completions", json={"model": "slow", "messages": HI, "temperature": 0, **body})
+
+
+def test_a_full_queue_answers_429_and_a_long_wait_503(start: Make) -> None:
+    server = start(answers=1, waiting=1, wait_s=0.5)
+    answers: list[httpx.Response] = []
+    threads = [threading.Thread(target=lambda: answers.append(ask(server, max_tokens=100))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join(20)
+    assert sorted(answer.status_code for answer in answers) == [200, 429, 503]
+    for answer in answers:
+        if answer.status_code != 200:
+            assert int(answer.headers["retry-after"]) >= 1 and answer.json()["error"]["message"]
+    assert ask(server, max_tokens=3).json()["choices"][0]["message"]["content"] == "abc"
+    text = server.client().get("/metrics").text
+    for status in (200, 429, 503):
+        assert f'picollm_requests_total{{path="/v1/chat/completions",status="{status}"}}' in text
+
+
+def test_an_answer_that_takes_too_long_ends(start: Make) -> None:
+    server = start(answer_s=0.5)
+    answer = ask(server, max_tokens=100)
+    assert answer.status_code == 503 and "longer than 0.5 s" in answer.json()["error"]["message"]
+    with server.client() as client:
+        body = {"model": "slow", "messages": HI, "max_tokens": 100, "stream": True}
+        with client.stream("POST", "/v1/chat/completions", json=body) as stream:
+            lines = [line for line in stream.iter_lines() if line]
+    assert stream.status_code == 200 and "longer than 0.5 s" in lines[-1] and len(lines) > 3
+    assert ask(server, max_tokens=3).status_code == 200
+    assert not server.hub.worker.busy and server.app.state.gate.active == 0
+
+
+def test_a_request_that_does_not_arrive_is_given_up(start: Make) -> None:
+    server = start(body_s=0.3)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(str(server.uds))
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert sock.recv(1000).startswith(b"HTTP/1.1 408")
+    assert ask(server, max_tokens=2).status_code == 200
+
+
+def test_a_client_that_leaves_the_queue_frees_its_place(start: Make) -> None:
+    server = start(answers=1, waiting=1)
+    gate = server.app.state.gate
+    first = threading.Thread(target=ask, args=(server,), kwargs={"max_tokens": 60})
+    first.start()
+    with pytest.raises(httpx.ReadTimeout), server.client() as client:
+        client.post("/v1/chat/completions", json={"model": "slow", "messages": HI}, timeout=0.3)
+    end = time.monotonic() + 5
+    while gate.waiting and time.monotonic() < end:
+        time.sleep(0.02)
+    assert gate.waiting == 0
+    first.join(20)
+    assert ask(server, max_tokens=2).status_code == 200 and gate.active == 0
+
+
+def test_one_bad_request_harms_no_other(start: Make) -> None:
+    server = start(pause_s=0.005)
+    broken = Engine(tiny_model(), ByteTokenizer(), live=False)
+
+    def explode(*args: Any) -> Any:
+        raise RuntimeError("out of memory, say")
+
+    broken.model.hidden = explode  # type: ignore[method-assign]
+    server.hub.add("broken", broken)
+    good: list[str] = []
+    threads = [
+        threading.Thread(
+            target=lambda: good.append(ask(server, max_tokens=40).json()["choices"][0]["message"]["content"])
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    assert [ask(server, model="broken").status_code for _ in range(5)] == [500] * 5
+    assert ask(server, model="gone").status_code == 404 and ask(server, n=0).status_code == 400
+    for thread in threads:
+        thread.join(30)
+    assert good == [("abcdefghij" * 4)] * 4
+
+
+def test_metrics_count_tokens_loads_and_times(start: Make) -> None:
+    server = start(pause_s=0.0)
+    server.hub.add("lazy", lambda: Engine(tiny_model(), ByteTokenizer(), live=False))
+    for _ in range(2):
+        assert ask(server, n=2, max_tokens=5).status_code == 200
+    ask(server, model="lazy", max_tokens=4)
+    with server.client() as client:
+        client.get("/v1/made/up")
+        text = client.get("/metrics").text
+    figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert figures['picollm_completion_tokens_total{model="slow"}'] == "20"
+    assert figures['picollm_prompt_tokens_total{model="slow"}'] == "12"  # of a prompt once, not once an answer
+    assert figures['picollm_first_token_seconds_count{model="slow"}'] == "4"
+    assert figures['picollm_token_seconds_count{model="slow"}'] == "16"
+    assert figures['picollm_token_seconds_bucket{model="slow",le="+Inf"}'] == "16"
+    assert float(figures['picollm_token_seconds_sum{model="slow"}']) > 0
+    assert figures['picollm_model_loads_total{model="lazy"}'] == "1"
+    assert figures['picollm_model_loaded{model="lazy"}'] == "1" and figures["picollm_active_answers"] == "0"
+    assert figures['picollm_requests_total{path="other",status="404"}'] == "1"
+
+
+def test_only_so_many_models_stay_in_memory() -> None:
+    hub = Hub(keep=2)
+    for name in "abc":
+        hub.add(name, lambda: Engine(tiny_model(), ByteTokenizer(), live=False))
+    for name in "abac":
+        hub.engine(name)
+    assert [name for name in hub.names if hub.info(name)["loaded"]] == ["a", "c"] and hub.loads["b"] == 1
+
+    def missing() -> Engine:
+        raise UserError("no checkpoint")
+
+    hub.add("d", missing)
+    with pytest.raises(Unavailable, match="'d' cannot be loaded: no checkpoint"):
+        hub.engine("d")
