@@ -26,6 +26,8 @@ FAREWELL_S = 3.0
 """So long a last word must stay the last one: a run that goes on says so at once."""
 LEFT_BEHIND_S = 20.0
 """So long our ranks may take to end after node 0's part of the stage did; torchrun itself needs a while."""
+LEFT_TO_NODE_0_S = 5.0
+"""A scheduler signals all machines at once, and a stop asked for twice kills: node 0 asks, we only if it does not."""
 ENDS = {"finished": 0, "failed": 1, "stopped": 3}
 
 
@@ -36,6 +38,7 @@ class Joiner:
         """`patience`: seconds without a sign of life of node 0 after which we give up."""
         self.run, self.place, self.patience = run, place, patience
         self.stops = 0
+        self.ask_at = 0.0
         self.stage = ""
         self.child: subprocess.Popen[bytes] | None = None
         self._conductor = ev.EventReader(run.conductor_events)
@@ -87,9 +90,16 @@ class Joiner:
                 start_new_session=True,
                 env=launch.child_environment() | nodes.environment(met.address),
             )
+        if not lease.is_held(run.lock_file(task.stage)):
+            self._say(
+                "warning: file locks do not reach this machine; mount the file system with them (Lustre: -o flock)"
+            )
         left = 0.0
         while self.child.poll() is None:
             self._listen()
+            if self.stops and time.monotonic() > self.ask_at and not run.stop_file(self.stage).exists():
+                with contextlib.suppress(UserError):
+                    run.request_stop(self.stage)
             if (task.stage, task.attempt) in self._exited:
                 left = left or time.monotonic() + LEFT_BEHIND_S
                 if time.monotonic() > left:
@@ -115,10 +125,9 @@ class Joiner:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Once: ask the stage to save and stop. Twice: kill our part of it."""
         self.stops += 1
-        if self.stops == 1 and self.child is not None:
-            with contextlib.suppress(UserError):
-                self.run.request_stop(self.stage)
-        elif self.child is not None:
+        if self.stops == 1:
+            self.ask_at = time.monotonic() + LEFT_TO_NODE_0_S
+        else:
             self._kill()
 
     def _kill(self) -> None:

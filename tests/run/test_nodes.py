@@ -220,6 +220,19 @@ def test_a_rank_that_fails_on_the_other_machine_is_named(run: Run) -> None:
     )
 
 
+@pytest.mark.slow
+def test_a_signal_to_the_other_machine_saves_and_stops_on_both(run: Run) -> None:
+    pytest.importorskip("torch")
+    two_nodes(run)
+    script(run, pretrain={"steps": 3000, "sleep": 0.02})
+    other, child = joined(run), launch.start_launcher(run, "pretrain")
+    until(lambda: run.status("pretrain").step, seconds=60)
+    other.terminate()
+    assert child.wait(60) == 0 and state(run, "pretrain") == "stopped"
+    said = other.communicate(timeout=60)[0]
+    assert other.returncode == 3 and "warning" not in said
+
+
 def test_a_launcher_whose_nodes_do_not_come_fails_in_one_line(run: Run) -> None:
     two_nodes(run)
     run.set(["launch.timeout=0.02"])
