@@ -84,6 +84,7 @@ def loop(
     every: Sequence[Every] = (),
     report: Callable[[Report], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
+    updated: Callable[[], None] = lambda: None,
     patience: int = 10,
 ) -> int:
     """Make the updates of steps `first`..`last`−1; returns the number of finished steps, fewer than `last` if stopped.
@@ -91,7 +92,7 @@ def loop(
     `batches(step)` gives this rank's micro-batches and depends on nothing but the step, so that a resumed run sees what
     an undisturbed one would have. A step whose loss or gradient is not finite changes nothing and is counted;
     `patience` of them in a row raise NotFinite. A StopRequested out of `batches`, on any rank, ends the loop on all of
-    them before that step.
+    them before that step. `updated` is called after every change of the weights.
     """
     skipped = in_a_row = 0
     for item in every:
@@ -131,6 +132,7 @@ def loop(
             good = math.isfinite(loss_value) and math.isfinite(grad_norm)
             if good:
                 optimizer.step(schedule.lr(step), schedule.muon_momentum(step), schedule.weight_decay(step))
+                updated()
                 in_a_row = 0
             else:
                 skipped, in_a_row = skipped + 1, in_a_row + 1

@@ -130,7 +130,8 @@ def train_stage(
         with ahead(batches, first, steps, settings.ahead, ranks.device) as made:
             done = loop(
                 run, optimizer, made, settings.schedule, ranks, first=first, last=steps, every=every,
-                report=meter.report, stop=ctx.stop_requested, patience=settings.patience,
+                report=meter.report, stop=ctx.stop_requested, updated=model.weights_changed,
+                patience=settings.patience,
             )  # fmt: skip
     except NotFinite as error:
         saver.settle()

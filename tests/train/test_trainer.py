@@ -27,10 +27,9 @@ STEPS = 12
 
 
 def train(folder: Path, ctx: FakeContext | None = None, *, steps: int = STEPS, meta=META, batches=counting_batches,
-          init_from=None, precision="fp32", compiled=False, model=None, evals=(), **settings):  # fmt: skip
-    chosen = TrainSettings(
-        Schedule(steps, warmup=3), compute=Compute(precision, "explicit", compiled), **{"save_every": 0.0, **settings}
-    )
+          init_from=None, precision="fp32", compiled=False, fp8=False, model=None, evals=(), **settings):  # fmt: skip
+    compute = Compute(precision, "explicit", compiled, fp8=fp8)
+    chosen = TrainSettings(Schedule(steps, warmup=3), compute=compute, **{"save_every": 0.0, **settings})
     return train_stage(
         ctx or FakeContext(), model=model or small_model(), batches=batches, settings=chosen, checkpoint_dir=folder,
         meta=meta, ranks=CPU, init_from=init_from, evals=evals,
@@ -62,14 +61,14 @@ def test_a_stage_from_beginning_to_end(tmp_path):
     assert checkpoint.read_meta(summary.checkpoint)["stage"] == "pretrain"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(tmp_path, precision):
-    whole = train(tmp_path / "whole", precision=precision)
+@pytest.mark.parametrize(("precision", "fp8"), [("fp32", False), ("bf16", False), ("bf16", True)])
+def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(tmp_path, precision, fp8):
+    whole = train(tmp_path / "whole", precision=precision, fp8=fp8)
     with pytest.raises(StopRequested) as stopped:
-        train(tmp_path / "parts", FakeContext(stop_at=5), precision=precision)
+        train(tmp_path / "parts", FakeContext(stop_at=5), precision=precision, fp8=fp8)
     assert stopped.value.step == 5
     ctx = FakeContext()
-    rest = train(tmp_path / "parts", ctx, precision=precision, model=small_model(seed=99))
+    rest = train(tmp_path / "parts", ctx, precision=precision, fp8=fp8, model=small_model(seed=99))
     assert rest.resumed_from == 5
     assert ctx.of("resumed") == [(5, "step-000005")]
     same_files(whole.checkpoint, rest.checkpoint)
