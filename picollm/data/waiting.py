@@ -17,7 +17,8 @@ class Upstream:
     """Called with the name of something that is not there yet, again and again until it is; see `over`.
 
     Each call takes a moment. The stage says once what it waits for, and for whom; it leaves when a stop is asked for.
-    `doing` is the phase it was in. Raises StopRequested, or UserError when `stage` ended without making it.
+    `doing` is the phase it was in. Raises StopRequested, or UserError when `stage` ended without making it: rank 0
+    alone judges that, since others may be on machines that do not see whether the stage lives.
     """
 
     def __init__(self, ctx: StageContext, stage: str, doing: str) -> None:
@@ -35,7 +36,7 @@ class Upstream:
             self._next_sign = now + SIGN_S
             self._ctx.phase(PHASE)
         self._ctx.raise_if_stopped()
-        if self._ended == what:  # it had ended before the last look, and that did not find it either
+        if self._ctx.rank == 0 and self._ended == what:  # ended before the last look, which did not find it either
             status = self._ctx.run.status(self._stage)
             why = f": {status.reason}" if status.reason else ""
             raise UserError(f"{what} is missing and the {self._stage} stage has ended ({status.state}{why}); resume it")
