@@ -30,6 +30,7 @@ from picollm.text.tokenizer import Tokenizer
 TEXT_FORMAT = 1
 SHARD_FORMAT = 1
 SHARD_TOKENS = 1 << 27  # 256 MB of uint16
+RANGE_BYTES = 1 << 27  # a larger text is encoded in several processes, about so much each
 LOOK_EVERY = 256  # documents between two signs of life
 BATCH_CHARACTERS = 1 << 22  # encoded at a time, by all threads together
 
@@ -209,7 +210,7 @@ def encode(
                 f"{into.parent} has {free:,} bytes free, the shards may need {needed:,}; "
                 "free space there, or set PICOLLM_HOME"
             )
-        counts, done = {}, 0
+        done = 0
 
         def texts(part: str) -> Iterator[str]:
             nonlocal done
@@ -219,8 +220,12 @@ def encode(
                 done += 1
                 yield document.text
 
-        for part in ("train", "val"):
-            counts[part] = write_part(into, part, texts(part), tok, dtype, shard_tokens)
+        if text.manifest["bytes"] > RANGE_BYTES and tok.threads > 1:
+            from picollm.data.ranges import encode_ranges
+
+            counts = encode_ranges(into, text, tok, shard_tokens, RANGE_BYTES, on_progress)
+        else:
+            counts = {part: write_part(into, part, texts(part), tok, dtype, shard_tokens) for part in ("train", "val")}
         return {
             "kind": "shards",
             "format": SHARD_FORMAT,

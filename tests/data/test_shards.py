@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from picollm.data import shards as shards_module
 from picollm.data.documents import Document
+from picollm.data.ranges import line_ranges
 from picollm.data.shards import ShardSet, TextSet, Tokens, encode, write_text
 from picollm.run.errors import StopRequested, UserError
 from picollm.text.tokenizer import Tokenizer, train_tokenizer
@@ -182,3 +183,38 @@ def test_encoding_can_be_left_and_leaves_nothing(documents: list[Document], tok:
         encode(text, tok, tmp_path, on_progress=stop)
     assert seen == [(0, 120)] and list((tmp_path / "shards").iterdir()) == []
     assert len(encode(text, tok, tmp_path).train)
+
+
+def test_a_large_text_is_encoded_in_processes_to_the_same_tokens(
+    documents: list[Document], tok: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = write_text(documents, tmp_path, val_share=0.2)
+    whole = encode(text, tok, tmp_path)
+    monkeypatch.setattr(shards_module, "RANGE_BYTES", 3000)
+    monkeypatch.setattr(Tokenizer, "threads", 2)
+    seen: list[tuple[int, int]] = []
+    parts = encode(text, tok, tmp_path / "parts", on_progress=lambda *done: seen.append(done))
+    files = [name for name in parts.manifest["files"] if name.endswith(".bin")]
+    assert len(files) > 3 and parts.hash == whole.hash and seen[-1] == (120, 120)
+    for one, other in ((parts.train, whole.train), (parts.val, whole.val)):
+        assert np.array_equal(one.take(np.arange(len(one))), other.take(np.arange(len(other))))
+        assert np.array_equal(one.starts, other.starts)
+    assert parts.manifest["train_tokens"] == len(parts.train)
+    assert all((parts.folder / name).is_file() for name in parts.manifest["files"])
+
+    def stop(done: int, of: int) -> None:
+        raise StopRequested()
+
+    with pytest.raises(StopRequested):
+        encode(text, tok, tmp_path / "left", on_progress=stop)
+    assert list((tmp_path / "left" / "shards").iterdir()) == []
+
+
+@given(st.lists(st.binary(max_size=9).map(lambda line: line.replace(b"\n", b"")), max_size=12), st.integers(1, 30))
+def test_ranges_are_whole_lines(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], size: int) -> None:
+    file = tmp_path_factory.mktemp("ranges") / "lines"
+    file.write_bytes(b"".join(line + b"\n" for line in lines))
+    data = file.read_bytes()
+    found = line_ranges(file, size)
+    assert b"".join(data[start:end] for start, end in found) == data
+    assert all(data[start:end].endswith(b"\n") and end - start >= size for start, end in found[:-1])
