@@ -21,12 +21,16 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from picollm.run import estimate, memory
 from picollm.run.config import Config
+from picollm.run.errors import UserError
 from picollm.run.folder import Run, picollm_home
-from picollm.run.machine import Gpus
-from picollm.run.plan import HUB_SHARDS
+from picollm.run.machine import Gpus, visible_gpus
+from picollm.run.memory import GIB
+from picollm.run.plan import HUB_SHARDS, at_depth
+from picollm.run.scaling import ModelShape
 
-GIB = 1 << 30
+USUAL_DEPTH = 4
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -107,12 +111,21 @@ def _cores(run: Run, config: Config) -> Verdict:
 
 
 def _memory(run: Run, config: Config) -> Verdict:
-    free = psutil.virtual_memory().available
-    limit = memory_limit()
-    found = f"{min(free, limit) / GIB:.1f} GiB available"
-    if min(free, limit) < 1.5 * GIB:
-        return Verdict("memory", "fail", found, "≥ 1.5 GiB", "close other programs, or use a smaller model.depth")
-    return Verdict("memory", "ok" if min(free, limit) > 3 * GIB else "warn", found, "≥ 3 GiB")
+    """Host memory: on a CPU for a training step of a single row, beside a GPU for the copy that is being saved."""
+    free = min(psutil.virtual_memory().available, memory_limit())
+    shape = _expected_shape(config)
+    step = memory.step_bytes(shape, 1, memory.How(device="cpu", checkpointing=config.machine.checkpointing != "off"))
+    host = step["weights"] + step["optimizer"] if visible_gpus() and config.machine.device != "cpu" else step["total"]
+    need = host + 1.2 * GIB  # Python, torch and the app
+    found, wanted = f"{free / GIB:.1f} GiB available", f"≥ {need / GIB:.1f} GiB at depth {shape.depth}"
+    if free < need:
+        return Verdict("memory", "fail", found, wanted, "close other programs, or use a smaller model.depth")
+    return Verdict("memory", "ok" if free > 2 * need else "warn", found, wanted)
+
+
+def _expected_shape(config: Config) -> ModelShape:
+    """The model as set, or with the depth that a budget on a small machine leads to."""
+    return at_depth(config, config.model.depth or USUAL_DEPTH)
 
 
 def memory_limit() -> int:
@@ -126,19 +139,32 @@ def memory_limit() -> int:
 
 
 def _disk(run: Run, config: Config) -> Verdict:
-    places = {"run": run.dir, "PICOLLM_HOME": picollm_home()}
-    found, worst = [], 1 << 62
-    for label, path in places.items():
+    """Checkpoints lie in the run, text and token shards in the cache folder: two disks, or one for both."""
+    shape = _expected_shape(config)
+    text = estimate.text_bytes(config) or sum(f.stat().st_size for f in _own_files(Path(config.data.source)))
+    need = estimate.disk(config, shape, text)
+    places = {
+        "run": (run.dir, need["checkpoints"]),
+        "PICOLLM_HOME": (picollm_home(), need["total"] - need["checkpoints"]),
+    }
+    found, wanted, by_disk = [], [], dict[int, list[int]]()
+    for label, (path, share) in places.items():
         while not path.exists():
             path = path.parent
         free = shutil.disk_usage(path).free
-        worst = min(worst, free)
         found.append(f"{label} {free / GIB:.1f} GiB free")
-    wanted = "≥ 2 GiB (checkpoints, shards and compile cache of a pocket run take under 1 GiB)"
-    status = "fail" if worst < 0.5 * GIB else "warn" if worst < 2 * GIB else "ok"
-    return Verdict(
-        "disk", status, ", ".join(found), wanted, "" if status == "ok" else "free space, or set PICOLLM_RUNS"
-    )
+        wanted.append(f"{label} {share / GIB:.1f}")
+        total = by_disk.setdefault(path.stat().st_dev, [free, 0])
+        total[1] += share
+    short = [free - needed for free, needed in by_disk.values()]
+    status = "fail" if min(short) < 0 else "warn" if min(short) < GIB else "ok"
+    fix = "" if status == "ok" else "free space, or set PICOLLM_RUNS and PICOLLM_HOME to another disk"
+    return Verdict("disk", status, ", ".join(found), f"GiB at depth {shape.depth}: {', '.join(wanted)}", fix)
+
+
+def _own_files(source: Path) -> Iterator[Path]:
+    source = source.expanduser()
+    yield from (file for file in (source.rglob("*") if source.is_dir() else [source]) if file.is_file())
 
 
 def _writable(name: str, folder: Path, variable: str) -> Verdict:
@@ -186,6 +212,13 @@ def _gpu(run: Run, config: Config) -> Verdict:
     records = gpus.read()
     if records:
         names = ", ".join(f"{r.get('name', '?')} {r.get('memory_total', 0) / GIB:.0f} GiB" for r in records)
+        smallest = min((r["memory_total"] for r in records if r.get("memory_total")), default=0)
+        how = memory.How(device="cuda", precision="bf16", world=max(1, visible_gpus()))
+        if smallest and config.machine.device in ("auto", "cuda") and visible_gpus():
+            try:
+                memory.fit(_expected_shape(config), 1, smallest, how, config.machine.checkpointing)
+            except UserError as error:
+                return Verdict("gpu", "fail", f"{names}: {error}", "a row that fits", "set a smaller model.depth")
         return Verdict("gpu", "ok", names)
     if config.machine.device == "cuda":
         return Verdict("gpu", "fail", gpus.reason or "no GPU", "a CUDA GPU", "set machine.device = 'auto'")

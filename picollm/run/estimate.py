@@ -13,8 +13,8 @@ from picollm.run.config import Config
 from picollm.run.errors import UserError
 from picollm.run.folder import Plan, apply_plan
 
-KEPT_CHECKPOINTS = 2
-"""Of each training stage (see `picollm.train.trainer`)."""
+ALL_KEPT = 10
+"""Checkpoints counted for each stage where `machine.keep_last = 0` keeps every one."""
 LIGHT_S, TORCH_S = 0.15, 4.0
 """Until a process does its first work on a rented machine, without and with torch."""
 DECODE_SHARE = 0.2
@@ -160,7 +160,8 @@ def disk(config: Config, shape: scaling.ModelShape, text: int) -> dict[str, int]
     if config.data.source in plan.HUB_SHARDS:
         kept = (config.data.shards + 1 if config.data.keep_text else 2) * plan.SHARD_BYTES
     tokens = text / plan.bytes_per_token(config.tokenizer.vocab_size)
-    return memory.disk_bytes(shape, KEPT_CHECKPOINTS, len(plan.SHARES), {"tokens": tokens, "bytes": kept})
+    checkpoints = (config.machine.keep_last or ALL_KEPT) + config.machine.keep_best
+    return memory.disk_bytes(shape, checkpoints, len(plan.SHARES), {"tokens": tokens, "bytes": kept})
 
 
 def eta_seconds(config: Config, seconds: dict[str, float]) -> float:
