@@ -121,6 +121,8 @@ def documents(path: Path, column: str, look: Callable[[int, int], None] = lambda
                     if text and not text.isspace():
                         yield text
             look(done, rows)
+    except FileNotFoundError:
+        raise UserError(f"{path.name} was removed while it was wanted (by another run?); resume") from None
     except pyarrow.ArrowException as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is not a whole parquet file ({reason}); delete it and resume") from None

@@ -249,6 +249,8 @@ def test_parquet_that_is_none_or_has_no_text(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(parquet(["x"], column="body"))
     with pytest.raises(UserError, match="has no column text"):
         list(documents(tmp_path / "b", "text"))
+    with pytest.raises(UserError, match="was removed"):
+        list(documents(tmp_path / "none", "text"))
     (tmp_path / "c").write_bytes(parquet(["one", None, "", " \n", "two"], rows=2))
     assert list(documents(tmp_path / "c", "text")) == ["one", "two"]
 
