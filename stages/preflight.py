@@ -28,13 +28,15 @@ from picollm.run.scaling import ModelShape, flops_per_token
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.tasks import identity, make
 from picollm.train.device import Ranks
-from picollm.train.dry_run import dry_run, free_memory
+from picollm.train.dry_run import dry_run, free_memory, out_of_memory
 from picollm.train.exchange import exchange_check
 from picollm.train.probe import Probe, probe
 from picollm.train.session import start_ranks
 from picollm.train.step import Compute
 
 REFERENCE_DEPTH = 4
+PROBE_DEPTH = 4
+"""Layers are alike: a few tell which way is the fastest, and they fit where all of them would not."""
 TRIAL_S = 1.0
 DECODE_TOKENS, PROMPT_TOKENS = 16, 40
 TRAINING_SHARE = 0.6
@@ -69,7 +71,7 @@ def work(ctx: StageContext) -> Outcome:
     )
 
     ctx.phase("candidates")
-    reference = plan.at_depth(wishes, wishes.model.depth or REFERENCE_DEPTH)
+    reference = _shallow(plan.at_depth(wishes, wishes.model.depth or REFERENCE_DEPTH))
     wanted = plan.rank_rows(wishes, plan.batch_rows(wishes, reference), ranks.world)
     some = plan.device_rows(wishes, measured, reference, max(1, wanted // 4), _how(wishes, ranks, None))[0]
     candidates = _probe(ctx, wishes, reference, ranks, some, compile="off")
@@ -86,11 +88,13 @@ def work(ctx: StageContext) -> Outcome:
     chosen = plan.shape(resolved)
     ctx.phase("compile")
     rows = resolved.machine.device_rows
-    final = _probe(ctx, wishes, chosen, ranks, rows, compile=wishes.machine.compile, only=candidates, made=first)
+    final = _probe(
+        ctx, wishes, _shallow(chosen), ranks, rows, compile=wishes.machine.compile, only=candidates, made=first
+    )
     best = replace(final.best.compute, checkpointing=first.choices["checkpointing"] == "on")
     found["compute"] = candidates.table() | final.table()
-    name = f"{best.precision} {best.attention} {'compiled' if best.compile else 'eager'}"
-    ctx.choice("compute", name, found["compute"] | {"share of matrix peak": round(final.mfu, 3)})
+    ctx.choice("attention", best.attention, final.attention_ms() | candidates.attention_ms())
+    ctx.choice("compute", final.best.name, found["compute"] | {"share of matrix peak": round(final.mfu, 3)})
     _leave_if_stopped(ctx, ranks)
 
     ctx.phase("dry run")
@@ -107,9 +111,7 @@ def work(ctx: StageContext) -> Outcome:
     }  # fmt: skip
     ctx.choice("rows at a time", str(done.rows), found["rows"] | found["dry run"])
 
-    # One rank's best is the machine's; the steps of several together were measured in the dry run.
-    rate = final.best.tok_s if ranks.world == 1 else done.tok_s
-    measured.train_flops_s = rate * flops_per_token(chosen)
+    measured.train_flops_s = done.tok_s * flops_per_token(chosen)
     measured.compiled = best.compile
     measured.spent_s = ranks.share(ctx.seconds)
     fixed = msgspec.structs.replace(wishes, model=msgspec.structs.replace(wishes.model, depth=chosen.depth))
@@ -232,24 +234,33 @@ def _probe(
     planned_s = TRAINING_SHARE * 60 * wishes.run.minutes
     if made is not None and not wishes.run.minutes:
         planned_s = sum(made.seconds[name] for name in plan.SHARES)
-    try:
-        found = probe(
-            shape,
-            rows,
-            TRIAL_S,
-            device=ranks.device,
-            planned_s=planned_s,
-            precisions=("fp32", "bf16") if precision == "auto" else (precision,),
-            attentions=("explicit", "sdpa") if attention == "auto" else (attention,),
-            compile=compile,
-            warn=ctx.warning,
-            say=ctx.message,
-        )
-    except RuntimeError as error:
-        raise UserError(
-            f"preflight: {error}; set machine.device, precision or attention to something that works"
-        ) from None
-    return ranks.share(found)
+    while True:
+        try:
+            found = probe(
+                shape,
+                rows,
+                TRIAL_S,
+                device=ranks.device,
+                planned_s=planned_s,
+                precisions=() if precision == "auto" else (precision,),
+                attentions=() if attention == "auto" else (attention,),
+                compile=compile,
+                fp8="off" if only is None else machine.fp8,
+                warn=ctx.warning,
+                say=ctx.message,
+            )
+            return ranks.share(found)
+        except RuntimeError as error:
+            if out_of_memory(error) and rows > 1:
+                rows = -(-rows // 2)
+                continue
+            raise UserError(
+                f"preflight: {error}; set machine.device, precision or attention to something that works"
+            ) from None
+
+
+def _shallow(shape: ModelShape) -> ModelShape:
+    return msgspec.structs.replace(shape, depth=min(shape.depth, PROBE_DEPTH))
 
 
 def _decode_rate(ctx: StageContext, shape: ModelShape, ranks: Ranks, all_rows: int) -> float:

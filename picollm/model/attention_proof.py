@@ -19,6 +19,7 @@ from picollm.run.scaling import ModelShape
 # fp32 allows for the 10-bit products ("tf32") that GPUs may use for it.
 TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 REPEATS = 5
+EXPLICIT_MAX_LENGTH = 1024  # longer rows are not even tried with all their scores in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,11 @@ class Proof:
         )
 
 
-def backends_for(device: torch.device) -> tuple[str, ...]:
-    """The names worth trying on this kind of device."""
+def backends_for(device: torch.device, length: int) -> tuple[str, ...]:
+    """The names worth trying on this kind of device with rows of this length."""
     if device.type == "cuda":
         return (*KERNELS, "sdpa")
-    return ("explicit", "sdpa")
+    return ("explicit", "sdpa") if length <= EXPLICIT_MAX_LENGTH else ("sdpa",)
 
 
 def prove(backend: str, shape: ModelShape, rows: int, device: torch.device, dtype: torch.dtype) -> Proof:
@@ -75,7 +76,7 @@ def prove_all(
     shape: ModelShape, rows: int, device: torch.device, dtype: torch.dtype, backends: Sequence[str] = ()
 ) -> list[Proof]:
     """A proof of each backend, the working ones first and fastest first."""
-    proofs = [prove(backend, shape, rows, device, dtype) for backend in backends or backends_for(device)]
+    proofs = [prove(backend, shape, rows, device, dtype) for backend in backends or backends_for(device, shape.seq_len)]
     return sorted(proofs, key=lambda proof: (not proof.ok, proof.ms))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from picollm.model.gpt import GPT
@@ -70,7 +70,7 @@ class EightBitWeights:
 
     def __init__(self, model: GPT) -> None:
         self.stale = True
-        self._layers: list[tuple[Any, list[nn.Parameter]]] = []
+        self._layers: list[tuple[Any, list[Tensor]]] = []
         for block in model.each_block():
             attn, mlp = block.attn, block.mlp
             self._layers += [

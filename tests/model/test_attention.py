@@ -78,7 +78,8 @@ def test_the_fastest_that_works_comes_first(monkeypatch) -> None:
     assert [p.backend for p in proofs] == ["sdpa", "explicit", "flex"]
     assert [p.ok for p in proofs] == [True, True, False]
     assert proofs[0].ms == 2.0 * shape().depth
-    assert set(backends_for(torch.device("cuda"))) == {*attention_kernels.KERNELS, "sdpa"}
+    assert set(backends_for(torch.device("cuda"), 2048)) == {*attention_kernels.KERNELS, "sdpa"}
+    assert backends_for(CPU, 256) == ("explicit", "sdpa") and backends_for(CPU, 4096) == ("sdpa",)
 
 
 def test_settings_and_backends_have_the_same_names() -> None:

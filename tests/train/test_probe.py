@@ -57,6 +57,40 @@ def test_a_failing_candidate_is_listed_with_its_reason_and_not_chosen(monkeypatc
     result = probe(small_shape(), 2, 0.01, compile="off", precisions=("fp32",))
     assert result.best.compute.attention == "explicit"
     assert result.table()["fp32 sdpa eager"] == 0
-    assert result.figures[1].failed == "no kernel image is available"
+    (failing,) = [f for f in result.figures if f.failed]
+    assert failing.failed == "no kernel image is available"
     with pytest.raises(RuntimeError, match="no kernel image"):
         probe(small_shape(), 2, 0.01, compile="off", precisions=("fp32",), attentions=("sdpa",))
+
+
+def test_what_is_not_proven_is_not_timed(monkeypatch):
+    timed: list[Compute] = []
+    monkeypatch.setattr(probe_module, "measure", fake(lambda c: 1000.0, timed))
+    said: list[str] = []
+    result = probe(small_shape(), 2, compile="off", attentions=("varlen", "sdpa"), say=said.append)
+    assert {c.attention for c in timed} == {"sdpa"}
+    assert result.best.compute.attention == "sdpa"
+    assert result.attention_ms()["varlen"] == 0 < result.attention_ms()["sdpa"]
+    assert any("varlen" in line and "CUDA" in line for line in said), "why not is said"
+
+
+def test_eight_bits_are_taken_where_they_pay_or_are_asked_for(monkeypatch):
+    def speeds(compute):
+        return 500.0 * (1 + compute.compile) * (1.2 if compute.fp8 else 1.0)
+
+    monkeypatch.setattr(probe_module, "measure", fake(speeds, []))
+    how = {"compile": "on", "precisions": ("bf16",)}
+    assert not probe(small_shape(), 2, fp8="auto", **how).best.compute.fp8, "a CPU"
+    assert probe(small_shape(), 2, fp8="on", **how).best.compute == Compute("bf16", "explicit", True, fp8=True)
+    monkeypatch.setattr(probe_module, "pays", lambda dim, device: True)
+    chosen = probe(small_shape(), 2, fp8="auto", **how)
+    assert chosen.best.compute.fp8 and chosen.best.name == "bf16 explicit compiled fp8"
+    assert not probe(small_shape(), 2, fp8="auto", compile="off").best.compute.fp8, "eager 8 bits do not pay"
+    monkeypatch.setattr(probe_module, "measure", fake(lambda c: 900.0 if c.fp8 else 1000.0, []))
+    assert not probe(small_shape(), 2, fp8="auto", **how).best.compute.fp8, "slower here"
+
+
+def test_eight_bits_are_really_run(monkeypatch):
+    result = probe(small_shape(), 2, 0.01, compile="off", precisions=("bf16",), attentions=("sdpa",), fp8="on")
+    assert result.best.compute.fp8 and result.best.tok_s > 0
+    assert "bf16 sdpa eager fp8" in result.table()
