@@ -1,0 +1,42 @@
+"""Commands, options and settings that the documentation names exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from picollm import cli
+from picollm.run import config
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+FILES = ["operations.md", "library.md"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_commands_and_their_options_exist(file: str) -> None:
+    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
+    text = (DOCS / file).read_text(encoding="utf-8")
+    for line in re.findall(r"(?:`| {4})picollm (\w+[^`\n#]*)", text):
+        name, *words = line.split()
+        assert name in commands, line
+        options = {option for parameter in commands[name].params for option in parameter.opts}
+        assert [word for word in words if word.startswith("--") and word not in options] == [], line
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_settings_exist(file: str) -> None:
+    known = config.knobs()
+    tables = {key.partition(".")[0] for key in known}
+    text = (DOCS / file).read_text(encoding="utf-8")
+    named = [key for key in re.findall(r"\b([a-z_]+\.(?!md\b)[a-z_]+)\b", text) if key.partition(".")[0] in tables]
+    files = {"run.errors", "run.set", "log.wandb", "model.engine", "model.tokenizer", "model.encode", "model.decode",
+             "model.generate", "model.stream", "model.loss", "model.chat", "model.bits_per_byte"}  # fmt: skip
+    assert [key for key in named if key not in known and key not in files] == []
+
+
+def test_the_runbook_names_settings_at_all() -> None:
+    text = (DOCS / "operations.md").read_text(encoding="utf-8")
+    assert {"machine.device_rows", "launch.timeout", "data.mirrors"} <= set(re.findall(r"[a-z_]+\.[a-z_]+", text))
