@@ -2,7 +2,8 @@
 
 A package called `stages` is written into a temporary folder and put first on the children's PYTHONPATH. What a stage
 does is read from `<run>/fake.json`: {"pretrain": {"steps": 50, "sleep": 0.05}, "sft": {"error": "no luck"}}. One with
-"ready": n can be used from step n on; one with "rest": stage waits for the rest of that stage's work.
+"ready": n can be used from step n on; one with "rest": stage waits for the rest of that stage's work; with
+"hold": true it works until `release` lets it end.
 "ranks": {"1": …} adds to what rank 1 does.
 """
 
@@ -61,6 +62,9 @@ def work(ctx):
         if ctx.stop_requested():
             saved.write_text(str(step))
             raise StopRequested(step)
+    while do.get("hold") and not (ctx.run.dir / f"{ctx.name}.released").exists():
+        time.sleep(0.02)
+        ctx.raise_if_stopped()
     saved.unlink(missing_ok=True)
     last = do.get("last", {})
     if "error" in last:
@@ -134,6 +138,11 @@ def run(runs: Path) -> Run:
 def script(run: Run, **stages: dict[str, Any]) -> None:
     """What the fake stages of `run` do."""
     (run.dir / "fake.json").write_text(json.dumps(stages))
+
+
+def release(run: Run, name: str) -> None:
+    """Let a stage that holds end."""
+    (run.dir / f"{name}.released").touch()
 
 
 def until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:

@@ -181,7 +181,7 @@ def joined(run: Run, node: int = 1) -> subprocess.Popen[str]:
 
 
 def two_nodes(run: Run) -> None:
-    run.set(["launch.nnodes=2", f"launch.rendezvous=127.0.0.1:{free_port()}", "launch.nproc=1", "launch.timeout=0.5"])
+    run.set(["launch.nnodes=2", f"launch.rendezvous=127.0.0.1:{free_port()}", "launch.nproc=1", "launch.timeout=2"])
 
 
 def conductor_says(run: Run, what: str) -> None:
