@@ -18,6 +18,9 @@ from torch import Tensor
 from picollm.run.errors import UserError
 
 
+COLDEST = 1e-4  # a lower temperature is 0: logits divided by it could leave fp32
+
+
 class Sampling(msgspec.Struct, frozen=True):
     """How to choose tokens, and when to stop.
 
@@ -99,7 +102,7 @@ def pick(logits_BV: Tensor, sampling: Sampling, u_B: Tensor) -> Tensor:
         logits_BV: fp32.
         u_B: float64 in [0, 1), one per row; the token is found by inverting the cumulative distribution at u.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         return logits_BV.argmax(dim=-1)
     V = logits_BV.shape[-1]
     k = min(sampling.top_k, V) if sampling.top_k else V

@@ -22,7 +22,9 @@ LOGITS = [1.0, 3.0, 0.0, 2.0, -1.0]
 
 
 def test_zero_temperature_takes_the_likeliest() -> None:
-    assert pick(torch.tensor([LOGITS]), Sampling(temperature=0), torch.tensor([0.9])).tolist() == [1]
+    for temperature in (0, 5e-324, 1e-5, 1e-4):
+        how = Sampling(temperature=temperature, top_p=1e-9, min_p=0.5)
+        assert pick(torch.tensor([LOGITS]) * 1e3, how, torch.tensor([0.9])).tolist() == [1]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
