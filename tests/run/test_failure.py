@@ -116,3 +116,33 @@ def test_a_rank_0_that_failed_keeps_nobody_waiting(run: Run, monkeypatch: pytest
     run.request_stop("pretrain")
     with pytest.raises(StopRequested):
         ctx.rank0_first(lambda: None)
+
+
+HANGS = """
+import os, signal
+from picollm.run.stage import Outcome, main
+
+def work(ctx):
+    import torch
+    from picollm.train.session import start_ranks
+    ranks = start_ranks(ctx)
+    ranks.sum(torch.ones(1))
+    if ctx.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    ranks.sum(torch.ones(1))
+    return Outcome()
+
+if __name__ == "__main__":
+    main("pretrain", work)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_given_up_after_the_timeout_and_named(run: Run) -> None:
+    pytest.importorskip("torch")
+    (run.dir.parent.parent / "fakes" / "stages" / "pretrain.py").write_text(HANGS)
+    run.set(["launch.nproc=2", "launch.timeout=0.4", "machine.device=cpu"])
+    assert launch.start_launcher(run, "pretrain").wait(150) == 1
+    reason = run.status("pretrain").reason
+    assert reason.startswith("rank 0 of 2 on ") and "no answer from the others for 24 s (launch.timeout)" in reason
+    assert ", and rank 1 on " in reason and "left no word" in reason
