@@ -164,13 +164,14 @@ def _attempt(
         begun = time.perf_counter()
         optimizer.collect()
         optimizer.step(lr_mult=0.0)
+        model.weights_changed()
         wait(device)
         exchange_s = time.perf_counter() - begun
         optimizer.zero_grad()
     _evaluate(model, batch)
     middle = sorted(micro_s)[len(micro_s) // 2]
     step_s = parts * middle + exchange_s
-    return DryRun(rows, replace(compute, compile=run.compiled), step_s, 0.0, exchange_s, _held(device))
+    return DryRun(rows, run.compute, step_s, 0.0, exchange_s, _held(device))
 
 
 def _optimizer(model: GPT, compute: Compute, ranks: Ranks) -> AnyOptimizer:
