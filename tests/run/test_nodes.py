@@ -192,15 +192,16 @@ def conductor_says(run: Run, what: str) -> None:
 def test_a_stage_on_two_nodes_from_meeting_to_done(run: Run) -> None:
     pytest.importorskip("torch")
     two_nodes(run)
+    run.set(["launch.nproc=2"])
     script(run, pretrain={"steps": 20, "sleep": 0.05})
     other = joined(run)
     assert launch.start_launcher(run, "pretrain").wait(90) == 0 and state(run, "pretrain") == "done"
     first = next(e for e in ev.read_events(run.events_file("pretrain", 1)) if isinstance(e, ev.Started))
-    assert first.world == 2
+    assert first.world == 4
     assert launch.start_launcher(run, "doctor").wait(30) == 0  # runs on node 0 alone
     conductor_says(run, "finished")
     said = other.communicate(timeout=30)[0]
-    assert other.returncode == 0 and "pretrain: attempt 1, 1 ranks here" in said and "the run finished" in said
+    assert other.returncode == 0 and "pretrain: attempt 1, 2 ranks here" in said and "the run finished" in said
     assert "console line of pretrain" in (run.stage_dir("pretrain") / "attempt-001.node-1.console.log").read_text()
 
 
