@@ -38,6 +38,7 @@ def takes(found: Estimate) -> str:
         steps.append(
             [name, f"{count:,}", f"{found.rows[name]:,}" if name in found.rows else "", amount(found.tokens[name])]
         )
+    rates = [["learning rates", ""], *([f"  {name}", f"{rate:.4g}"] for name, rate in found.rates.items())]
     speed = [
         ["FLOPs", amount(found.flops), f"{found.flops_per_token:.3g} a token"],
         ["speed", f"{found.tok_s:,.0f} tok/s", found.note],
@@ -55,10 +56,8 @@ def takes(found: Estimate) -> str:
     ends = [["time", duration(found.eta_s)]]
     if found.cost is not None:
         ends.append(["cost", f"${found.cost:,.2f}"])
-    return "\n\n".join([
-        head, table(rows, right=(1,)), table(steps, right=(1, 2, 3)), table(speed), table(room, right=(1,)),
-        table(disk, right=(1,)), table(ends, right=(1,)),
-    ])  # fmt: skip
+    parts = [(rows, (1,)), (steps, (1, 2, 3)), (rates, (1,)), (speed, ()), (room, (1,)), (disk, (1,)), (ends, (1,))]
+    return "\n\n".join([head, *(table(cells, right) for cells, right in parts)])
 
 
 def assumed_text(config: Config, name: str, count: int, price: float | None) -> str:

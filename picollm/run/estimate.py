@@ -27,8 +27,9 @@ class Estimate(msgspec.Struct, kw_only=True):
     """What a run takes. Memory is per rank, in bytes, by part, with its "total"; so is disk, of the whole run.
 
     params: by optimizer group, "total" and "scaling" (the N of the rules). steps, tokens: by training stage (RL's
-    tokens are those it samples and trains on). epochs: passes of pretraining through the text. flops: all training.
-    eta_s: wall clock from start to report, stages that overlap counted once. cost: dollars, None without a price.
+    tokens are those it samples and trains on). rates: learning rates of pretraining by group, and the decay. epochs:
+    passes of pretraining through the text. flops: all training. eta_s: wall clock from start to report, stages that
+    overlap counted once. cost: dollars, None without a price.
     """
 
     machine: str
@@ -37,6 +38,7 @@ class Estimate(msgspec.Struct, kw_only=True):
     steps: dict[str, int]
     tokens: dict[str, int]
     rows: dict[str, int]
+    rates: dict[str, float]
     micro_batches: int
     epochs: float
     flops: float
@@ -131,6 +133,7 @@ def estimate(
         steps=steps,
         tokens=tokens,
         rows=rows | {"device": at_once},
+        rates=plan.learning_rates(config, shape),
         micro_batches=-(-most // min(at_once, most)),
         epochs=tokens["pretrain"] / text_tokens if text_tokens else 0.0,
         flops=per_token * sum(tokens.values()),

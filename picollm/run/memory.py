@@ -28,9 +28,11 @@ SCORE_BYTES = {"fp32": 4, "bf16": 6}
 WORKING_BYTES = {"fp32": 48, "bf16": 32}
 """What backward needs beside what was kept, per token and channel, one layer at a time."""
 WORKING_SCORES = 16
-LOGITS_AT_ONCE = {"cpu": 2**21, "mps": 2**26, "cuda": 2**26}
-LOGIT_BYTES = 20
-"""One number of a chunk of logits: in the compute dtype, in fp32, and as a gradient (see `picollm.train.loss`)."""
+LOGITS_AT_ONCE = {"cpu": 2**21, "mps": 2**26, "cuda": 2**28}
+"""Numbers in a chunk of logits (`picollm.train.loss` makes them so): small enough for the caches of a CPU, large enough
+to fill a GPU."""
+LOGIT_BYTES = {"cpu": 20, "mps": 20, "cuda": 6}
+"""One of these numbers in the compute dtype, in fp32, and as a gradient; the GPU's kernel keeps no fp32."""
 UPDATE_BYTES = 24
 """Muon's working copies per number of the largest stack: values, gradients, direction, Polar Express."""
 SHARD_BYTES = 8
@@ -83,7 +85,7 @@ def step_bytes(shape: ModelShape, rows: int, how: How) -> dict[str, int]:
     activations = ONCE_BYTES[precision] * tokens * shape.dim + kept + working
     at_once = min(tokens, max(128, LOGITS_AT_ONCE[device] // shape.vocab_size))
     # The output matrix: cast, its gradient summed over the chunks, and that gradient handed on.
-    logits = LOGIT_BYTES * at_once * shape.vocab_size + 10 * shape.padded_vocab * shape.dim
+    logits = LOGIT_BYTES[device] * at_once * shape.vocab_size + 10 * shape.padded_vocab * shape.dim
     step = copies + activations + logits
     stack = max(2 * (shape.heads + shape.kv_heads) * shape.head_dim, 4 * shape.dim) * shape.dim * shape.depth
     update = UPDATE_BYTES * stack // how.world

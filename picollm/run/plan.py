@@ -113,6 +113,28 @@ def batch_rows(config: Config, chosen: scaling.ModelShape) -> int:
     return config.pretrain.rows or max(1, round(scaling.batch_tokens(chosen) / chosen.seq_len))
 
 
+def learning_rates(config: Config, chosen: scaling.ModelShape) -> dict[str, float]:
+    """The full learning rate of every optimizer group in pretraining, and Muon's "weight decay".
+
+    As set, AdamW's tables by width, and with `pretrain.scale_lr` all by batch, the decay by batch and horizon.
+    """
+    knobs, batch = config.pretrain, None
+    decay = knobs.weight_decay
+    if knobs.scale_lr:
+        batch = batch_rows(config, chosen) * chosen.seq_len
+        decay = scaling.muon_weight_decay(chosen, batch, decay)
+    base = {
+        "matrices": knobs.matrix_lr,
+        "wte": knobs.embedding_lr,
+        "value_embeds": knobs.value_lr,
+        "lm_head": knobs.unembedding_lr,
+        "x0": knobs.scalar_lr,
+        "resid": knobs.scalar_lr / 100,
+    }
+    scales = scaling.lr_scales(chosen.dim, batch)
+    return {name: lr * scales[name] for name, lr in base.items()} | {"weight decay": decay}
+
+
 def bytes_per_token(vocab_size: int) -> float:
     """Bytes of English that a token stands for, near enough to plan with: 3.5 at 4,096 ids, 4.7 at 32,768."""
     return 3.5 + 0.4 * max(0.0, math.log2(vocab_size / 4096))

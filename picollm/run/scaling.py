@@ -175,6 +175,16 @@ def width_lr_scale(dim: int) -> float:
     return (dim / REFERENCE_DIM) ** -0.5
 
 
+def lr_scales(dim: int, batch: int | None = None) -> dict[str, float]:
+    """What the base learning rates are multiplied by, per optimizer group: by width, and by batch (tokens) if given.
+
+    The smear group keeps its own.
+    """
+    size = 1.0 if batch is None else batch_lr_scale(batch)
+    tables = dict.fromkeys(("wte", "lm_head", "value_embeds"), width_lr_scale(dim) * size)
+    return {**tables, **dict.fromkeys(("resid", "x0", "matrices"), size)}
+
+
 def muon_weight_decay(shape: ModelShape, batch: int | None = None, base: float = REFERENCE_WEIGHT_DECAY) -> float:
     """Muon's weight decay: 0.28·√(B / 2^19)·D₁₂/D."""
     return base * batch_lr_scale(batch or batch_tokens(shape)) / relative_horizon(shape)

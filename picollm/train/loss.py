@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from picollm.run.memory import LOGITS_AT_ONCE
 from picollm.run.scaling import ModelShape
 from picollm.train.batch import Batch
 from picollm.train.spans import span
@@ -33,9 +34,8 @@ class LanguageModel(Protocol):
 
 
 def chunk_rows_for(rows: int, vocab: int, device: torch.device) -> int:
-    """Positions per chunk: logits small enough for the caches of a CPU, large enough to fill a GPU."""
-    budget = 2**21 if device.type == "cpu" else 2**28  # numbers in one chunk of logits
-    return min(rows, max(128, budget // vocab))
+    """Positions per chunk of logits (see `picollm.run.memory`, which counts on it)."""
+    return min(rows, max(128, LOGITS_AT_ONCE[device.type] // vocab))
 
 
 def loss_and_gradient(logits_NV: Tensor, target_N1: Tensor, w_N1: Tensor, cap: float) -> tuple[Tensor, Tensor]:

@@ -63,12 +63,10 @@ class OptimizerSettings:
 
     def for_run(self, dim: int, batch: int | None = None) -> OptimizerSettings:
         """Scaled by the rules of `picollm.run.scaling`: AdamW by width, all but smear by √batch (tokens) if given."""
-        width = scaling.width_lr_scale(dim)
-        size = 1.0 if batch is None else scaling.batch_lr_scale(batch)
-        tables = ("wte", "lm_head", "value_embeds")
-        groups = {n: replace(getattr(self, n), lr=getattr(self, n).lr * width * size) for n in tables}
-        groups |= {n: replace(getattr(self, n), lr=getattr(self, n).lr * size) for n in ("resid", "x0")}
-        return replace(self, matrix_lr=self.matrix_lr * size, **groups)
+        scales = scaling.lr_scales(dim, batch)
+        matrix_lr = self.matrix_lr * scales.pop("matrices")
+        groups = {n: replace(getattr(self, n), lr=getattr(self, n).lr * scale) for n, scale in scales.items()}
+        return replace(self, matrix_lr=matrix_lr, **groups)
 
 
 def polar_express(x_SMN: Tensor) -> Tensor:

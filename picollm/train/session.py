@@ -10,14 +10,14 @@ from picollm.model.gpt import GPT
 from picollm.run import memory, pipeline, plan
 from picollm.run.errors import UserError
 from picollm.run.folder import fingerprint
-from picollm.run.scaling import flops_per_token, muon_weight_decay, num_params
+from picollm.run.scaling import flops_per_token, num_params
 from picollm.run.stage import Outcome, StageContext
 from picollm.text.tokenizer import Tokenizer
 from picollm.train.batch import Batch
 from picollm.train.checkpoint import Keep
 from picollm.train.device import Ranks, start
 from picollm.train.loop import Every
-from picollm.train.optim import AdamGroup, OptimizerSettings
+from picollm.train.optim import OptimizerSettings
 from picollm.train.schedule import Schedule
 from picollm.train.step import Compute
 from picollm.train.trainer import TrainSettings, train_stage
@@ -36,30 +36,11 @@ class Session:
     model: GPT
 
     def optimizer_settings(self, scale: float) -> OptimizerSettings:
-        """Pretraining's learning rates times `scale`, AdamW's tables also by width (see `scaling.width_lr_scale`).
-
-        With `pretrain.scale_lr` all of them by batch, and Muon's decay by batch and horizon (`scaling.batch_lr_scale`,
-        `scaling.muon_weight_decay`).
-        """
-        knobs, batch = self.ctx.config.pretrain, None
-        base = OptimizerSettings(matrix_lr=knobs.matrix_lr, matrix_weight_decay=knobs.weight_decay)
-
-        def at(group: AdamGroup, lr: float) -> AdamGroup:
-            return replace(group, lr=lr)
-
-        if knobs.scale_lr:
-            batch = knobs.rows * self.model.shape.seq_len
-            decay = muon_weight_decay(self.model.shape, batch, knobs.weight_decay)
-            base = replace(base, matrix_weight_decay=decay)
-        base = replace(
-            base,
-            wte=at(base.wte, knobs.embedding_lr),
-            value_embeds=at(base.value_embeds, knobs.value_lr),
-            lm_head=at(base.lm_head, knobs.unembedding_lr),
-            x0=at(base.x0, knobs.scalar_lr),
-            resid=at(base.resid, knobs.scalar_lr / 100),
-        )
-        return base.for_run(self.model.shape.dim, batch).scaled(scale)
+        """Pretraining's learning rates (`plan.learning_rates`) times `scale`."""
+        rates = plan.learning_rates(self.ctx.config, self.model.shape)
+        base = OptimizerSettings(matrix_lr=rates.pop("matrices"), matrix_weight_decay=rates.pop("weight decay"))
+        groups = {name: replace(getattr(base, name), lr=lr) for name, lr in rates.items()}
+        return replace(base, **groups).scaled(scale)
 
     def split(self, batch: Batch, rows: int) -> Iterator[Batch]:
         """This rank's share of a step of `rows` rows as micro-batches of `machine.device_rows` rows at most.

@@ -63,6 +63,17 @@ def test_the_dial_alone_decides_where_there_is_no_budget() -> None:
     assert fast.steps["pretrain"] == 5568 and fast.how.fp8
 
 
+def test_learning_rates_and_decay_follow_from_depth() -> None:
+    """The published table: learning rates × √(B / 2^19), decay 0.28·√(B / 2^19)·D₁₂ / D."""
+    for depth, factor, decay in ((4, 0.707, 1.89), (12, 1.0, 0.280), (24, 1.414, 0.0597)):
+        found = estimate.assumed(config.load("single-gpu", sets=[f"model.depth={depth}"], environ={}), "h200", 1)
+        assert found.rates["matrices"] == pytest.approx(0.02 * factor, rel=1e-3)
+        assert found.rates["wte"] == pytest.approx(0.3 * factor * (found.shape.dim / 768) ** -0.5, rel=1e-3)
+        assert found.rates["weight decay"] == pytest.approx(decay, rel=5e-3)
+    fixed = estimate.assumed(config.load("pocket", environ={}), "cpu", 1)
+    assert fixed.rates["matrices"] == 0.03 and fixed.rates["weight decay"] == 0.1
+
+
 def test_published_speeds_are_met_where_they_were_published() -> None:
     one = estimate.assumed(config.load("single-gpu", environ={}), "h100", 1)
     assert 450e3 < one.tok_s < 549e3 and not one.how.fp8
