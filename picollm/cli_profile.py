@@ -118,7 +118,7 @@ def throwaway(profile_name: str | None, sets: list[str]) -> Iterator[Run]:
 
     Raises `UserError` with the reason when a stage on the way there fails.
     """
-    config = settings.load(profile_name, None, sets)
+    config = settings.load(profile_name, None, [*sets, "log.wandb=off", "log.tensorboard=false"])
     run = Run.create(f"profile-{os.getpid()}", config)
     try:
         if config.data.source in HUB_SOURCES:

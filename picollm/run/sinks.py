@@ -100,7 +100,7 @@ class Follower:
 
     def follow(self) -> None:
         quiet_since = time.monotonic()
-        while True:
+        while self.run.exists():  # nothing may be written into a run that was deleted
             if self._pass_on():
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > IDLE_S and not _runs(self.run):

@@ -76,9 +76,10 @@ class StepTrace:
         """The `TOP` operators by the time they take themselves, on the GPU where there is one."""
         rows = []
         for average in self._all():
-            if not average.key.startswith((PREFIX, "ProfilerStep")):
+            name = average.key or ""
+            if not name.startswith((PREFIX, "ProfilerStep")):
                 host, device = average.self_cpu_time_total, average.self_device_time_total
-                rows.append(Row(average.key, *self._per_step(host, device, average.count)))
+                rows.append(Row(name, *self._per_step(host, device, average.count)))
         on_device = any(row.device_ms for row in rows)
         return sorted(rows, key=lambda row: row.device_ms if on_device else row.host_ms, reverse=True)[:TOP]
 

@@ -6,6 +6,7 @@ A stage is played by this process: it holds the stage's lock and appends events,
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -59,11 +60,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return Run.create("r", config.load(sets=BOTH, environ={}))
 
 
-def follow(run: Run, name: str, path: Path | None = None, **env: str) -> subprocess.Popen[str]:
+def follow(run: Run, name: str, path: Path | None = None, patience: int = 60, **env: str) -> subprocess.Popen[str]:
     """The sink's process; `path` comes first among its modules."""
     paths = os.pathsep.join([*([str(path)] if path else []), str(ROOT)])
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    argv = [sys.executable, "-m", "picollm.run.sinks", "--run", str(run.dir), "--sink", name, "--patience", "2"]
+    argv = [sys.executable, "-m", "picollm.run.sinks", "--run", str(run.dir), "--sink", name]
+    argv += ["--patience", str(patience)]
     return subprocess.Popen(
         argv, env=kept | {"PYTHONPATH": paths, "HOME": str(run.dir)} | env, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -189,18 +191,20 @@ def fake(folder: Path, init: str = "pass", log: str = "pass") -> Path:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "said", "patience"),
     [
-        ({"init": "raise RuntimeError('the moon is full\\nand more')"}, "RuntimeError: the moon is full and more"),
-        ({"log": "raise OSError('disc gone')"}, "OSError: disc gone"),
-        ({"init": "time.sleep(3600)"}, "no answer for 2 s"),
-        ({"log": "time.sleep(3600)"}, "no answer for 2 s"),
+        ({"init": "raise RuntimeError('the moon is full\\nand more')"}, "RuntimeError: the moon is full and more", 60),
+        ({"log": "raise OSError('disc gone')"}, "OSError: disc gone", 60),
+        ({"init": "time.sleep(3600)"}, "no answer for 2 s", 2),
+        ({"log": "time.sleep(3600)"}, "no answer for 2 s", 2),
     ],
 )
-def test_a_sink_that_fails_or_hangs_is_one_warning(run: Run, tmp_path: Path, broken: dict[str, str], said: str) -> None:
+def test_a_sink_that_fails_or_hangs_is_one_warning(
+    run: Run, tmp_path: Path, broken: dict[str, str], said: str, patience: int
+) -> None:
     stage = Stage(run)
     stage.steps(1, 2, 10.0)
-    assert ended(follow(run, "wandb", fake(tmp_path / "fake", **broken)))[0] == 1
+    assert ended(follow(run, "wandb", fake(tmp_path / "fake", **broken), patience))[0] == 1
     [text] = warnings(run)
     assert text.startswith("wandb: ") and said in text and "\n" not in text
     assert not lease.is_held(run.dir / "log" / "wandb.lock")
@@ -237,3 +241,12 @@ def test_the_launcher_starts_the_sinks_of_a_stage(run: Run, tmp_path: Path) -> N
     until(lambda: not lease.is_held(run.dir / "log" / "wandb.lock"))
     until(lambda: not lease.is_held(run.dir / "log" / "tensorboard.lock"))
     assert (run.dir / "log" / "wandb.places.json").is_file()
+
+
+def test_a_run_that_is_deleted_stays_deleted(run: Run, tmp_path: Path) -> None:
+    stage = Stage(run)
+    process = follow(run, "wandb", fake(tmp_path / "fake"))
+    until(lambda: (run.dir / "log" / "wandb.places.json").is_file())
+    shutil.rmtree(run.dir)
+    assert ended(process)[0] == 0 and not run.dir.exists()
+    stage.lock.release()
