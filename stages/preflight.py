@@ -99,7 +99,7 @@ def work(ctx: StageContext) -> Outcome:
 
     ctx.phase("dry run")
     done = dry_run(
-        chosen, best, ranks, step_rows=resolved.pretrain.rows, rows=rows, seconds=TRIAL_S,
+        chosen, best, ranks, step_rows=resolved.pretrain.rows, rows=rows, seconds=TRIAL_S / 2,
         may_checkpoint=wishes.machine.checkpointing == "auto", warn=ctx.warning,
     )  # fmt: skip
     best = done.compute

@@ -73,6 +73,7 @@ def dry_run(
     """
     most = -(-step_rows // ranks.world)
     trial = min(rows, most)
+    _free(ranks.device)  # what was tried before
     while True:
         reason, found = "", None
         try:
@@ -151,27 +152,43 @@ def _attempt(
             run(batch)
             wait(device)
             micro_s.append(time.perf_counter() - begun)
+        _evaluate(model, batch)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         mine = error
     if ranks.any(mine is not None):
         raise mine or _OtherRank("another rank ran out of memory")
+    try:
+        exchange_s = _update(model, optimizer, run, batch)
+    except (RuntimeError, MemoryError) as error:
+        if ranks.world == 1 or not out_of_memory(error):
+            raise
+        # The others are waiting inside the exchange: they cannot be asked to try again.
+        raise UserError(
+            f"out of memory while summing gradients and updating weights, {rows} rows at a time "
+            f"({str(error).splitlines()[0][:160]}); set machine.device_rows = {max(1, rows // 2)}"
+        ) from None
+    middle = sorted(micro_s)[len(micro_s) // 2]
+    step_s = parts * middle + exchange_s
+    return DryRun(rows, run.compute, step_s, 0.0, exchange_s, _held(device))
+
+
+def _update(model: GPT, optimizer: AnyOptimizer, run: ForwardBackward, batch: Batch) -> float:
+    """Sum the gradients over the ranks and update the weights, by nothing; seconds of that."""
+    seconds = 0.0
     # The first update makes AdamW's moments; the second is like all that follow.
     for _ in range(2):
         run(batch)
-        wait(device)
+        wait(batch.inputs.device)
         begun = time.perf_counter()
         optimizer.collect()
         optimizer.step(lr_mult=0.0)
         model.weights_changed()
-        wait(device)
-        exchange_s = time.perf_counter() - begun
+        wait(batch.inputs.device)
+        seconds = time.perf_counter() - begun
         optimizer.zero_grad()
-    _evaluate(model, batch)
-    middle = sorted(micro_s)[len(micro_s) // 2]
-    step_s = parts * middle + exchange_s
-    return DryRun(rows, run.compute, step_s, 0.0, exchange_s, _held(device))
+    return seconds
 
 
 def _optimizer(model: GPT, compute: Compute, ranks: Ranks) -> AnyOptimizer:

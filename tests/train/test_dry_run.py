@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from picollm.train.batch import Batch
 from picollm.train.device import Ranks
 from picollm.train.dry_run import dry_run, free_memory, out_of_memory
 from picollm.train.step import Compute, ForwardBackward
+from tests.train.ranked import on_ranks
 
 SHAPE = shape_for(2, 300, 32, dim=64, head_dim=32)
 HERE = Ranks(torch.device("cpu"))
@@ -52,6 +54,21 @@ def test_out_of_memory_means_fewer_rows(
     done = dry_run(SHAPE, Compute("fp32", "explicit"), HERE, step_rows=8, rows=8, seconds=0.01, warn=said.append)
     assert (done.rows, done.compute.checkpointing) == (rows, checkpointing)
     assert bool(said) == (rows < 8) and not any("\n" in line for line in said)
+
+
+def _with_a_small_rank(ranks: Ranks) -> tuple[int, float, list[str]]:
+    Small.most = 3 if ranks.rank == 1 else 100
+    module.ForwardBackward = Small  # type: ignore[misc]  # in this forked process alone
+    said: list[str] = []
+    done = dry_run(SHAPE, Compute("fp32", "explicit"), ranks, step_rows=11, rows=6, seconds=0.01, warn=said.append)
+    return done.rows, done.step_s, said
+
+
+def test_ranks_agree_on_what_fits_the_smallest(tmp_path: Path) -> None:
+    (rows, step_s, said), *others = on_ranks(2, _with_a_small_rank, tmp_path)
+    assert rows == 3 and step_s > 0
+    assert said == ["out of memory: trying 3 rows at a time (another rank ran out of memory)"]
+    assert [(other[0], other[1]) for other in others] == [(rows, step_s)]
 
 
 def test_a_row_that_does_not_fit_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
