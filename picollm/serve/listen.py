@@ -20,6 +20,7 @@ from picollm.run.errors import UserError
 TRUSTED = "picollm.trusted"  # key of a request's scope: it came over our Unix socket
 MAX_UNIX_PATH = 103  # bytes; the shortest limit among the systems this runs on (macOS)
 POLL_S = 0.2
+KEEP_ALIVE_S = 60  # longer than clients keep an idle connection, so that they never write to one we are closing
 GRACE_S = 2  # seconds open streams get to end once a stop is asked for
 
 
@@ -106,7 +107,8 @@ async def _run(
         _Server(
             uvicorn.Config(
                 app, log_config=None, access_log=False, proxy_headers=False, server_header=False,
-                timeout_graceful_shutdown=GRACE_S, lifespan="on" if i == 0 else "off",  # one app, one lifespan
+                timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=GRACE_S,
+                lifespan="on" if i == 0 else "off",  # one app, one lifespan
             ),
             own_signals=should_stop is None and i == 0,
         )
