@@ -11,14 +11,12 @@ from picollm.data.loader import StreamLoader, ValLoader
 from picollm.data.shards import ShardSet
 from picollm.data.waiting import Upstream
 from picollm.evals.bpb import text_loss
+from picollm.run.plan import EVAL_BATCHES
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.train.batch import Batch
 from picollm.train.loop import Every
 from picollm.train.schedule import Schedule
 from picollm.train.session import open_session
-
-EVAL_BATCHES = 4
-"""A reading during training: enough batches to see a trend; base_eval reads everything."""
 
 
 def work(ctx: StageContext) -> Outcome:
@@ -28,7 +26,7 @@ def work(ctx: StageContext) -> Outcome:
     place: dict[str, Any] = {"rank": session.ranks.rank, "world": session.ranks.world}
     patience = Upstream(ctx, "tokenizer", "train")
     loader = StreamLoader(shards, length, settings.rows, ctx.config.run.seed, **place, waiting=patience)
-    reading = EVAL_BATCHES * settings.rows * length
+    reading = EVAL_BATCHES * settings.rows * length  # enough to see a trend; base_eval reads everything
     val = ValLoader(shards, length, session.eval_rows(settings.rows), max_tokens=reading, **place)
     token_bytes = torch.from_numpy(session.tokenizer.token_bytes())
 
