@@ -161,7 +161,6 @@ def probe(
         explicit = any(f.compute.attention == "explicit" for f in working) and shape.seq_len <= EXPLICIT_MAX_LENGTH
         trial = "explicit" if explicit and device.type == "cpu" else best.compute.attention
         compute = Compute(best.compute.precision, trial, True)
-        torch.compiler.reset()
         compiled = measure(model, compute, rows, seconds, warn)
         say(f"{compiled.name}: {compiled.tok_s:,.0f} tok/s, {compiled.compile_s:.1f} s to compile")
         figures.append(compiled)

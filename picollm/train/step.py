@@ -73,6 +73,8 @@ class ForwardBackward:
         self._terms: Terms = loss_and_gradient
         self._uncompiled_terms: Terms = loss_and_gradient
         if compute.compile:
+            # The compiler keeps few versions of a function, and earlier shapes and backends may have used them up.
+            torch.compiler.reset()
             self._forwards = [torch.compile(block.forward, dynamic=False) for block in model.blocks]
             self._terms = torch.compile(loss_and_gradient, dynamic=False)
 
@@ -120,7 +122,7 @@ class ForwardBackward:
         if not self.compute.fp8:
             return
         dim = self.model.shape.dim
-        if reason := why_not(dim, 4 * dim, positions, device, self.compute.dtype):
+        if reason := why_not(dim, 4 * dim, min(positions, 4096), device, self.compute.dtype):
             self._warn(f"8-bit products are not used: {reason}; training goes on in {self.compute.precision}")
             self.compute = replace(self.compute, fp8=False)
             self.compute.apply(self.model)
