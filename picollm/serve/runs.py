@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from picollm.infer.engine import Engine
 from picollm.infer.load import load_model
 from picollm.run import pipeline
 from picollm.run.errors import UserError
@@ -66,17 +67,32 @@ class RunModels:
                     folder, tokenizer = run.output(stage, "checkpoint"), run.output("tokenizer", "tokenizer")
                     _check(folder, tokenizer)
                 except UserError as error:
-                    self._complain(name, f"{error}; to make it again: picollm run --run {run.name} --from {stage}")
+                    self._complain(name, f"{error}; {_cure(run, stage)}")
                     continue
                 self._seen[name] = done.artifacts["checkpoint"]
-                loader = partial(load_model, folder, tokenizer, device=self.device)
-                self.hub.add(name, loader, run=run.name, stage=stage, checkpoint=folder.name)
+                self.hub.add(
+                    name,
+                    partial(self._load, folder, tokenizer, _cure(run, stage)),
+                    run=run.name,
+                    stage=stage,
+                    checkpoint=folder.name,
+                )
                 self.say(f"{name}: {folder}")
+
+    def _load(self, folder: Path, tokenizer: Path, cure: str) -> Engine:
+        try:
+            return load_model(folder, tokenizer, device=self.device)
+        except UserError as error:
+            raise UserError(f"{error}; {cure}") from None
 
     def _complain(self, name: str, problem: str) -> None:
         if self._problems.get(name) != problem:
             self._problems[name] = problem
             self.say(f"{name}: {problem}")
+
+
+def _cure(run: Run, stage: str) -> str:
+    return f"to make it again: picollm run --run {run.name} --from {stage}"
 
 
 def _check(folder: Path, tokenizer: Path) -> None:

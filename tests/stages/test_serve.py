@@ -16,15 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
-from picollm.model.gpt import GPT
-from picollm.run import config, serving
-from picollm.run import events as ev
+from picollm.run import serving
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
-from picollm.run.scaling import shape_for
 from picollm.text.tokenizer import train_tokenizer
-from picollm.train import checkpoint
 from stages import serve
+from tests.serve.tiny_run import make
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,26 +32,6 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
         assert time.monotonic() < end, f"waited {seconds} s in vain"
         time.sleep(0.05)
     return value
-
-
-def finished(run: Run, stage: str, paths: dict[str, str], artifacts: dict[str, str]) -> None:
-    ev.append(run.events_file(stage, 1), ev.Finished(seconds=1.0, paths=paths, artifacts=artifacts))
-
-
-def make(name: str, text: str) -> Run:
-    """A run whose tokenizer and pretraining are done."""
-    run = Run.create(name, config.load(environ={}))
-    tok = train_tokenizer([text], 280)
-    tok.save(run.dir / "tokenizer")
-    model = GPT(shape_for(2, tok.vocab_size, 32, dim=32, head_dim=16))
-    model.init_weights(1)
-    meta = {"fingerprint": "f", "tokenizer": tok.hash}
-    info = checkpoint.save(run.dir / "base_checkpoints", 1, model, None, meta)
-    for stage in ("tokenizer", "pretrain"):
-        run.stage_dir(stage).mkdir(parents=True)
-    finished(run, "tokenizer", {"tokenizer": "tokenizer"}, {"tokenizer": tok.hash})
-    finished(run, "pretrain", {"checkpoint": str(info.path.relative_to(run.dir))}, {"checkpoint": info.hash})
-    return run
 
 
 @pytest.fixture(scope="module")
