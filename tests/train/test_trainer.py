@@ -84,6 +84,31 @@ def test_evaluating_and_saving_on_the_way_changes_nothing(tmp_path):
     assert quiet.hash == busy.hash
 
 
+def test_batches_made_ahead_change_nothing_and_a_stop_among_them_is_a_stop(tmp_path):
+    def stopping(step):
+        if step == 7:
+            raise StopRequested(step)
+        return counting_batches(step)
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(StopRequested) as stopped:
+        train(tmp_path / "parts", batches=stopping, ahead=2)
+    assert stopped.value.step == 7
+    assert train(tmp_path / "parts", ahead=2).hash == whole.hash
+
+
+def test_the_best_reading_on_the_way_is_kept(tmp_path):
+    readings = {2: 2.0, 4: 1.0, 6: 3.0}
+    settings = {"save_steps": 2, "keep": checkpoint.Keep(1, best=True)}
+    with pytest.raises(StopRequested):
+        train(tmp_path, FakeContext(stop_at=7), evals=[Every(2, readings.get, at_end=False)], **settings)
+    assert [path.name for path in checkpoint.finished(tmp_path)] == ["step-000007", "step-000004"]
+    # Nothing is read any more: what was known at step 7 goes on.
+    train(tmp_path, **settings)
+    assert [path.name for path in checkpoint.finished(tmp_path)] == ["step-000012", "step-000004"]
+    assert checkpoint.read_meta(tmp_path / "step-000012")["score"] == 3.0
+
+
 def test_a_changed_setting_is_not_resumed_silently(tmp_path):
     with pytest.raises(StopRequested):
         train(tmp_path, FakeContext(stop_at=4))
