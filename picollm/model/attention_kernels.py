@@ -6,8 +6,8 @@ have been seen to import and die at their first launch, so `attention_proof.prov
 
 - `cudnn`: `scaled_dot_product_attention` with cuDNN first and FlashAttention-2 next. It knows no window: layers with
   one go through the kernel of `varlen`.
-- `varlen`: torch's own FlashAttention-2 with a window, through `torch.nn.attention.varlen` (windows since 2.12) or,
-  before that, through the operator below it.
+- `varlen`: torch's own FlashAttention-2 with a window, through `torch.nn.attention.varlen` (windows and grouped heads
+  since 2.12) or, before that, through the operator below it.
 - `flex`: `torch.nn.attention.flex_attention` with a block mask for the window (Dong et al. 2024).
 - `flash3`: the package `flash_attn_interface` (Shah et al. 2024), for Hopper.
 - `flash4`: the package `flash_attn.cute`, for Hopper and Blackwell.
@@ -77,7 +77,7 @@ def attend(kernel: str, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, window: 
 
 @cache
 def _varlen_attn() -> Any:
-    """`varlen_attn` of torch when it has windows, else None."""
+    """`varlen_attn` of torch when it has windows and grouped heads, else None."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

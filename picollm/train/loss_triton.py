@@ -22,6 +22,8 @@ def _softcapped_nll(logits, targets, weights, losses, vocab, cap, BLOCK: tl.cons
     logits += row * vocab
     target = tl.load(targets + row)
     weight = tl.load(weights + row)
+    # Read before the sum below, for which all warps wait: afterwards another warp may have written over it.
+    hit = tl.load(logits + target).to(tl.float32)
     # |z| <= cap, so the sum of exp(z) cannot overflow and no maximum is needed first.
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for first in range(0, vocab, BLOCK):
@@ -30,7 +32,6 @@ def _softcapped_nll(logits, targets, weights, losses, vocab, cap, BLOCK: tl.cons
         squashed = 1.0 - 2.0 / (tl.exp(x * (2.0 / cap)) + 1.0)  # tanh(x / cap)
         total += tl.where(at < vocab, tl.exp(squashed * cap), 0.0)
     z = tl.sum(total, axis=0)
-    hit = tl.load(logits + target).to(tl.float32)
     hit = cap * (1.0 - 2.0 / (tl.exp(hit * (2.0 / cap)) + 1.0))
     tl.store(losses + row, weight * (tl.log(z) - hit))
     for first in range(0, vocab, BLOCK):
