@@ -135,6 +135,10 @@ class EventSource:
     def __init__(self, answering: Answering, items: Items, kept: list[tuple[int, Item]]) -> None:
         self.answering, self.items, self.kept = answering, items, kept
 
+    async def close(self) -> None:
+        """End what is under way; also for a stream that nobody began to read."""
+        await self.items.aclose()  # type: ignore[attr-defined]
+
     async def events(self, envelope: Envelope) -> AsyncIterator[dict[str, Any] | None]:
         """Chunks of all choices as they come; None stands for the closing [DONE]."""
         generations = self.answering.generations
@@ -174,11 +178,11 @@ class EventSource:
 
 
 class EventStream(Response):
-    """Server-sent events that stop being made the moment the client hangs up, or reads too slowly until `deadline`."""
+    """Server-sent events that stop being made when the client hangs up, or reads too slowly until the deadline."""
 
-    def __init__(self, events: AsyncIterator[dict[str, Any] | None], deadline: float) -> None:
+    def __init__(self, source: EventSource, envelope: Envelope) -> None:
         super().__init__(None, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self.events, self.deadline = events, deadline
+        self.source, self.events = source, source.events(envelope)
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -190,9 +194,12 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        left = self.deadline - asyncio.get_running_loop().time()
-        with contextlib.suppress(TimeoutError):  # it does not read; the server closes what is left unfinished
-            await unless_gone(receive, asyncio.wait_for(write(), max(left, 0) + LAST_WORD_S))
+        left = self.source.answering.deadline - asyncio.get_running_loop().time()
+        try:
+            with contextlib.suppress(TimeoutError):  # it does not read; the server closes what is left unfinished
+                await unless_gone(receive, asyncio.wait_for(write(), max(left, 0) + LAST_WORD_S))
+        finally:
+            await self.source.close()
 
 
 async def unless_gone(receive: Receive, work: Awaitable[_T]) -> _T | None:

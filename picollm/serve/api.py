@@ -190,7 +190,7 @@ async def _answer(
     envelope = Envelope(chat=chat, model=name, with_usage=request.with_usage)
     if request.stream:
         source = await unless_gone(http.receive, answering.open())
-        return EventStream(source.events(envelope), answering.deadline) if source else Response(status_code=CLIENT_LEFT)
+        return EventStream(source, envelope) if source else Response(status_code=CLIENT_LEFT)
     body = await unless_gone(http.receive, answering.whole(envelope))
     return Response(status_code=CLIENT_LEFT) if body is None else _json(body)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -107,6 +108,24 @@ def test_a_client_that_leaves_the_queue_frees_its_place(start: Make) -> None:
     assert gate.waiting == 0
     first.join(20)
     assert ask(server, max_tokens=2).status_code == 200 and gate.active == 0
+
+
+def test_clients_that_leave_at_any_moment_leave_nothing_behind(start: Make) -> None:
+    server = start(pause_s=0.005, answers=2, waiting=100)
+    for k in range(40):
+        body = json.dumps({"model": "slow", "messages": HI, "max_tokens": 50, "stream": bool(k % 2), "n": 1 + k % 3})
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(server.uds))
+            sock.sendall(
+                f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            )
+            sock.sendall(body.encode()[: None if k % 5 else 9])
+            time.sleep(0.003 * (k % 4))
+    gate, end = server.app.state.gate, time.monotonic() + 20
+    while (gate.active or gate.waiting or server.hub.worker.busy) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert (gate.active, gate.waiting, server.hub.worker.busy) == (0, 0, 0)
+    assert ask(server, max_tokens=3).json()["choices"][0]["message"]["content"] == "abc"
 
 
 def test_one_bad_request_harms_no_other(start: Make) -> None:
