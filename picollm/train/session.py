@@ -10,12 +10,13 @@ from picollm.model.gpt import GPT
 from picollm.run import memory, pipeline, plan
 from picollm.run.errors import UserError
 from picollm.run.folder import fingerprint
-from picollm.run.scaling import flops_per_token, num_params
+from picollm.run.scaling import ModelShape, flops_per_token, num_params
 from picollm.run.stage import Outcome, StageContext
 from picollm.text.tokenizer import Tokenizer
 from picollm.train.batch import Batch
 from picollm.train.checkpoint import Keep
 from picollm.train.device import Ranks, start
+from picollm.train.dry_run import free_memory
 from picollm.train.loop import Every
 from picollm.train.optim import OptimizerSettings
 from picollm.train.schedule import Schedule
@@ -130,7 +131,30 @@ def open_session(ctx: StageContext, *, compiled: bool = True) -> Session:
     compute = compute_for(ctx)
     if not compiled and ranks.device.type == "cpu":
         compute = replace(compute, compile=False)
+    _fit_fewer_ranks(ctx, ranks, shape, compute)
     return Session(ctx, ranks, compute, tokenizer, model)
+
+
+def _fit_fewer_ranks(ctx: StageContext, ranks: Ranks, shape: ModelShape, compute: Compute) -> None:
+    """With fewer ranks than preflight had, each holds more of the optimizer's state: fewer rows at a time may fit.
+
+    Raises `UserError` when not even one does.
+    """
+    found, machine = ctx.run.plan(), ctx.config.machine
+    if found is None or ranks.world >= found.notes.get("world", 0) or ctx.run.wishes().machine.device_rows:
+        return
+    how = memory.How(
+        device=ranks.device.type,
+        precision=compute.precision,
+        attention=compute.attention,
+        fp8=compute.fp8,
+        world=ranks.world,
+    )
+    twice = "on" if compute.checkpointing else "off"
+    rows = memory.fit(shape, machine.device_rows, free_memory(ranks), how, twice).rows
+    if rows < machine.device_rows:
+        ctx.message(f"{ranks.world} ranks instead of {found.notes['world']}: {rows} rows at a time fit each")
+        machine.device_rows = rows
 
 
 def planned_tok_s(ctx: StageContext, model: GPT) -> float:
@@ -139,6 +163,7 @@ def planned_tok_s(ctx: StageContext, model: GPT) -> float:
     if found is None or ctx.name == "rl":
         return 0.0
     overhead = float(found.notes.get("step_overhead", plan.STEP_OVERHEAD))
+    overhead *= float(found.notes.get("world", ctx.world)) / ctx.world  # the plan's speed is of all its ranks
     return float(found.notes.get("train_flops_s", 0.0)) / overhead / flops_per_token(model.shape)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from picollm.run import config, scaling
+from picollm.run import config, memory, plan, scaling
 from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import Plan, Run
@@ -140,3 +140,24 @@ def test_a_validation_batch_is_no_larger_than_what_the_devices_hold(
     opened = session.open_session(ctx)
     ctx.config.machine.device_rows = 2
     assert (opened.eval_rows(100), opened.eval_rows(4)) == (6, 4)
+
+
+def test_fewer_ranks_than_planned_compute_fewer_rows_at_a_time(
+    ctx: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Plan(values={"machine.device_rows": 64}, notes={"world": 3, "train_flops_s": 3e9})
+    (ctx.run.dir / "plan.json").write_bytes(msgspec.json.encode(made))
+    ranks(monkeypatch, 1)
+    shape = plan.shape(ctx.config)
+    room = memory.step_bytes(shape, 10, memory.How(attention="explicit"))["total"] / memory.USABLE["cpu"]
+    for free, planned_for, expected in ((room, 3, 10), (10 * room, 3, 64), (room, 1, 64)):
+        monkeypatch.setattr(session, "free_memory", lambda ranks, free=free: free)
+        ctx.config.machine.device_rows = 64
+        made.notes["world"] = planned_for
+        (ctx.run.dir / "plan.json").write_bytes(msgspec.json.encode(made))
+        opened = session.open_session(ctx)
+        assert ctx.config.machine.device_rows == pytest.approx(expected, abs=1)
+        per_token = scaling.flops_per_token(shape)
+        assert session.planned_tok_s(ctx, opened.model) == pytest.approx(
+            3e9 / planned_for / plan.STEP_OVERHEAD / per_token, rel=0.05
+        )
