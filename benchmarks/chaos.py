@@ -172,6 +172,8 @@ def main() -> None:
             warnings = folder.with_suffix(".warnings")
             if warnings.exists():
                 raise SystemExit(f"{folder.name}: {warnings.read_text()}")
+            told = f"{count['kills']} of {options.kills} kills, {count['trainings']} trainings as if undisturbed"
+            print(told, file=sys.stderr, flush=True)
     print(", ".join(f"{what} {number}" for what, number in count.items()) + ": every one as if undisturbed")
 
 
