@@ -123,7 +123,7 @@ def documents(path: Path, column: str, look: Callable[[int, int], None] = lambda
             look(done, rows)
     except FileNotFoundError:
         raise UserError(f"{path.name} was removed while it was wanted (by another run?); resume") from None
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:  # pyarrow says OSError of pages that it cannot unpack
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is not a whole parquet file ({reason}); delete it and resume") from None
 

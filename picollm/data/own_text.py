@@ -185,22 +185,24 @@ def _blocks(file: Path, name: str, counts: Counts) -> Iterator[Document]:
         encoding = _encoding(source.read(4))
         source.seek(0)
         decoder = codecs.getincrementaldecoder(encoding)()
-        while data := source.read(limit):
+        data = b"-"
+        while data:
+            data = source.read(limit)
             before = decoder.getstate()
             try:
-                text += decoder.decode(data)
+                text += decoder.decode(data, final=not data)
             except UnicodeDecodeError:
                 counts.encoding_errors += 1
                 expected = encoding.removesuffix("-sig").upper()
                 counts.name(f"{name}: not all of it is {expected}; save the file as UTF-8")
                 decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
                 decoder.setstate(before)
-                text += decoder.decode(data)
+                text += decoder.decode(data, final=not data)
             *whole, text = pieces(text.replace("\r\n", "\n"), limit) or [""]
             for piece in whole:
                 number += 1
                 yield Document(id=f"{name}#{number}", text=piece)
-        yield Document(id=f"{name}#{number + 1}", text=text + decoder.decode(b"", final=True))
+        yield Document(id=f"{name}#{number + 1}", text=text)
 
 
 def _encoding(head: bytes) -> str:

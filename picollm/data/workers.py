@@ -62,8 +62,8 @@ class Workers:
         self._running[key], self._shares[key] = _Running(process, ear), 0.0
 
     def finished(self, patience_s: float) -> list[Hashable]:
-        """The keys of what was finished, waiting a moment for news. Raises UserError (or RuntimeError, when the fault
-        is ours) when one failed; the others go on."""
+        """The keys of what was finished, waiting a moment for news. Raises UserError when one failed, OSError as it met
+        it, RuntimeError when the fault is ours; the others go on."""
         done = []
         ears = {running.ear: key for key, running in self._running.items()}
         for ear in multiprocessing.connection.wait(list(ears), patience_s):
@@ -79,6 +79,8 @@ class Workers:
             process.join()
             if kind == "user":
                 raise UserError(value)
+            if kind == "system":
+                raise OSError(*value)
             if kind == "gone":
                 raise UserError(f"{key}: its process {_end(process.exitcode)}; free memory if that ran out, and resume")
             if kind == "ours":
@@ -119,6 +121,9 @@ def _worker(mouth: Connection, work: Callable[..., None], arguments: tuple[Any, 
         mouth.send(("done", None))
     except UserError as error:
         mouth.send(("user", str(error)))
+    except OSError as error:
+        traceback.print_exc()
+        mouth.send(("system", (error.errno, error.strerror or str(error), error.filename)))
     except Exception as error:
         traceback.print_exc()
         mouth.send(("ours", f"{type(error).__name__}: {error}"))

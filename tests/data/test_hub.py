@@ -249,6 +249,11 @@ def test_parquet_that_is_none_or_has_no_text(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(parquet(["x"], column="body"))
     with pytest.raises(UserError, match="has no column text"):
         list(documents(tmp_path / "b", "text"))
+    torn = bytearray(parquet([f"text {n * 7919}" for n in range(2000)]))
+    torn[200:2000] = bytes(1800)  # within its pages: the footer is whole
+    (tmp_path / "torn").write_bytes(torn)
+    with pytest.raises(UserError, match="torn is not a whole parquet"):
+        list(documents(tmp_path / "torn", "text"))
     with pytest.raises(UserError, match="was removed"):
         list(documents(tmp_path / "none", "text"))
     (tmp_path / "c").write_bytes(parquet(["one", None, "", " \n", "two"], rows=2))

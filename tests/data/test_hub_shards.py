@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -177,7 +178,17 @@ def _breaks(look: object) -> None:
     raise KeyError("ours")
 
 
+def _fills_the_disk(look: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "a.bin")
+
+
 def test_workers_say_how_they_ended() -> None:
+    workers = Workers(_fills_the_disk, 1)
+    workers.start("a file")
+    with pytest.raises(OSError, match="No space left") as full:
+        while True:
+            workers.finished(1.0)
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, "a.bin")
     workers = Workers(_dies, 1)
     workers.start("a file")
     assert not workers.free and workers.busy

@@ -222,6 +222,17 @@ def test_wrong_bytes_in_a_large_file_are_counted_once(tmp_path: Path, monkeypatc
     assert "".join(document.text for document in documents) == b"".join(lines).decode(errors="replace")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_large_file_that_ends_within_a_character(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setattr(own_text, "LARGE_FILE", 400)
+    whole = ("line after line\n" * 60 + "ö").encode(encoding)
+    (tmp_path / "a.txt").write_bytes(whole[:-1])
+    documents, counts = read_source(tmp_path)
+    assert counts.encoding_errors == 1 and "".join(d.text for d in documents).endswith("line after line\n\ufffd")
+
+
 def test_reading_holds_no_text(tmp_path: Path) -> None:
     with open(tmp_path / "rows.jsonl", "w") as rows:
         for n in range(4000):
