@@ -141,8 +141,8 @@ def listing(
     except msgspec.DecodeError as error:
         raise UserError(f"{known} is unreadable ({error}); delete it and resume") from None
     if reasons:
-        day = time.strftime("%d %b %Y", time.localtime(found.seen))
-        say(f"{source.repo}: {why}; going by what was seen of it on {day}")
+        day = time.strftime("what was seen of it on %d %b %Y", time.localtime(found.seen))
+        say(f"{source.repo}: {why}; going by {day if found.seen else 'what the cache holds'}")
     return _complete(found, names, source)
 
 
@@ -180,9 +180,11 @@ class Store:
             return here
         left = endpoints(self.mirrors)
         reasons: dict[str, str] = {}
+        pause = 0.0
         for attempt in range(ATTEMPTS):
             if attempt:
-                wait(BACKOFF_S * 2 ** (attempt - 1))
+                wait(pause)
+            pause = BACKOFF_S * 2**attempt
             for endpoint in list(left):
                 try:
                     path = self._download(file, endpoint, on_bytes)
@@ -191,7 +193,8 @@ class Store:
                         raise UserError(
                             f"cannot write {file.name}: {error.strerror}; free space there, or set HF_HOME"
                         ) from None
-                    reason, again, _ = explain(error)
+                    reason, again, asked = explain(error)
+                    pause = max(pause, asked or 0.0)
                     if not again:
                         left.remove(endpoint)
                 else:
@@ -266,7 +269,8 @@ def explain(error: Exception) -> tuple[str, bool, float | None]:
 
 
 def plain(text: str) -> str:
-    """`text` without what must not be printed: tokens, and the signatures in the addresses of downloads."""
+    """`text` without what must not be printed: tokens, and of addresses the passwords and signatures."""
+    text = re.sub(r"(https?://)[^\s/@'\"]+@", r"\1", text)
     return re.sub(r"\bhf_\w+", "hf_…", re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text))
 
 
@@ -338,7 +342,8 @@ def _token(endpoint: str) -> bool | None:
 
 
 def _host(endpoint: str) -> str:
-    return endpoint.partition("://")[2]
+    """As it may be printed: without the name and password that a mirror's address may hold."""
+    return endpoint.partition("://")[2].rpartition("@")[2]
 
 
 def _said(reasons: dict[str, str]) -> str:

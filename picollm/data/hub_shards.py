@@ -104,7 +104,11 @@ def shard_of(file: HubFile, column: str, tokenizer_hash: str) -> str:
 
 def missing(text: HubText, tokenizer_hash: str, home: Path) -> list[HubFile]:
     """The files whose shard is not there, in the order in which they are wanted."""
-    return [f for f in text.files if problem_with(home / "shards" / shard_of(f, text.column, tokenizer_hash))]
+    return [file for file in text.files if not _made(file, text, tokenizer_hash, home)]
+
+
+def _made(file: HubFile, text: HubText, tokenizer_hash: str, home: Path) -> bool:
+    return problem_with(home / "shards" / shard_of(file, text.column, tokenizer_hash)) is None
 
 
 def write_shard_set(text: HubText, tok: Tokenizer, home: Path) -> HubShards:
@@ -192,6 +196,10 @@ def encode_files(
     try:
         while todo or workers.busy:
             while todo and workers.free:
+                if _made(todo[0], text, tok.hash, home):  # another run made it meanwhile, and may have dropped the file
+                    done += 1
+                    yield todo.pop(0)
+                    continue
                 path = store.local(todo[0])
                 if path is None:
                     if not workers.busy:

@@ -185,6 +185,9 @@ def test_the_last_listing_serves_while_the_hub_is_away(hub: LoopbackHub, home: P
     assert "going by what was seen of it" in said[-1]
     with pytest.raises(UserError, match="503 from the server"):
         seen(home / "elsewhere", wait=lambda seconds: None)
+    fetch_all(store_of(text, home), text)
+    assert seen(home / "elsewhere", say=said.append, wait=lambda seconds: None).hash == text.hash
+    assert said[-1].endswith("; going by what the cache holds")
 
 
 def test_a_limited_listing_waits_as_long_as_it_is_told(hub: LoopbackHub, home: Path) -> None:
@@ -192,6 +195,22 @@ def test_a_limited_listing_waits_as_long_as_it_is_told(hub: LoopbackHub, home: P
     waits: list[float] = []
     seen(home, wait=waits.append)
     assert waits == [11.0]
+
+
+def test_a_limited_download_waits_as_long_as_it_is_told(hub: LoopbackHub, home: Path) -> None:
+    text = seen(home)
+    hub.fault(SOURCE.name(0), "429", times=None, retry_after=11)
+    waits: list[float] = []
+    with pytest.raises(UserError, match="429 too many requests"):
+        store_of(text, home).fetch(text.train[0], wait=waits.append)
+    assert waits == [11.0] * 3
+
+
+def test_the_password_of_a_mirror_is_not_printed(hub: LoopbackHub, home: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot list .*127\.0\.0\.1:9") as failed:
+        seen(home, mirrors="http://me:secret@127.0.0.1:9", wait=lambda seconds: None)
+    assert "secret" not in str(failed.value)
+    assert plain("GET http://me:secret@mirror/x failed") == "GET http://mirror/x failed"
 
 
 def test_text_that_is_not_kept_leaves_the_hubs_cache_alone(hub: LoopbackHub, home: Path) -> None:

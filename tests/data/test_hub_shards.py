@@ -124,6 +124,17 @@ def test_files_are_encoded_as_they_come(folder: Path, tok: Tokenizer, tmp_path: 
     assert done[-1] == 4
 
 
+def test_what_another_run_encoded_meanwhile_is_not_waited_for(folder: Path, tok: Tokenizer, tmp_path: Path) -> None:
+    text, store = text_of(folder, tmp_path), Here(folder, tmp_path)
+    tok.save(tmp_path / "tok")
+    files = encode_files(text, tok, tmp_path / "tok", tmp_path, store, never, lambda done, files: None)
+    came = [next(files).name]
+    encode_all(text, tok, tmp_path, store)
+    for path in folder.glob("*"):  # as that run may do with data.keep_text = false
+        path.unlink()
+    assert sorted([*came, *(file.name for file in files)]) == sorted(file.name for file in text.files)
+
+
 def test_the_text_may_go_when_its_shards_are_there(folder: Path, tmp_path: Path) -> None:
     text = text_of(folder, tmp_path)
     looked: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from picollm.data.hub import SOURCES
+from picollm.data.hub_text import HubText, open_text
 from picollm.data.pydocs import documents
 from picollm.run import events as ev
 from picollm.run.folder import Run
@@ -109,8 +111,14 @@ def test_text_that_is_not_kept_is_not_missed(place: Place) -> None:
     cache = place.work.home / "hub" / "cache"
     assert not list(cache.rglob("*.parquet")) and not (place.folder / "hf" / "hub").exists()
     before = place.parquet_requests()
+    text = open_text(run.output("dataset", "text"))
+    assert isinstance(text, HubText)
+    left = cache / "left.parquet"  # as after a kill between its encoding and its end
+    left.write_bytes(b"x" * text.train[0].bytes)
+    record = {"path": str(left), "mtime_ns": left.stat().st_mtime_ns}
+    (cache.parent / "verified" / f"{text.train[0].sha256}.json").write_text(json.dumps(record))
     place.do(run, "dataset", "tokenizer", "tokenizer_eval", "pretrain")
-    assert place.parquet_requests() == before
+    assert place.parquet_requests() == before and not left.exists()
     run.set(["tokenizer.vocab_size=350"])
     place.do(run, "tokenizer")
     assert place.parquet_requests() > before and not list(cache.rglob("*.parquet"))
