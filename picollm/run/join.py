@@ -18,7 +18,7 @@ from typing import Any
 from picollm.run import config as settings
 from picollm.run import events as ev
 from picollm.run import launch, lease, nodes
-from picollm.run.errors import UserError
+from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run
 
 LOOK_EVERY_S = 0.5
@@ -61,7 +61,7 @@ class Joiner:
                 if what in ENDS and time.monotonic() - when > FAREWELL_S:
                     self._say(f"the run {what}")
                     return ENDS[what]
-                found = nodes.knock(self.place, self.run)
+                found = nodes.knock(self.place, self.run, lambda: self.stops > 0)
                 if found:
                     self._take_part(*found)
                     self._sign = None, time.monotonic()
@@ -71,6 +71,8 @@ class Joiner:
                         f"picollm run --run {self.run.name}, and see that {self.run.dir} is shared"
                     )
                 time.sleep(LOOK_EVERY_S)
+        except StopRequested:
+            return ENDS["stopped"]
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

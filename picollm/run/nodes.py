@@ -29,6 +29,8 @@ PORT = 29500  # torchrun's own default
 LOOK_EVERY_S = 0.5
 PROBE_PATIENCE_S = 30.0  # network file systems show a new file late
 ANSWER_PATIENCE_S = PROBE_PATIENCE_S + 15.0
+HELLO_PATIENCE_S = 5.0  # a stranger who connects and is silent keeps the others waiting
+STOPPED = "stopped before it began"
 LONGEST_LINE = 64 << 10
 
 Message = TypeVar("Message", bound=msgspec.Struct)
@@ -169,21 +171,23 @@ def gather(where: Place, run: Run, task: Task, look: Callable[[list[int]], None]
     write_atomic(probe, task.nonce)
     there: dict[int, tuple[_Line, str]] = {}
     end = time.monotonic() + task.patience
-    problem = "stopped before it began"
+    problem = STOPPED
     try:
         with _listen(where.port + 1) as server:
             while missing := [node for node in range(1, where.nodes) if node not in there]:
                 look(missing)
                 if stopped():
                     raise StopRequested()
+                for node in [node for node, (line, _) in there.items() if line.gone()]:
+                    there.pop(node)[0].close()  # it was ended while it waited: one that comes again is welcome
                 if time.monotonic() >= end:
                     raise UserError(_nobody_came(where, missing, task.patience, run))
                 with contextlib.suppress(TimeoutError):
                     line = _Line(server.accept()[0])
                     try:
-                        hello = line.read(Hello)
+                        hello = line.read(Hello, HELLO_PATIENCE_S, stopped)
                         line.write(task)
-                        answer = line.read(Answer)
+                        answer = line.read(Answer, ANSWER_PATIENCE_S, stopped)
                     except (OSError, msgspec.DecodeError):  # not one of ours, or it went away: it will come again
                         line.close()
                         continue
@@ -191,9 +195,12 @@ def gather(where: Place, run: Run, task: Task, look: Callable[[list[int]], None]
                         raise UserError(f"node {hello.node} on {hello.host}: {answer.problem}")
                     there[hello.node] = line, hello.host
         hosts = [platform.node(), *(there[node][1] for node in range(1, where.nodes))]
+        for node, (line, host) in there.items():
+            try:
+                line.write(Go(hosts=hosts))
+            except OSError:
+                raise UserError(f"node {node} on {host} went away as the stage began; resume when it is back") from None
         problem = ""
-        for line, _ in there.values():
-            line.write(Go(hosts=hosts))
         return Met(hosts, there[1][0].address)
     except UserError as error:
         problem = str(error)
@@ -244,12 +251,14 @@ def task(run: Run, stage: str, attempt: int, nproc: int, fresh: bool) -> Task:
 # the others -----------------------------------------------------------------------------------------------------------
 
 
-def knock(where: Place, run: Run) -> tuple[Task, Met] | None:
+def knock(where: Place, run: Run, stopped: Callable[[], bool] = lambda: False) -> tuple[Task, Met] | None:
     """One try to meet node 0; None when it waits for nobody now. Raises `UserError` when this machine cannot take part,
-    or node 0 says that another one cannot."""
+    or node 0 says that another one cannot, `StopRequested` when `stopped()` or node 0 was asked to stop."""
     try:
         line = _Line(socket.create_connection((where.host, where.port + 1), timeout=5.0))
     except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:  # the name service cannot be asked just now
+            return None
         raise UserError(
             f"launch.rendezvous: the host name '{where.host}' is not known here: {error.strerror}"
         ) from None
@@ -263,9 +272,11 @@ def knock(where: Place, run: Run) -> tuple[Task, Met] | None:
             line.write(Answer(problem=problem))
             if problem:
                 raise UserError(problem)
-            go = line.read(Go, patience=found.patience + ANSWER_PATIENCE_S)  # until the last one has come
+            go = line.read(Go, found.patience + ANSWER_PATIENCE_S, stopped)  # until the last one has come
         except (OSError, msgspec.DecodeError):
             return None
+    if go.problem == STOPPED:
+        raise StopRequested()
     if go.problem:
         raise UserError(f"node 0: {go.problem}")
     return found, Met(go.hosts, line.address)
@@ -300,16 +311,37 @@ class _Line:
         self._socket.settimeout(ANSWER_PATIENCE_S)
         self._socket.sendall(msgspec.json.encode(message) + b"\n")
 
-    def read(self, kind: type[Message], patience: float = ANSWER_PATIENCE_S) -> Message:
-        """Raises `OSError` when the other side is gone or says nothing, `DecodeError` when it is somebody else."""
-        self._socket.settimeout(patience)
+    def read(
+        self, kind: type[Message], patience: float = ANSWER_PATIENCE_S, stopped: Callable[[], bool] = lambda: False
+    ) -> Message:
+        """Raises `OSError` when the other side is gone or says nothing, `DecodeError` when it is somebody else, and
+        `StopRequested`."""
+        end = time.monotonic() + patience
+        self._socket.settimeout(LOOK_EVERY_S)
         while b"\n" not in self._rest:
-            data = self._socket.recv(4096)
+            if stopped():
+                raise StopRequested()
+            try:
+                data = self._socket.recv(4096)
+            except TimeoutError:
+                if time.monotonic() >= end:
+                    raise
+                continue
             if not data or len(self._rest) > LONGEST_LINE:
                 raise ConnectionError("the other side is gone")
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
         return msgspec.json.decode(line, type=kind)
+
+    def gone(self) -> bool:
+        """Whether the other side, which has nothing to say now, has closed."""
+        self._socket.settimeout(0)
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def close(self) -> None:
         self._socket.close()

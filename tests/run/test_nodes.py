@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,50 @@ def test_who_does_not_come_is_named_to_those_who_came(run: Run) -> None:
     with pytest.raises(UserError, match=r"node 0: node 2 of 3 did not come to 127\.0\.0\.1"):
         knock(run, port, 1, 3)
     assert "start picollm launch --join --run r there" in str(meeting.ended())
+
+
+def test_who_goes_away_meanwhile_is_awaited_again(run: Run) -> None:
+    port = free_port()
+    meeting = Meeting(run, port, count=3)
+    until(lambda: meeting.missing)
+    leaving = threading.Event()
+    place = nodes.Place(3, 1, "127.0.0.1", port)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(nodes.knock, place, run, leaving.is_set)
+        until(lambda: [2] in meeting.missing)
+        leaving.set()  # as by a signal, while it waits for the third
+        assert isinstance(first.exception(timeout=10), StopRequested)
+        until(lambda: meeting.missing[-1] == [1, 2])
+        again, other = (pool.submit(knock, run, port, node, 3) for node in (1, 2))
+        assert again.result(30)[1].hosts == other.result(30)[1].hosts == meeting.ended().hosts
+
+
+def test_a_stop_at_node_0_is_a_stop_for_those_who_came(run: Run) -> None:
+    port = free_port()
+    meeting = Meeting(run, port, count=3)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(knock, run, port, 1, 3)
+        until(lambda: [2] in meeting.missing)
+        run.request_stop("pretrain")
+        assert isinstance(first.exception(timeout=20), StopRequested)
+    assert isinstance(meeting.ended(), StopRequested)
+
+
+def test_a_silent_stranger_keeps_no_stop_from_being_heard(run: Run) -> None:
+    port = free_port()
+    meeting = Meeting(run, port)
+    until(lambda: meeting.missing)
+    with socket.create_connection(("127.0.0.1", port + 1)):
+        run.request_stop("pretrain")
+        assert isinstance(meeting.ended(), StopRequested)
+
+
+def test_a_name_service_that_is_away_for_a_moment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "create_connection", away)
+    assert nodes.knock(nodes.Place(2, 1, "gpu01", 29500), run) is None
 
 
 def test_strangers_at_the_door_and_a_stop_meanwhile(run: Run) -> None:
