@@ -39,7 +39,10 @@ class Upstream:
         if self._ctx.rank == 0 and self._ended == what:  # ended before the last look, which did not find it either
             status = self._ctx.run.status(self._stage)
             why = f": {status.reason}" if status.reason else ""
-            raise UserError(f"{what} is missing and the {self._stage} stage has ended ({status.state}{why}); resume it")
+            again = "resume it"
+            if status.state == "done":  # it was deleted since; resuming would not make it again
+                again = f"picollm run --run {self._ctx.run.name} --only {self._stage} makes it again, then resume"
+            raise UserError(f"{what} is missing and the {self._stage} stage has ended ({status.state}{why}); {again}")
         self._ended = "" if self.working() else what
         time.sleep(LOOK_S)
 

@@ -20,6 +20,7 @@ from picollm.run.folder import Run, write_atomic
 
 WORDS_PATIENCE_S = 5.0
 """So long a word may take to arrive: from a rank that is just failing, or over a shared file system."""
+MOST_QUOTED = 160
 ECHO = re.compile(
     r"gloo|nccl|c10d|TCPStore|process ?group|connection (reset|refused|closed)|broken pipe", re.IGNORECASE
 )
@@ -89,7 +90,8 @@ def verdict(found: list[Word], hosts: Iterable[str], timeout: float) -> ev.Faile
         text = f"{_who(first)} had no answer from the others for {_minutes(timeout)} (launch.timeout)"
         why = "the link between them is cut, a machine is gone, or a rank hangs"
     else:
-        text = f"{_who(first)} lost its connection to the others"
+        # Quoted, since what a library of collectives says of a wrong setup looks just like a lost connection.
+        text = f"{_who(first)} lost its connection to the others ({' '.join(first.error.split())[:MOST_QUOTED]})"
         why = "a machine or the link to it is gone"
     if silent:
         text += f", and {', '.join(silent[:3])}{', …' if len(silent) > 3 else ''} left no word"

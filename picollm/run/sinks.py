@@ -72,8 +72,10 @@ def deadline(run: Run, name: str, seconds: float) -> Deadline:
     """Makes contexts whose content must be done in so many seconds; what hangs takes this process with it."""
 
     def give_up() -> None:
-        warn(run, name, f"no answer for {seconds:.0f} s; figures go on being kept in the run only")
-        os._exit(1)
+        try:
+            warn(run, name, f"no answer for {seconds:.0f} s; figures go on being kept in the run only")
+        finally:  # on a full disk, too
+            os._exit(1)
 
     @contextlib.contextmanager
     def in_time() -> Iterator[None]:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
+
+from picollm.data.waiting import Upstream
 from picollm.run import conductor
 from picollm.run import events as ev
+from picollm.run.errors import UserError
 from picollm.run.folder import Run
+from picollm.run.stage import StageContext
 from tests.run.conftest import lines, make_done, release, script, started, state, until, write_attempt
 from tests.run.test_conductor import LONG, ask, ended
 
@@ -119,3 +124,16 @@ def test_what_was_made_from_other_content_waits_to_be_made_again(run: Run) -> No
     run.ready_file("tokenizer", 2).write_bytes(ev.encode(word, 2))
     statuses = {status.name: status for status in run.statuses()}
     assert statuses["pretrain"].state == "stale" and statuses["pretrain"].pending
+
+
+def test_what_was_deleted_since_it_was_made_is_not_to_be_waited_for(run: Run) -> None:
+    make_done(run, "doctor", "preflight", "dataset", "tokenizer")
+    ctx = StageContext(run, "pretrain", 1)
+    waiting = Upstream(ctx, "tokenizer", "train")
+    says = (
+        rf"shard 1 is missing and .* has ended \(done\); picollm run --run {run.name} --only tokenizer makes it again"
+    )
+    with pytest.raises(UserError, match=says):
+        for _ in range(3):
+            waiting("shard 1")
+    ctx.close()

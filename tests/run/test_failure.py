@@ -43,7 +43,11 @@ def test_when_all_only_lost_each_other_the_silent_ones_are_named() -> None:
     text = said(word(0, TIMED_OUT, echo=True), word(1, CLOSED, echo=True), timeout=0.1)
     assert text.startswith("rank 0 of 3 on node0 had no answer from the others for 6 s (launch.timeout), and rank 2 on")
     assert "node2 left no word" in text
-    assert said(word(1, CLOSED, echo=True)).startswith("rank 1 of 3 on node1 lost its connection to the others, and")
+    assert said(word(1, CLOSED, echo=True)).startswith(
+        f"rank 1 of 3 on node1 lost its connection to the others ({CLOSED}), and"
+    )
+    wrong = "DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:94, invalid usage (Duplicate GPU detected)"
+    assert "Duplicate GPU detected" in said(*(word(rank, wrong, echo=True) for rank in range(3)))
     assert said() == "none of the 3 ranks left a word"
 
 

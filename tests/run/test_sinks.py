@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -209,6 +210,21 @@ def test_a_sink_that_fails_or_hangs_is_one_warning(
     assert text.startswith("wandb: ") and said in text and "\n" not in text
     assert not lease.is_held(run.dir / "log" / "wandb.lock")
     stage.end()
+
+
+def test_a_sink_that_hangs_is_given_up_on_a_full_disk_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    def leave(code: int) -> None:
+        given_up.set()
+        raise SystemExit(code)
+
+    given_up = threading.Event()
+    monkeypatch.setattr(sinks, "warn", full)
+    monkeypatch.setattr(os, "_exit", leave)
+    with sinks.deadline(run, "wandb", 0.01)():
+        assert given_up.wait(10)
 
 
 def test_a_package_that_is_not_there_is_named_with_its_extra(run: Run, tmp_path: Path) -> None:
