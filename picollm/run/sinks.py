@@ -72,10 +72,9 @@ def deadline(run: Run, name: str, seconds: float) -> Deadline:
     """Makes contexts whose content must be done in so many seconds; what hangs takes this process with it."""
 
     def give_up() -> None:
-        try:
+        with contextlib.suppress(OSError, UserError):  # on a full disk it goes without a word
             warn(run, name, f"no answer for {seconds:.0f} s; figures go on being kept in the run only")
-        finally:  # on a full disk, too
-            os._exit(1)
+        os._exit(1)
 
     @contextlib.contextmanager
     def in_time() -> Iterator[None]:
