@@ -1,5 +1,5 @@
 """From logits to a token: temperature, top-k, top-p, min-p, a penalty on repetition, and random numbers that do not
-depend on history.
+depend on history. Rows of one batch may have different settings.
 
 The number that picks a token is a hash of (seed of the row, index of the token in the answer). A row therefore says the
 same alone, in a batch, or after a resume; two samples of one prompt differ because their seeds do.
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from picollm.run.errors import UserError
-
 
 COLDEST = 1e-4  # a lower temperature is 0: logits divided by it could leave fp32
 
@@ -95,45 +94,89 @@ def uniforms(seeds: list[int], count: int) -> np.ndarray:
     return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def pick(logits_BV: Tensor, sampling: Sampling, u_B: Tensor) -> Tensor:
-    """Choose one token per row: int64 (B,).
+class Settings(NamedTuple):
+    """The settings of B rows, as tensors on the model's device."""
+
+    temperature: Tensor  # fp32, (B,) like all of them; 1 for a row that takes the likeliest token
+    top_k: Tensor  # int64, 1 .. V
+    top_p: Tensor  # fp64
+    min_p: Tensor  # fp64
+    penalty: Tensor  # fp32
+
+    @classmethod
+    def empty(cls, rows: int, device: torch.device) -> Settings:
+        """For rows whose settings come later, see `put`."""
+        dtypes = (torch.float32, torch.int64, torch.float64, torch.float64, torch.float32)
+        return cls(*(torch.ones(rows, dtype=dtype, device=device) for dtype in dtypes))
+
+    def put(self, row: int, sampling: Sampling, vocab_size: int) -> None:
+        greedy = sampling.temperature < COLDEST
+        values = (1.0 if greedy else sampling.temperature, ranks_of(sampling, vocab_size), sampling.top_p,
+                  sampling.min_p, sampling.repetition_penalty)  # fmt: skip
+        for tensor, value in zip(self, values, strict=True):
+            tensor[row] = value
+
+    def rows(self, which: slice | Tensor) -> Settings:
+        return Settings(*(tensor[which] for tensor in self))
+
+
+def ranks_of(sampling: Sampling, vocab_size: int) -> int:
+    """Among how many of the likeliest tokens such a row chooses, top-p and min-p aside."""
+    if sampling.temperature < COLDEST:
+        return 1
+    return min(sampling.top_k, vocab_size) if sampling.top_k else vocab_size
+
+
+def pick(logits_BV: Tensor, settings: Settings, u_B: Tensor, most: int) -> Tensor:
+    """Choose one token per row: int64 (B,). A row's choice does not depend on the settings of the others.
 
     Args:
         logits_BV: fp32.
-        u_B: float64 in [0, 1), one per row; the token is found by inverting the cumulative distribution at u.
+        u_B: float64 in [0, 1), one per row; the token is found by inverting the cumulative distribution, likeliest
+            first, at u.
+        most: at least the largest `top_k` among the rows.
     """
-    if sampling.temperature < COLDEST:
+    if most == 1:
         return logits_BV.argmax(dim=-1)
-    V = logits_BV.shape[-1]
-    k = min(sampling.top_k, V) if sampling.top_k else V
-    order: Tensor | None = None
-    if k < V:
-        logits_BV, order = torch.topk(logits_BV, k, dim=-1)
-    elif sampling.top_p < 1 or sampling.min_p > 0:
-        logits_BV, order = torch.sort(logits_BV, dim=-1, descending=True)
-    p = torch.softmax(logits_BV / sampling.temperature, dim=-1, dtype=torch.float64)
+    order = torch.topk(_ranking(logits_BV), most, dim=-1).indices
+    z = logits_BV.gather(1, order) / settings.temperature[:, None]
+    z = z.masked_fill(torch.arange(most, device=z.device) >= settings.top_k[:, None], float("-inf"))
+    p = torch.softmax(z, dim=-1, dtype=torch.float64)
     total = p.cumsum(dim=-1)
-    mass = total[:, -1]
-    if sampling.top_p < 1 or sampling.min_p > 0:
-        # Likeliest first. The token that crosses top_p is still in: at least one always remains.
-        kept = (((total - p) < sampling.top_p) & (p >= sampling.min_p * p[:, :1])).sum(dim=-1, keepdim=True)
-        mass = total.gather(1, kept - 1)[:, 0]
-    place = torch.searchsorted(total, (u_B * mass)[:, None], right=True).clamp_(max=total.shape[-1] - 1)
-    return (place if order is None else order.gather(1, place))[:, 0]
+    # The token that crosses top_p is still in: at least one always remains.
+    kept = (((total - p) < settings.top_p[:, None]) & (p >= settings.min_p[:, None] * p[:, :1]) & (p > 0)).sum(dim=-1)
+    last = (kept - 1)[:, None]
+    place = torch.searchsorted(total, u_B[:, None] * total.gather(1, last), right=True)
+    return order.gather(1, torch.minimum(place, last))[:, 0]
 
 
-def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
-    """Logits with those of tokens seen before (bool) divided by `penalty` where positive, else multiplied."""
+def _ranking(logits_BV: Tensor) -> Tensor:
+    """int64 numbers in the order of the logits, all different: of equal logits the one with the lower id is larger.
+
+    Kernels that sort leave the order of equals open, and it may change with the size of the batch.
+    """
+    bits = (logits_BV + 0.0).view(torch.int32)  # -0.0 + 0.0 = 0.0: the two compare equal and must here
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # two's complement has the order of floats from here on
+    ids = torch.arange(logits_BV.shape[-1], device=logits_BV.device)
+    return (ordered.to(torch.int64) << 32) - ids
+
+
+def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty_B: Tensor) -> Tensor:
+    """Logits with those of tokens seen before (bool) divided by the row's penalty where positive, else multiplied."""
+    penalty = penalty_B[:, None]
     return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
 
 
-def logprobs_of(logits_BV: Tensor, tokens_B: Tensor, top: int = 0) -> list[TokenLogprob]:
-    """The chosen tokens under the untouched distribution (natural logarithm), and the `top` likeliest beside them."""
+class Logprobs(NamedTuple):
+    """Natural logarithms of probabilities: of the chosen tokens (B,), and the likeliest ids and theirs (B, top)."""
+
+    chosen: Tensor
+    ids: Tensor
+    values: Tensor
+
+
+def logprobs_of(logits_BV: Tensor, tokens_B: Tensor, top: int = 0) -> Logprobs:
+    """The chosen tokens under the untouched distribution, and the `top` likeliest beside them."""
     scale_B1 = torch.logsumexp(logits_BV, dim=-1, keepdim=True)
-    chosen = (logits_BV.gather(1, tokens_B[:, None]) - scale_B1)[:, 0].tolist()
-    ids = tokens_B.tolist()
-    if not top:
-        return [TokenLogprob(token, logprob) for token, logprob in zip(ids, chosen, strict=True)]
-    values, others = torch.topk(logits_BV, min(top, logits_BV.shape[-1]), dim=-1)
-    rows = zip(ids, chosen, others.tolist(), (values - scale_B1).tolist(), strict=True)
-    return [TokenLogprob(token, p, tuple(zip(who, how, strict=True))) for token, p, who, how in rows]
+    values, ids = torch.topk(logits_BV, min(top, logits_BV.shape[-1]), dim=-1)
+    return Logprobs((logits_BV.gather(1, tokens_B[:, None]) - scale_B1)[:, 0], ids, values - scale_B1)

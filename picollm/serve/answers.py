@@ -79,11 +79,14 @@ class Answering:
         ):
             async for index, item in found:
                 if isinstance(item, Chunk) and item.ids:
-                    now = time.monotonic()
+                    now, later, wait = time.monotonic(), len(item.ids), 0.0
                     if last[index]:
-                        self.metrics.observe("picollm_token_seconds", now - last[index], model=model)
+                        wait = (now - last[index]) / later
                     else:
                         self.metrics.observe("picollm_first_token_seconds", now - self.begun, model=model)
+                        later -= 1
+                    for _ in range(later):
+                        self.metrics.observe("picollm_token_seconds", wait, model=model)
                     last[index] = now
                 elif isinstance(item, Completion):
                     self.metrics.add("picollm_completion_tokens_total", len(item.ids), model=model)

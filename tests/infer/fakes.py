@@ -54,13 +54,13 @@ def scripted_engine(answer: Sequence[int], prompt_tokens: int) -> Engine:
     end = tok.special("<|assistant_end|>")
     real = engine.model.hidden
 
-    def hidden(ids, cache=None, segments_BT=None):
-        x = real(ids, cache, segments_BT)
-        start = 0 if cache is None else cache.bound - ids.shape[1]
-        for t in range(ids.shape[1]):
-            place = start + t - prompt_tokens + 1
-            wanted = answer[place] if 0 <= place < len(answer) else end
-            x[:, t, 0] = float(wanted)  # read back by logits below
+    def hidden(ids, span=None):
+        x = real(ids, span)
+        places = torch.arange(x.shape[1])[None] if span is None else span.places
+        for b in range(x.shape[0]):
+            for t in range(x.shape[1]):
+                at = int(places[b % len(places), t]) - prompt_tokens + 1
+                x[b, t, 0] = float(answer[at] if 0 <= at < len(answer) else end)  # read back by logits below
         return x
 
     def logits(x):

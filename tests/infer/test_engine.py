@@ -187,7 +187,8 @@ def test_bf16_weights_are_a_copy() -> None:
     model = tiny_model()
     engine = Engine(model, TOK, dtype=torch.bfloat16)
     assert len(engine.generate(PROMPTS, Sampling(max_tokens=5))) == 5
-    assert model.wte.weight.dtype == torch.float32 and engine.model.wte.weight.dtype == torch.bfloat16
+    assert model.wte.weight.dtype == torch.float32 and engine.model.dtype == torch.bfloat16
+    assert engine.model.hidden(torch.tensor([[1, 2]])).dtype == torch.bfloat16
 
 
 def test_bad_prompts_and_tokenizers_are_refused(engine: Engine) -> None:
