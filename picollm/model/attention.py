@@ -111,9 +111,9 @@ def attention(
         k_BGSD, v_BGSD = k_BGSD[:, :, low : start + 1], v_BGSD[:, :, low : start + 1]
     elif opening and covers(backend, q_BHTD, blocks):
         return attend(backend, q_BHTD, k_BGSD, v_BGSD, window, blocks)
-    elif backend == "sdpa" and opening and window is None:
+    elif backend != "explicit" and opening and window is None:
         return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, is_causal=True, enable_gqa=G != H)
-    elif backend == "sdpa" and opening and window is not None:
+    elif backend != "explicit" and opening:
         return _blocks_of_window(q_BHTD, k_BGSD, v_BGSD, window)
     elif mask is None:
         mask = visible(T, S, window=window, start=start, segments=segments, device=q_BHTD.device)

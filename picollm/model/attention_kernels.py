@@ -75,8 +75,7 @@ def attend(kernel: str, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, window: 
     return run(kernel, q, k, v, -1 if window is None else window - 1).transpose(1, 2)
 
 
-@cache
-def _varlen_attn() -> Any:
+def _windowed_varlen_attn() -> Any:
     """`varlen_attn` of torch when it has windows and grouped heads, else None."""
     try:
         from torch.nn.attention.varlen import varlen_attn
@@ -86,16 +85,20 @@ def _varlen_attn() -> Any:
     return varlen_attn if {"window_size", "enable_gqa"} <= known.keys() else None
 
 
+VARLEN_ATTN = _windowed_varlen_attn()
+"""Looked for once, here, and not where the compiler is tracing."""
+
+
 def _varlen(_: str, q_BTHD: Tensor, k: Tensor, v: Tensor, back: int) -> Tensor:
     """`back`: how many positions before its own a query sees, -1 for all."""
     B, T = q_BTHD.shape[:2]
-    if _varlen_attn() is None:
+    if VARLEN_ATTN is None:
         # Called with whole rows, as the kernel can be: (…, cum_seq_q, cum_seq_k, max_q, max_k, dropout, causal, debug).
         return torch.ops.aten._flash_attention_forward(
             q_BTHD, k, v, None, None, T, T, 0.0, True, False, window_size_left=back, window_size_right=0
         )[0]
     edges = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q_BTHD.device)
-    out = _varlen_attn()(
+    out = VARLEN_ATTN(
         *(x.flatten(0, 1) for x in (q_BTHD, k, v)), edges, edges, T, T, window_size=(back, 0), enable_gqa=True
     )
     return out.view_as(q_BTHD)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
+import warnings
 
 import pytest
 import torch
@@ -87,8 +88,9 @@ def test_settings_and_backends_have_the_same_names() -> None:
     assert set(BACKENDS) == set(typing.get_args(hint))
 
 
-@pytest.mark.parametrize("length", [250, 1000])
-def test_a_window_makes_no_mask_of_the_whole_row(monkeypatch, length: int) -> None:
+@pytest.mark.parametrize(("length", "backend"), [(250, "sdpa"), (1000, "sdpa"), (1000, "flex")])
+def test_a_window_makes_no_mask_of_the_whole_row(monkeypatch, length: int, backend: str) -> None:
+    """Nor does a kernel's backend where the kernel does not apply, such as flex at another length than its mask's."""
     made = []
 
     def counting(*args, **kwargs):
@@ -98,7 +100,7 @@ def test_a_window_makes_no_mask_of_the_whole_row(monkeypatch, length: int) -> No
 
     monkeypatch.setattr(attention_module, "visible", counting)
     q = torch.randn(1, 2, length, 8, requires_grad=True)
-    out = attention(q, q, q, window=128, backend="sdpa")
+    out = attention(q, q, q, window=128, backend=backend)
     (ours,) = torch.autograd.grad(out.square().sum(), q)
     assert max(made) == 128 * 256
     (theirs,) = torch.autograd.grad(attention(q, q, q, window=128, backend="explicit").square().sum(), q)
@@ -151,7 +153,7 @@ def test_packed_rows_are_called_as_torch_wants(monkeypatch) -> None:
         rows = (x.unflatten(0, (2, 30)).transpose(1, 2) for x in (q, k, v))
         return attention(*rows, window=window, backend="explicit").transpose(1, 2).flatten(0, 1)
 
-    monkeypatch.setattr(attention_kernels, "_varlen_attn", lambda: varlen_attn)
+    monkeypatch.setattr(attention_kernels, "VARLEN_ATTN", varlen_attn)
     q, k, v = torch.randn(2, 4, 30, 8), torch.randn(2, 2, 30, 8), torch.randn(2, 2, 30, 8)
     for kernel, window in (("varlen", None), ("varlen", 7), ("cudnn", 7)):
         ours = attention_kernels.attend(kernel, q, k, v, window, None)
@@ -162,13 +164,17 @@ def test_packed_rows_are_called_as_torch_wants(monkeypatch) -> None:
 @pytest.mark.parametrize("public", [True, False])
 def test_the_installed_torch_accepts_the_packed_call(monkeypatch, window: int | None, public: bool) -> None:
     """Shapes only: on the meta device torch checks the arguments of the call and computes nothing."""
-    if public and attention_kernels._varlen_attn() is None:
+    if public and attention_kernels.VARLEN_ATTN is None:
         pytest.skip("this torch has no windows in varlen_attn")
     if not public:
-        monkeypatch.setattr(attention_kernels, "_varlen_attn", lambda: None)
+        monkeypatch.setattr(attention_kernels, "VARLEN_ATTN", None)
     q, k, v = (torch.empty(2, n, 30, 8, dtype=torch.bfloat16, device="meta") for n in (4, 2, 2))
     out = attention_kernels.attend("varlen", q, k, v, window, None)
     assert out.shape == q.shape and out.dtype == q.dtype
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nor may the compiler stop at it, or wonder
+        compiled = torch.compile(attention_kernels.attend, backend="eager", fullgraph=True)
+        assert compiled("varlen", q, k, v, window, None).shape == q.shape
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

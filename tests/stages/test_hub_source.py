@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SOURCE = SOURCES["climbmix"]
 PER_FILE = 120
 SETS = ("data.source=climbmix", "data.shards=3", "tokenizer.vocab_size=400", "pretrain.steps=30",
-        "pretrain.save_every=0.1")  # fmt: skip
+        "pretrain.save_every=0.1", "machine.attention=sdpa")  # fmt: skip
+"""Attention is set because each run's preflight takes the faster one, and they round differently."""
 TOKEN = "hf_averysecrettoken"
 
 
@@ -96,12 +97,12 @@ def test_training_begins_with_the_first_files_and_waits_for_the_rest(place: Plac
     assert summary["dropped_tokens"] == 0
     assert "not for commercial use" in run.finished("dataset").summary["licence"]  # type: ignore[union-attr]
 
-    # another run: nothing is fetched or encoded, no network is needed, and it learns the same
+    # another run: nothing is fetched or encoded, no network is needed, and it learns the same, bit for bit
     before = place.parquet_requests()
     place.work.env["HF_HUB_OFFLINE"] = "1"
     again = place.make("again")
     place.do(again, "dataset", "tokenizer", "tokenizer_eval", "pretrain")
-    assert losses(again) == pytest.approx(losses(run), rel=1e-4) and place.parquet_requests() == before
+    assert losses(again) == losses(run) and place.parquet_requests() == before
     assert TOKEN not in place.said()
 
 
