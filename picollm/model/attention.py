@@ -113,7 +113,7 @@ def attention(
         return attend(backend, q_BHTD, k_BGSD, v_BGSD, window, blocks)
     elif backend != "explicit" and opening and window is None:
         return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, is_causal=True, enable_gqa=G != H)
-    elif backend != "explicit" and opening:
+    elif backend != "explicit" and opening and window is not None:
         return _blocks_of_window(q_BHTD, k_BGSD, v_BGSD, window)
     elif mask is None:
         mask = visible(T, S, window=window, start=start, segments=segments, device=q_BHTD.device)
