@@ -87,8 +87,8 @@ def _of_hub(ctx: StageContext, text: HubText) -> Outcome:
     shards = hub_shards.write_shard_set(text, tokenizer, home)
     todo = hub_shards.missing(text, tokenizer.hash, home)
     if not settings.keep_text:  # of a run that was killed between an encoding and this
-        for file in set(text.files) - set(todo):
-            store.evict(file)
+        for made in set(text.files) - set(todo):
+            store.evict(made)
     fetch(todo)
     ctx.phase("encode")
     dataset = Upstream(ctx, "dataset", "encode")

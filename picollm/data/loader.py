@@ -14,6 +14,7 @@ R rows in a step over all ranks, T positions in a row, W ranks.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
@@ -81,6 +82,7 @@ class StreamLoader:
         self._growing = shards if isinstance(shards, Growing) else None
         self._tokens: list[Tokens] = [] if self._growing else [shards.train]
         self._blocks = self._growing.blocks if self._growing else 1
+        self._taking = threading.Lock()
         self._waiting = waiting
         self.T, self.rows, self.seed = T, rows, seed
         self._first, self._end = rank * rows // world, (rank + 1) * rows // world
@@ -92,7 +94,7 @@ class StreamLoader:
     @property
     def tokens_per_epoch(self) -> int:
         """Exact when all shards are here, else what it will be if the others are like those."""
-        while len(self._tokens) < self._blocks and self._take_next():
+        while (number := len(self._tokens)) < self._blocks and self._take(number):
             pass
         return self._length * self._blocks // len(self._tokens)
 
@@ -128,15 +130,19 @@ class StreamLoader:
 
     def _have(self, end: int) -> None:
         """Take up the shards that positions 0 … end-1 need, waiting where they are missing."""
-        while len(self._tokens) < self._blocks and (not self._tokens or end > self._length):
-            if not self._take_next() and self._growing:
-                self._waiting(self._growing.block_name(len(self._tokens)))
+        while (number := len(self._tokens)) < self._blocks and (not number or end > self._length):
+            if not self._take(number) and self._growing:
+                self._waiting(self._growing.block_name(number))
 
-    def _take_next(self) -> bool:
-        found = self._growing.block(len(self._tokens)) if self._growing else None
-        if found is not None:
-            self._tokens.append(found)
-        return found is not None
+    def _take(self, number: int) -> bool:
+        """Take up the shard that is next, once, though batches are made in one thread and counted in another."""
+        with self._taking:
+            if number < len(self._tokens):
+                return True
+            found = self._growing.block(number) if self._growing else None
+            if found is not None:
+                self._tokens.append(found)
+            return found is not None
 
     def _stream(self, start: int, end: int) -> np.ndarray:
         """Tokens at positions start … end-1 of the endless stream."""

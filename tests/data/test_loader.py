@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -228,6 +230,24 @@ def test_only_the_shards_that_a_batch_needs_are_waited_for() -> None:
     last = StreamLoader(FakeGrowing([[10], [10]], there=1), 3, 4, 0, rank=0, world=4, waiting=give_up)
     with pytest.raises(UserError, match="shard_00001 never came"):
         last.batch(0)
+
+
+def test_a_shard_that_two_threads_see_come_is_taken_up_once() -> None:
+    fake = FakeGrowing([[10], [20], [30]], there=1)
+    loader = StreamLoader(fake, 5, 2, 0)
+    fake.there, block = 3, fake.block
+
+    def slowly(number: int) -> Tokens | None:
+        found = block(number)
+        time.sleep(0.05)
+        return found
+
+    fake.block = slowly  # type: ignore[method-assign]
+    with ThreadPoolExecutor() as pool:  # as batches are made ahead while the meter asks for the epoch
+        batch, epoch = pool.submit(loader.batch, 5), pool.submit(loader.epoch, 6)
+        assert epoch.result() == 1.0
+    whole = StreamLoader(FakeGrowing([[10], [20], [30]], there=3), 5, 2, 0)
+    assert np.array_equal(batch.result()[0], whole.batch(5)[0])
 
 
 def test_a_growing_set_without_a_token_is_a_user_error() -> None:
