@@ -38,6 +38,8 @@ def child_environment() -> dict[str, str]:
     # OpenMP threads that spin at a barrier take the core from whoever they wait for, as soon as anything else runs:
     # on two busy cores training was three to five times slower with the default.
     found.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        found.pop(name, None)  # of whoever started us, as a cluster's operator does: our own launcher says who is who
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").exists():
         paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

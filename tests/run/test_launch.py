@@ -45,6 +45,12 @@ def test_a_stage_from_start_to_done(run: Run) -> None:
     assert isinstance(begun, ev.Launched) and isinstance(ended, ev.Exited) and ended.code == 0
 
 
+def test_ranks_that_somebody_else_gave_us_are_not_the_stages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launch.start_launcher(run, "doctor").wait(20) == 0 and state(run, "doctor") == "done"
+
+
 @pytest.mark.parametrize(
     "do, code, expected, reason",
     [
