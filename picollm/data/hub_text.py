@@ -151,7 +151,7 @@ def downloads(
                 return
 
             def count(bytes_here: int, name: str = file.name) -> None:
-                got[name] = bytes_here
+                got[name] = max(got[name], bytes_here)  # Xet counts twice: what came, and what is put together
                 if over.is_set():
                     raise _NotWanted()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -252,6 +252,19 @@ def test_bytes_are_counted_on_the_way(hub: LoopbackHub, home: Path) -> None:
     got: list[int] = []
     list(downloads(store_of(text, home), text.files, got.append))
     assert got[0] == 0 and got[-1] == text.manifest["download_bytes"] and got == sorted(got)
+
+
+def test_bytes_that_are_counted_twice_do_not_go_back(home: Path) -> None:
+    class Twice(Store):
+        def fetch(self, file: HubFile, on_bytes: Callable[[int], None] = print, wait: object = None) -> Path:
+            for bytes_here in (90, 30):  # as put together, as they came
+                on_bytes(bytes_here)
+                time.sleep(0.5)
+            return home
+
+    got: list[int] = []
+    list(downloads(Twice("a/b", "c", home), [HubFile("x", "0" * 64, 100)], got.append))
+    assert 90 in got and got == sorted(got)
 
 
 def test_more_shards_than_there_are(hub: LoopbackHub, home: Path) -> None:
