@@ -4,8 +4,9 @@
     python benchmarks/gpu.py --quick           the same table at toy sizes in under two minutes, on a CPU too
 
 Needs a CUDA torch (2.9 or newer) with its Triton, numpy and psutil, and of this project's other dependencies only
-msgspec, platformdirs and tomli-w: carry these three as wheels to a machine without a network and put them, and this
-checkout, on PYTHONPATH. Nothing is fetched.
+msgspec, platformdirs and tomli-w. To a machine without a network carry these three as wheels for its Python, unpack
+them there (`python -m zipfile -e X.whl FOLDER`; msgspec cannot be imported from the wheel itself) and put the folder on
+PYTHONPATH. Nothing is fetched.
 
 Each section is a process of its own, so that one which fails, hangs or poisons the device leaves the others and its own
 earlier rows standing. Whole-step rates are for the recipe's batch: the optimizer's time is shared by as many
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -81,22 +83,27 @@ def run_section(name: str, options: argparse.Namespace, until: float) -> list[Ro
     environment = dict(os.environ)
     if name == "kernels" and options.device == "cpu":
         environment["TRITON_INTERPRET"] = "1"
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    ) as process:
-        timer = threading.Timer(max(5.0, until - time.time() + 10), process.kill)
+    # A group of its own, ended as one: the compiler's workers would keep the pipes open.
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as process:
+        timer = threading.Timer(max(5.0, until - time.time() + 10), os.killpg, (process.pid, signal.SIGKILL))
         timer.start()
         complaints: list[str] = []
         assert process.stdout is not None and process.stderr is not None
         reader = threading.Thread(target=lambda: complaints.extend(process.stderr or ()))
         reader.start()
-        for line in process.stdout:
-            if line.startswith("ROW "):
-                rows.append(json.loads(line[4:]))
-                print(" ", " ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-        code = process.wait()
-        reader.join()
-        timer.cancel()
+        try:
+            for line in process.stdout:
+                if line.startswith("ROW "):
+                    rows.append(json.loads(line[4:]))
+                    print(" ", " ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            code = process.wait()
+            reader.join()
+            timer.cancel()
     if code:
         last = next((line.strip() for line in reversed(complaints) if line.strip()), "")
         why = "out of time" if code == -9 else f"ended with {code}: {last[:140]}"
@@ -299,6 +306,7 @@ def training(options: argparse.Namespace) -> Iterator[Row]:
     import torch
 
     from picollm.model.attention_proof import prove_all
+    from picollm.run import memory
     from picollm.run.scaling import flops_per_token
     from picollm.train.device import peak_flops, pick_device
     from picollm.train.step import Compute
@@ -307,6 +315,9 @@ def training(options: argparse.Namespace) -> Iterator[Row]:
     depth = int(options.section[1:])
     shape = shape_of(depth, options)
     rows, step_tokens = (2, 2**12) if options.quick else (32, 2**19) if depth == 12 else (16, 2**20)
+    if device.type == "cuda":  # d24 takes fewer on 80 GB
+        how = memory.How(device="cuda", precision="bf16", fp8=True)
+        rows = memory.fit(shape, rows, torch.cuda.mem_get_info(device)[0], how, "off").rows
     model = random_model(shape, device)
     peak, price = peak_flops(torch.bfloat16, device), flops_per_token(shape)
     proofs = prove_all(shape, rows, device, torch.bfloat16)

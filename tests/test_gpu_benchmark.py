@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 import torch
 
@@ -71,6 +73,22 @@ def test_what_fails_is_a_row_and_the_table_stands(gpu: ModuleType, capsys: pytes
     gpu.print_goals([{"section": "d12", "what": "sdpa", "tok/s": "531,000"}])
     text = capsys.readouterr().out
     assert "illegal memory access" in text and "best here 531,000" in text and "goal d24: not measured" in text
+
+
+def test_a_section_out_of_time_takes_its_processes_along(gpu: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    """A compiler's worker that outlived its section would hold the pipe that the next one waits for."""
+    script = tmp_path / "section.py"
+    script.write_text(
+        "import json, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('ROW ' + json.dumps({'section': 'machine', 'what': str(child.pid)}), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    child, ended = gpu.run_section("machine", options(), time.time() - 10)
+    assert ended["note"] == "out of time"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int(child["what"])).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
