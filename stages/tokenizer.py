@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from picollm.data import hub_shards, overlap
+from picollm.data.documents import TOKENIZER_CHARACTERS, first_characters
 from picollm.data.hub import HubFile, Store
 from picollm.data.hub_text import HubText, downloads, open_text
 from picollm.data.shards import ShardSet, TextSet, encode
@@ -32,7 +33,7 @@ def _of_text(ctx: StageContext, text: TextSet) -> Outcome:
     ctx.phase("train")
     begun = time.monotonic()
     texts = watched(ctx, text.train_texts(), text.manifest["train_documents"])
-    tokenizer = train_tokenizer(texts, ctx.config.tokenizer.vocab_size)
+    tokenizer = train_tokenizer(first_characters(texts, TOKENIZER_CHARACTERS), ctx.config.tokenizer.vocab_size)
     trained_s = _learnt(ctx, tokenizer, begun)
     ctx.phase("encode")
 

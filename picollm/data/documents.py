@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -12,6 +12,7 @@ from picollm.run.errors import UserError
 FEW_DOCUMENTS = 50  # below this, long documents are cut so that there is something to set aside
 PIECE_CHARACTERS = 4000
 MOST_PIECES = 16  # what a very small text is cut into
+TOKENIZER_CHARACTERS = 200_000_000  # read to learn the merges: memory grows with the distinct words in them
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -42,6 +43,15 @@ def pieces(text: str, limit: int = PIECE_CHARACTERS) -> list[str]:
     if start < len(text):
         found.append(text[start:])
     return found
+
+
+def first_characters(texts: Iterable[str], most: int) -> Iterator[str]:
+    """`texts` as far as `most` characters go; the last one is cut."""
+    for text in texts:
+        yield text[:most]
+        most -= len(text)
+        if most <= 0:
+            return
 
 
 def split(documents: Iterable[Document], val_share: float) -> tuple[list[Document], list[Document]]:

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from picollm.data.documents import TOKENIZER_CHARACTERS, first_characters
 from picollm.data.hub import HubFile, Store
 from picollm.data.hub_text import HubText, documents
 from picollm.data.publish import problem_with, publish, read_manifest, verify
@@ -27,7 +28,6 @@ from picollm.text.tokenizer import Tokenizer, train_tokenizer
 
 KIND = "hub shards"
 FORMAT = 1
-TOKENIZER_CHARACTERS = 200_000_000  # read to learn the merges, of the first file, so that no other need be here
 EXCERPT_CHARACTERS = 100_000
 LOOK_S = 0.2
 
@@ -142,20 +142,20 @@ def known_tokenizer(text: HubText, vocab_size: int, home: Path) -> Tokenizer | N
 def learn_tokenizer(
     text: HubText, vocab_size: int, home: Path, get: Callable[[HubFile], Path], look: Callable[[int, int], None]
 ) -> Tokenizer:
-    """Learn from the first TOKENIZER_CHARACTERS of the first training file; `get` gives a file, waiting for it.
+    """Learn from the first TOKENIZER_CHARACTERS of the first training file, so that no other need be here; `get` gives
+    a file, waiting for it.
 
     `look` is told (millions of characters read, at most so many) and may raise to leave. Kept under `home`.
     """
 
     def texts() -> Iterator[str]:
         read = 0
-        for number, document in enumerate(documents(get(text.train[0]), text.column)):
+        file = documents(get(text.train[0]), text.column)
+        for number, document in enumerate(first_characters(file, TOKENIZER_CHARACTERS)):
             if number % 1000 == 0:
                 look(read // 1_000_000, max(1, TOKENIZER_CHARACTERS // 1_000_000))
-            yield document[: TOKENIZER_CHARACTERS - read]
+            yield document
             read += len(document)
-            if read >= TOKENIZER_CHARACTERS:
-                return
 
     tok = train_tokenizer(texts(), vocab_size)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picollm.data.documents import Document, pieces, split
+from picollm.data.documents import Document, first_characters, pieces, split
 from picollm.data.split import split_into
 from picollm.run.errors import UserError
 
@@ -17,6 +17,14 @@ def test_pieces_join_to_the_text(text: str, limit: int) -> None:
     found = pieces(text, limit)
     assert "".join(found) == text
     assert all(0 < len(piece) <= limit for piece in found)
+
+
+@given(st.lists(texts, max_size=6), st.integers(1, 500))
+def test_first_characters(found: list[str], most: int) -> None:
+    assert "".join(first_characters(found, most)) == "".join(found)[:most]
+    read: list[str] = []
+    list(first_characters((read.append(text) or text for text in found), most))  # type: ignore[func-returns-value]
+    assert sum(map(len, read[:-1])) < most  # no text is read that is not needed
 
 
 def test_pieces_prefer_paragraphs() -> None:
