@@ -50,7 +50,7 @@ lint: $(INSTALLED_DEV) ## style, types and the walls between the packages; all o
 	  echo "$$check"; $(BIN)/$$check || failed=1; \
 	done; exit $$failed
 
-bench: $(INSTALLED) ## every script of benchmarks/, each printing a table
+bench: $(INSTALLED) ## every script of benchmarks/, each printing a table (hours; one alone: .venv/bin/python benchmarks/NAME.py)
 	@for script in benchmarks/*.py; do \
 	  [ -e "$$script" ] || { echo "benchmarks/ is empty"; break; }; \
 	  case "$$script" in */__init__.py) continue;; esac; \
