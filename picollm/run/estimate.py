@@ -158,10 +158,11 @@ def text_bytes(config: Config) -> int:
 
 
 def disk(config: Config, shape: scaling.ModelShape, text: int) -> dict[str, int]:
-    """Bytes that the run leaves on disk, by part, with "total". `text`: bytes of training text."""
+    """Bytes that the run needs on disk, by part, with "total". `text`: bytes of training text."""
     kept = text
     if config.data.source in plan.HUB_SHARDS:
-        kept = (config.data.shards + 1 if config.data.keep_text else 2) * plan.SHARD_BYTES
+        # Also without `data.keep_text`: downloads may be far ahead of the encoding after which a file goes.
+        kept = (config.data.shards + 1) * plan.SHARD_BYTES
     tokens = text / plan.bytes_per_token(config.tokenizer.vocab_size)
     checkpoints = (config.machine.keep_last or ALL_KEPT) + config.machine.keep_best
     return memory.disk_bytes(shape, checkpoints, len(plan.SHARES), {"tokens": tokens, "bytes": kept})
