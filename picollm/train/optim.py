@@ -13,6 +13,7 @@ State is a flat dict keyed by parameter name: it does not depend on stacking, wo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -125,6 +126,32 @@ def muon_update(
     p_SMN.sub_(u.add_(decayed.mul_(weight_decay)).mul_(rate))
 
 
+class Muon:
+    """`muon_update` with a run's settings; where it is to be compiled and cannot be, `warnings` gets one line."""
+
+    def __init__(self, settings: OptimizerSettings, compiled: bool) -> None:
+        self.settings = settings
+        self._compiled: Any = torch.compile(muon_update, dynamic=False) if compiled else None
+
+    def __call__(self, p_SMN: Tensor, gradient_SMN: Tensor, momentum: Tensor, second: Tensor, *now: Any) -> None:
+        """`now`: momentum, learning rate and weight decay of this step."""
+        tensors, s = (p_SMN, gradient_SMN, momentum, second), self.settings
+        if self._compiled is not None:
+            # As 0-d tensors: a float that changes every step would be compiled anew every step. Filled in on the
+            # device: a copy would wait for it.
+            filled = [torch.full((), value, dtype=torch.float32, device=momentum.device) for value in now]
+            try:
+                self._compiled(*tensors, *filled, s.muon_beta2, s.muon_dtype)
+                return
+            except torch.OutOfMemoryError:
+                raise  # uncompiled would need more
+            except Exception as error:  # the compiler's failures have no common base class, and come before any change
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+                warnings.warn(f"the optimizer goes on without torch.compile ({reason})", stacklevel=2)
+                self._compiled = None
+        muon_update(*tensors, *now, s.muon_beta2, s.muon_dtype)
+
+
 class _Stack:
     """The parameters of one shape with their Muon state; buffers (S, M, N) and (S, M, 1) or (S, 1, N)."""
 
@@ -160,8 +187,7 @@ class Optimizer:
             adam_groups.append({"params": [p for _, p in named], **values})
         fused = all(p.device.type in ("cpu", "cuda", "mps") for p in self.adam_params.values())
         self.adam = torch.optim.AdamW(adam_groups, eps=EPS, fused=fused) if adam_groups else None
-        self.compiled = compiled
-        self._muon: Any = torch.compile(muon_update, dynamic=False) if compiled else muon_update
+        self._muon = Muon(settings, compiled)
 
     def params(self) -> Iterator[Tensor]:
         for stack in self.stacks:
@@ -195,13 +221,11 @@ class Optimizer:
                 self.adam.step()
         s = self.settings
         for stack in self.stacks:
-            values: list[Any] = [momentum, s.matrix_lr * lr_mult, s.matrix_weight_decay * wd_mult]
-            if self.compiled:  # as 0-d tensors: a float that changes every step would be compiled anew every step
-                values = [torch.tensor(v, dtype=torch.float32, device=stack.momentum.device) for v in values]
+            now = momentum, s.matrix_lr * lr_mult, s.matrix_weight_decay * wd_mult
             with span("muon"):
                 gradients = torch.stack([p.grad for p in stack.params if p.grad is not None])
                 values_SMN = torch.stack(stack.params)
-                self._muon(values_SMN, gradients, stack.momentum, stack.second, *values, s.muon_beta2, s.muon_dtype)
+                self._muon(values_SMN, gradients, stack.momentum, stack.second, *now)
                 torch._foreach_copy_(stack.params, list(values_SMN.unbind(0)))
 
     def zero_grad(self) -> None:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from picollm.train.device import Ranks
-from picollm.train.optim import EPS, AdamGroup, Optimizer, OptimizerSettings, muon_update, wide
+from picollm.train.optim import EPS, AdamGroup, Muon, Optimizer, OptimizerSettings, wide
 from picollm.train.spans import span
 
 BUCKET_BYTES = 8 * 2**20
@@ -146,8 +146,8 @@ class ShardedOptimizer:
     def __init__(
         self, groups: dict[str, Named], settings: OptimizerSettings, ranks: Ranks, *, compiled: bool = False
     ) -> None:
-        self.settings, self.ranks, self.compiled = settings, ranks, compiled
-        self._muon: Any = torch.compile(muon_update, dynamic=False) if compiled else muon_update
+        self.settings, self.ranks = settings, ranks
+        self._muon = Muon(settings, compiled)
         shapes: dict[tuple[int, ...], Named] = {}
         for name, p in sorted(groups.get("matrices", []), key=lambda item: backward_order(item[0])):
             shapes.setdefault(tuple(p.shape), []).append((name, p))
@@ -222,12 +222,9 @@ class ShardedOptimizer:
                 bucket.send_values()
         s = self.settings
         for stack in self.stacks:
-            values: list[Any] = [momentum, s.matrix_lr * lr_mult, s.matrix_weight_decay * wd_mult]
-            if self.compiled:  # as 0-d tensors: a float that changes every step would be compiled anew every step
-                values = [torch.tensor(v, dtype=torch.float32, device=stack.momentum.device) for v in values]
-            state = stack.momentum, stack.second
+            now = momentum, s.matrix_lr * lr_mult, s.matrix_weight_decay * wd_mult
             with span("muon"):
-                self._muon(stack.values, stack.gradient, *state, *values, s.muon_beta2, s.muon_dtype)
+                self._muon(stack.values, stack.gradient, stack.momentum, stack.second, *now)
             for bucket in stack.buckets:
                 bucket.send_values()
         with span("gather"):

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from picollm.train.loss import weighted_nll
 from picollm.train.optim import AdamGroup, Optimizer, OptimizerSettings, build_optimizer, muon_update, polar_express
@@ -142,3 +145,40 @@ def test_settings_scale_by_the_rules():
     assert run.x0.lr == pytest.approx(base.x0.lr / 2)
     assert run.smear == base.smear
     assert base.scaled(0.5).smear.lr == pytest.approx(0.1)
+
+
+def trained(optimizer_compiled, steps=3):
+    """(weights, graphs compiled after each step) with other scalars in every step."""
+    model, graphs = small_model(), []
+    optimizer = build_optimizer(model, OptimizerSettings(), compiled=optimizer_compiled)
+    for step in range(steps):
+        g = torch.Generator().manual_seed(step)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=g)
+        optimizer.step(1 - 0.1 * step, 0.85 + 0.01 * step, 1 - 0.2 * step)
+        optimizer.zero_grad()
+        graphs.append(counters["stats"]["unique_graphs"])
+    return model.state_dict(), graphs
+
+
+def test_compiled_it_does_the_same_and_is_compiled_once(monkeypatch):
+    torch.compiler.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    compiled, graphs = trained(True)
+    assert graphs[0] > 0 and len(set(graphs)) == 1
+    plain, _ = trained(False)
+    for name, t in plain.items():
+        torch.testing.assert_close(compiled[name], t, rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_compiler_it_goes_on(monkeypatch):
+    def nothing(*_):
+        raise RuntimeError("Failed to find C compiler\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: nothing)
+    with pytest.warns(UserWarning, match=r"without torch.compile \(Failed to find C compiler\)") as said:
+        compiled, _ = trained(True)
+    assert len(said) == 1
+    plain, _ = trained(False)
+    assert all(torch.equal(compiled[name], t) for name, t in plain.items())
