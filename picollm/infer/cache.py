@@ -20,7 +20,8 @@ class KVCache:
     writes beyond the end may fall there.
 
     Attributes:
-        k, v: (layers, slots, length, G, C).
+        k, v: (layers, slots, G, length, C): what one head reads lies together, which matters once it outgrows the caches
+            of a CPU.
     """
 
     def __init__(
@@ -32,11 +33,12 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        size = (shape.depth, slots, length, shape.kv_heads, shape.head_dim)
+        size = (shape.depth, slots, shape.kv_heads, length, shape.head_dim)
         self.shape, self.slots, self.length = shape, slots, length
         self.k = torch.zeros(size, device=device, dtype=dtype)
         self.v = torch.zeros(size, device=device, dtype=dtype)
-        self.first = torch.arange(slots, device=device) * length  # index of each slot's first place, slots in a row
+        # The index of each head's first place, (slots, 1, G), with all heads of all slots in a row.
+        self.first = (torch.arange(slots * shape.kv_heads, device=device) * length).view(slots, 1, shape.kv_heads)
 
     @staticmethod
     def token_bytes(shape: ModelShape, dtype: torch.dtype) -> int:
@@ -46,25 +48,24 @@ class KVCache:
     def resized(self, slots: int, length: int) -> KVCache:
         """A cache of at least the present size, with what this one holds."""
         new = KVCache(self.shape, slots, length, device=self.k.device, dtype=self.k.dtype)
-        new.k[:, : self.slots, : self.length] = self.k
-        new.v[:, : self.slots, : self.length] = self.v
+        new.k[:, : self.slots, :, : self.length] = self.k
+        new.v[:, : self.slots, :, : self.length] = self.v
         return new
 
     def copy(self, source: int, targets: Sequence[int], tokens: int) -> None:
         """Give slots what the slot `source` holds in its first `tokens` places."""
         for target in targets:
-            self.k[:, target, :tokens] = self.k[:, source, :tokens]
-            self.v[:, target, :tokens] = self.v[:, source, :tokens]
+            self.k[:, target, :, :tokens] = self.k[:, source, :, :tokens]
+            self.v[:, target, :, :tokens] = self.v[:, source, :, :tokens]
 
     def write(self, layer: int, span: Span, k_BTGC: Tensor, v_BTGC: Tensor) -> None:
         """Store the span's keys and values of one layer."""
         for store, new in ((self.k, k_BTGC), (self.v, v_BTGC)):
-            store[layer].flatten(0, 1).index_copy_(0, span.index, new.flatten(0, 1))
+            store[layer].flatten(0, 2).index_copy_(0, span.index, new.flatten(0, 2))
 
     def read(self, layer: int, span: Span) -> tuple[Tensor, Tensor]:
         """Keys and values of the span's rows up to its last place, both (B, G, S, C)."""
-        k, v = self.k[layer, span.rows, : span.keys], self.v[layer, span.rows, : span.keys]
-        return k.transpose(1, 2), v.transpose(1, 2)
+        return self.k[layer][span.rows, :, : span.keys], self.v[layer][span.rows, :, : span.keys]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Span:
     Attributes:
         rows: their slots.
         places: int64 (B or 1, T), positions in the row.
-        index: int64 (B * T), where to write in the cache with its slots in a row.
+        index: int64 (B * T * G), where to write, see `KVCache.first`.
         keys: S, one more than the last place that any of them may see.
         start: first position of each row, one for all or int64 (B,); 0 opens the rows.
         masks: by window, what each query may see, added to the scores, (B, 1, T, S); empty when all rows stand alike.
@@ -96,7 +97,7 @@ class Span:
 def opening(cache: KVCache, slots: Sequence[int], tokens: int) -> Span:
     """Rows that begin: `tokens` places from the first one on. Shorter rows are padded at their end."""
     rows, places = _tensor(slots, cache), torch.arange(tokens, device=cache.k.device)[None]
-    return Span(cache, rows, places, (cache.first[rows][:, None] + places).flatten(), tokens, 0)
+    return Span(cache, rows, places, _index(cache, rows, places), tokens, 0)
 
 
 def continuing(
@@ -108,7 +109,7 @@ def continuing(
     places = places.clamp_(max=cache.length - 1)  # only the padding of a shorter row can lie beyond
     keys = min(max(held) + tokens, cache.length)
     masks = {w: _added(visible(tokens, keys, window=w, start=start, device=start.device), cache) for w in set(windows)}
-    return Span(cache, rows, places, (cache.first[rows][:, None] + places).flatten(), keys, start, masks)
+    return Span(cache, rows, places, _index(cache, rows, places), keys, start, masks)
 
 
 def next_token(cache: KVCache, place_B: Tensor, keys: int, windows: Iterable[int | None], *, alike: bool) -> Span:
@@ -127,7 +128,12 @@ def next_token(cache: KVCache, place_B: Tensor, keys: int, windows: Iterable[int
             if w is not None and w < keys:
                 near = seen_BS & (torch.arange(keys, device=place_B.device) > place_B[:, None] - w)
             masks[w] = _added(near[:, None, None], cache)
-    return Span(cache, slice(0, B), place_B[:, None], cache.first[:B] + place_B, keys, place_B, masks)
+    rows, places = slice(0, B), place_B[:, None]
+    return Span(cache, rows, places, _index(cache, rows, places), keys, place_B, masks)
+
+
+def _index(cache: KVCache, rows: slice | Tensor, places_BT: Tensor) -> Tensor:
+    return (cache.first[rows] + places_BT[..., None]).flatten()
 
 
 def _tensor(numbers: Sequence[int], cache: KVCache) -> Tensor:

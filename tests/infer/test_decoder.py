@@ -87,8 +87,8 @@ def test_a_cache_grows_with_what_it_holds() -> None:
     cache = KVCache(shape, 2, 64)
     cache.k.normal_()
     cache.copy(0, [1], 10)
-    assert torch.equal(cache.k[:, 1, :10], cache.k[:, 0, :10])
+    assert torch.equal(cache.k[:, 1, :, :10], cache.k[:, 0, :, :10])
     larger = cache.resized(4, 128)
-    assert torch.equal(larger.k[:, :2, :64], cache.k) and not larger.k[:, 2:].any()
+    assert torch.equal(larger.k[:, :2, :, :64], cache.k) and not larger.k[:, 2:].any()
     size = larger.k.numel() * larger.k.itemsize + larger.v.numel() * larger.v.itemsize
     assert size == 4 * 128 * KVCache.token_bytes(shape, torch.float32)
