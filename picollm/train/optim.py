@@ -130,18 +130,18 @@ class Muon:
     """`muon_update` with a run's settings; where it is to be compiled and cannot be, `warnings` gets one line."""
 
     def __init__(self, settings: OptimizerSettings, compiled: bool) -> None:
-        self.settings = settings
+        self._constants = settings.muon_beta2, settings.muon_dtype
         self._compiled: Any = torch.compile(muon_update, dynamic=False) if compiled else None
 
     def __call__(self, p_SMN: Tensor, gradient_SMN: Tensor, momentum: Tensor, second: Tensor, *now: Any) -> None:
         """`now`: momentum, learning rate and weight decay of this step."""
-        tensors, s = (p_SMN, gradient_SMN, momentum, second), self.settings
+        tensors, (beta2, dtype) = (p_SMN, gradient_SMN, momentum, second), self._constants
         if self._compiled is not None:
             # As 0-d tensors: a float that changes every step would be compiled anew every step. Filled in on the
             # device: a copy would wait for it.
             filled = [torch.full((), value, dtype=torch.float32, device=momentum.device) for value in now]
             try:
-                self._compiled(*tensors, *filled, s.muon_beta2, s.muon_dtype)
+                self._compiled(*tensors, *filled, beta2, dtype)
                 return
             except torch.OutOfMemoryError:
                 raise  # uncompiled would need more
@@ -149,7 +149,8 @@ class Muon:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
                 warnings.warn(f"the optimizer goes on without torch.compile ({reason})", stacklevel=2)
                 self._compiled = None
-        muon_update(*tensors, *now, s.muon_beta2, s.muon_dtype)
+        momentum_now, lr, decay = now
+        muon_update(*tensors, momentum_now, lr, decay, beta2, dtype)
 
 
 class _Stack:
