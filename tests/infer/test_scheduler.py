@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from picollm.infer import rows, scheduler
 from picollm.infer.cache import KVCache
 from picollm.infer.engine import Engine
+from picollm.infer.graphs import StepGraphs
 from picollm.infer.rows import Chunk, Completion
 from picollm.infer.sampling import Sampling
 from tests.infer.fakes import ByteTokenizer, scripted_engine, tiny_model
@@ -217,3 +218,25 @@ def test_threads_share_one_engine() -> None:
         thread.join(30)
     for k in range(6):
         assert engine.generate([[256, 65 + k]], how, seeds=[k])[0].ids == answers[k]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="capturing works here")
+def test_without_cuda_graphs_steps_run_as_they_are() -> None:
+    said: list[str] = []
+    graphs, state = StepGraphs(said.append), torch.zeros(3)
+    for k in range(3):
+        [got] = graphs.run(k % 2, lambda: [state.add_(1)], [state])
+        assert got.tolist() == [k + 1.0] * 3
+    assert len(said) == 1 and "without CUDA graphs" in said[0] and "\n" not in said[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_captured_steps_say_what_eager_ones_do() -> None:
+    model = tiny_model().cuda()
+    how = Sampling(max_tokens=50, temperature=0.8, logprobs=True)
+    prompts = [[256, *bytes(range(n))] for n in (1, 30, 60)]
+    captured = Engine(model, TOK, dtype=torch.float32)
+    eager = Engine(model, TOK, dtype=torch.float32, ahead=1)
+    eager.scheduler.graphs.works = False
+    got, expected = (engine.generate(prompts, how, seeds=[1, 2, 3]) for engine in (captured, eager))
+    assert captured.scheduler.graphs.works and [a.ids for a in got] == [a.ids for a in expected]
