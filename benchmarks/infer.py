@@ -11,7 +11,6 @@ weights once a step amounts to, the limit at batch 1.
 from __future__ import annotations
 
 import argparse
-import time
 from types import SimpleNamespace
 from typing import Any
 
