@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from picollm.model import fp8
-from picollm.model.attention import attention, visible
+from picollm.model.attention import attention
 from picollm.model.attention_kernels import block_mask
-from picollm.model.cache import KVCache
 from picollm.run.scaling import ModelShape
 
 QK_SCALE = 1.2  # sharpens attention after q and k are normalised
@@ -59,7 +58,6 @@ class Attention(nn.Module):
 
     def __init__(self, shape: ModelShape, layer: int) -> None:
         super().__init__()
-        self.layer = layer
         self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
         self.q = Linear(shape.dim, shape.heads * shape.head_dim)
         self.k = Linear(shape.dim, shape.kv_heads * shape.head_dim)
@@ -67,8 +65,7 @@ class Attention(nn.Module):
         self.proj = Linear(shape.heads * shape.head_dim, shape.dim)
         gated = shape.has_value_embed(layer)
         self.value_gate = Linear(min(VALUE_GATE_CHANNELS, shape.dim), shape.kv_heads) if gated else None
-        self.fused: Tensor | None = None  # q, k and v in one matrix, for generation only (GPT.fuse)
-        self.eight: fp8.Eight | None = None  # the same in 8 bits, for training only
+        self.eight: fp8.Eight | None = None  # q, k and v in 8 bits, for training only
 
     def forward(
         self,
@@ -77,15 +74,13 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         *,
         window: int | None,
-        mask: Tensor | None,
         segments: Tensor | None,
         backend: str,
         blocks: Any,
-        cache: KVCache | None,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H, G, C = self.heads, self.kv_heads, self.head_dim
-        qkv = self._qkv(x_BTD, cached=cache is not None).view(B, T, H + 2 * G, C)
+        qkv = self._qkv(x_BTD).view(B, T, H + 2 * G, C)
         qk, v = qkv[:, :, : H + G], qkv[:, :, H + G :]
         if self.value_gate is not None and value_embed is not None:
             gate = 3 * torch.sigmoid(self.value_gate(x_BTD[..., : self.value_gate.in_features]))
@@ -93,22 +88,15 @@ class Attention(nn.Module):
         qk = norm(apply_rotary(qk, *rotary)) * QK_SCALE
         qk = qk.transpose(1, 2)
         q, k, v = qk[:, :H], qk[:, H:], v.transpose(1, 2)
-        start: int | Tensor = 0
-        if cache is not None:
-            k, v = cache.write(self.layer, k, v)
-            start = cache.bound if cache.uniform else cache.pos
-        out = attention(
-            q, k, v, window=window, start=start, segments=segments, mask=mask, backend=backend, blocks=blocks
-        )
+        out = attention(q, k, v, window=window, segments=segments, backend=backend, blocks=blocks)
         return self.proj(out.transpose(1, 2).reshape(B, T, H * C))
 
-    def _qkv(self, x: Tensor, cached: bool) -> Tensor:
+    def _qkv(self, x: Tensor) -> Tensor:
         """One product for q, k and v: the input is read once, and its gradient is summed inside the GEMM."""
         masters = (self.q.weight, self.k.weight, self.v.weight)
         if self.eight is not None and torch.is_grad_enabled():
             return fp8.product(x, self.eight, *masters)
-        weight = self.fused if cached else None
-        return F.linear(x, (torch.cat(masters) if weight is None else weight).to(x.dtype))
+        return F.linear(x, torch.cat(masters).to(x.dtype))
 
 
 class MLP(nn.Module):
@@ -135,7 +123,7 @@ class Block(nn.Module):
 
 
 def apply_rotary(x_BTHC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel pairs (i, i + C/2) by the angle of the position; cos, sin: (1 or B, T, 1, C/2)."""
+    """Rotate channel pairs (i, i + C/2) by the angle of the position; cos, sin: (1, T, 1, C/2)."""
     a, b = x_BTHC.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
@@ -236,13 +224,6 @@ class GPT(nn.Module):
             groups.setdefault(_group_of(name), []).append((name, p))
         return groups
 
-    @torch.no_grad()
-    def fuse(self) -> None:
-        """Keep q, k and v of each layer as one matrix, used with a cache. A copy: stale once the weights change."""
-        for block in self.each_block():
-            a = block.attn
-            a.fused = torch.cat([a.q.weight, a.k.weight, a.v.weight]).detach()
-
     def weights_changed(self) -> None:
         """To be called after every change of the parameters, such as an optimizer step."""
         if self.eight_bit is not None:
@@ -251,12 +232,11 @@ class GPT(nn.Module):
     def each_block(self) -> Iterator[Block]:
         yield from self.blocks  # type: ignore[misc]
 
-    def hidden(self, ids_BT: Tensor, cache: KVCache | None = None, segments_BT: Tensor | None = None) -> Tensor:
+    def hidden(self, ids_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """Final normed activations (B, T, D) of a batch of rows; the input of `logits`.
 
         Args:
-            ids_BT: int64 token ids; T <= shape.seq_len, counting what the cache already holds.
-            cache: read and extended by T positions when given.
+            ids_BT: int64 token ids; T <= shape.seq_len.
             segments_BT: document numbers; attention and smear then stay inside a document.
         """
         T = ids_BT.shape[1]
@@ -265,24 +245,13 @@ class GPT(nn.Module):
         if self.compute_dtype is not None:
             x = x.to(self.compute_dtype)
         x = norm(x)
-        start: int | Tensor = 0
-        if cache is None:
-            cos, sin = self.cos[None, :T, None], self.sin[None, :T, None]
-        elif cache.uniform:
-            start = cache.bound
-            cos, sin = self.cos[None, start : start + T, None], self.sin[None, start : start + T, None]
-        else:
-            start = cache.pos
-            places = cache.pos[:, None] + torch.arange(T, device=ids_BT.device)
-            places = places.clamp(max=shape.seq_len - 1)  # only the padding of a shorter row can lie beyond
-            cos, sin = self.cos[places][:, :, None], self.sin[places][:, :, None]
+        cos, sin = self.cos[None, :T, None], self.sin[None, :T, None]
         rotary = cos.to(x.dtype), sin.to(x.dtype)
 
         if shape.smear:
-            x = self._smear(x, cache, segments_BT)
-        masks = self._masks(T, start, cache, segments_BT, ids_BT.device)
+            x = self._smear(x, segments_BT)
         blocks = {}
-        if backend == "flex" and cache is None and segments_BT is None and shape.seq_len == T:
+        if backend == "flex" and segments_BT is None and shape.seq_len == T:
             blocks = {w: block_mask(T, w, ids_BT.device) for w in set(self.windows)}
         x0, middle = x, None
         for i, block in enumerate(self.each_block()):
@@ -294,13 +263,11 @@ class GPT(nn.Module):
             window = self.windows[i]
             how: dict[str, Any] = {
                 "window": window,
-                "mask": masks.get(window),
                 "segments": segments_BT,
                 "backend": backend,
                 "blocks": blocks.get(window),
-                "cache": cache,
             }
-            if self.checkpointing and cache is None and torch.is_grad_enabled():
+            if self.checkpointing and torch.is_grad_enabled():
                 # Nothing inside a block is random, so there is no generator to put back.
                 x = checkpoint(block, x, value_embed, rotary, use_reentrant=False, preserve_rng_state=False, **how)
             else:
@@ -309,26 +276,11 @@ class GPT(nn.Module):
                 middle = x
         if shape.backout and middle is not None:
             x = x - self.backout_lambda.to(x.dtype) * middle
-        if cache is not None:
-            cache.advance(T)
         return norm(x)
 
-    def _masks(
-        self, T: int, start: int | Tensor, cache: KVCache | None, segments: Tensor | None, device: torch.device
-    ) -> dict[int | None, Tensor]:
-        """Masks that layers share, by window. Without a cache each layer's mask is left to the backend to fuse."""
-        if cache is None or (cache.uniform and (T == 1 or cache.bound == 0)):
-            return {}
-        keys = cache.bound + T
-        return {w: visible(T, keys, window=w, start=start, device=device) for w in set(self.windows)}
-
-    def _smear(self, x_BTD: Tensor, cache: KVCache | None, segments: Tensor | None) -> Tensor:
+    def _smear(self, x_BTD: Tensor, segments: Tensor | None) -> Tensor:
         """Add a gated share of the previous token's embedding, so that one layer can already see bigrams."""
-        first = cache.previous if cache is not None and cache.previous is not None else None
-        shifted = torch.cat([torch.zeros_like(x_BTD[:, :1]) if first is None else first, x_BTD[:, :-1]], dim=1)
-        if cache is not None:
-            real = cache.real
-            cache.previous = x_BTD[:, -1:] if real is None else x_BTD[cache.rows, real - 1][:, None]
+        shifted = F.pad(x_BTD[:, :-1], (0, 0, 1, 0))
         gate = self.smear_lambda.to(x_BTD.dtype) * torch.sigmoid(
             self.smear_gate(x_BTD[..., : self.smear_gate.in_features])
         )
@@ -342,9 +294,9 @@ class GPT(nn.Module):
         raw = self.lm_head(x_BTD)[..., : self.shape.vocab_size].float()
         return self.shape.softcap * torch.tanh(raw / self.shape.softcap)
 
-    def forward(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor) -> Tensor:
         """`logits(hidden(ids))`: fp32 (B, T, V)."""
-        return self.logits(self.hidden(ids_BT, cache))
+        return self.logits(self.hidden(ids_BT))
 
 
 def _group_of(name: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from picollm.model.attention import attention, visible
-from picollm.model.gpt import GPT, KVCache
+from picollm.model.gpt import GPT
 from picollm.run.scaling import ModelShape
 
 
@@ -123,54 +123,6 @@ def test_segments_are_independent(model: GPT) -> None:
     # Rotary positions are relative, so the second document may stand anywhere.
     assert torch.allclose(both[:, :12], model(x[:, :12]), atol=1e-4)
     assert torch.allclose(both[:, 12:], model(x[:, 12:]), atol=1e-4)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("fused", [False, True])
-def test_cache_says_the_same_as_no_cache(fused: bool) -> None:
-    m = lively(GPT(shape()))
-    x = ids(2, 180)
-    whole = m(x)
-    if fused:
-        m.fuse()
-    cache = KVCache(m.shape, 2, 256)
-    parts = [m(x[:, :150], cache), m(x[:, 150:160], cache)]
-    parts += [m(x[:, t : t + 1], cache) for t in range(160, 180)]
-    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
-
-
-@torch.inference_mode()
-def test_rows_of_different_length_share_a_cache(model: GPT) -> None:
-    lengths = [140, 3, 77]
-    x = ids(3, 160)
-    cache = KVCache(model.shape, 3, 256)
-    cache.expect(lengths)
-    out = model(x[:, :140], cache)
-    for b, n in enumerate(lengths):
-        assert torch.allclose(out[b, n - 1], model(x[b : b + 1, :n])[0, -1], atol=1e-4)
-    rows = torch.arange(3)
-    for step in range(12):
-        now = torch.tensor(lengths) + step
-        out = model(x[rows, now][:, None], cache)
-        for b, n in enumerate(lengths):
-            alone = model(x[b : b + 1, : n + step + 1])[0, -1]
-            assert torch.allclose(out[b, -1], alone, atol=1e-4), (b, step)
-    cache.keep(torch.tensor([0, 2]))
-    now = torch.tensor([152, 89])
-    out = model(x[torch.tensor([0, 2]), now][:, None], cache)
-    assert torch.allclose(out[1, -1], model(x[2:, :90])[0, -1], atol=1e-4)
-
-
-@torch.inference_mode()
-def test_repeated_prompt(model: GPT) -> None:
-    x = ids(1, 20)
-    cache = KVCache(model.shape, 1, 64)
-    model(x, cache)
-    cache.keep(torch.zeros(3, dtype=torch.int64))
-    nexts = torch.tensor([[1], [2], [3]])
-    out = model(nexts, cache)
-    for b in range(3):
-        assert torch.allclose(out[b, -1], model(torch.cat([x, nexts[b : b + 1]], 1))[0, -1], atol=1e-4)
 
 
 def test_bf16_copy_of_the_weights_runs() -> None:
