@@ -258,15 +258,6 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint that can be read: {error}") from error
 
 
-def weights_hash(path: Path) -> str:
-    """sha256 of the weights, as the manifest records it. Raises UserError if it cannot be read."""
-    try:
-        manifest = msgspec.json.decode((path / "manifest.json").read_bytes(), type=Manifest)
-        return manifest.files["model.safetensors"].sha256
-    except (OSError, msgspec.DecodeError, KeyError) as error:
-        raise UserError(f"{path} is not a whole checkpoint: {error!r}") from error
-
-
 def info(path: Path) -> CheckpointInfo:
     """What the save that made `path` left behind, in no time. Raises UserError if it cannot be read."""
     try:

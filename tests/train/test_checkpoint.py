@@ -41,7 +41,7 @@ def test_what_comes_back_is_what_was_saved(tmp_path):
         assert torch.equal(other.state_dict()[name], tensor), name
     for name, tensor in optimizer.state_dict().items():
         assert torch.equal(other_optimizer.state_dict()[name], tensor), name
-    assert checkpoint.weights_hash(info.path) == info.hash
+    assert checkpoint.info(info.path).hash == info.hash
 
 
 def test_a_model_can_be_built_from_its_checkpoint(tmp_path):

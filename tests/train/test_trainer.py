@@ -50,7 +50,7 @@ def test_a_stage_from_beginning_to_end(tmp_path):
     assert summary.step == STEPS and summary.resumed_from == 0
     assert [args[0] for args in ctx.of("checkpoint")] == [5, 10, 12]
     assert summary.checkpoint == tmp_path / "step-000012"
-    assert summary.hash == checkpoint.weights_hash(summary.checkpoint)
+    assert summary.hash == checkpoint.info(summary.checkpoint).hash
     assert [args[0] for args in ctx.of("phase")] == ["load", "train", "save"]
     assert len(ctx.losses()) == STEPS and ctx.losses()[-1] < ctx.losses()[0]
     assert ctx.of("resumed") == [(0,)]
