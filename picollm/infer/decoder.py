@@ -9,6 +9,8 @@ Shape legend: B rows, T positions, D model width, V vocabulary, H query heads, G
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +34,7 @@ class Decoder:
         scaled = torch.stack([torch.cat([model.cos, model.cos], -1), torch.cat([-model.sin, model.sin], -1)], dim=1)
         self.rotary = (QK_SCALE * scaled).to(dtype)[:, :, None]  # (seq_len, 2, 1, C)
         self._weights: dict[str, Tensor] = {}
+        self._blocked: dict[str, Tensor] = {}  # on a CPU, a second copy of the matrices in the layout of its kernels
         self.refresh(model)
 
     @property
@@ -58,6 +61,10 @@ class Decoder:
                 self._weights[name] = value.to(self.dtype)
             elif held.data_ptr() != value.data_ptr():
                 held.copy_(value)
+        matrices = {n: w for n, w in self._weights.items() if n.startswith(("blocks.", "lm_head")) and w.dim() == 2}
+        self._blocked = {}
+        if self.device.type == "cpu" and _blocked_products_work(self.dtype):
+            self._blocked = {n: torch.ops.mkldnn._reorder_linear_weight(w, None) for n, w in matrices.items()}
 
     def hidden(self, ids: Tensor, span: Span | None = None) -> Tensor:
         """Final normed activations (B, T, D), and the cache of `span` extended by these tokens.
@@ -113,7 +120,10 @@ class Decoder:
         return self._product(x_BTD, "lm_head.weight").float().div_(cap).tanh_().mul_(cap)
 
     def _product(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self._weights[name])
+        blocked = self._blocked.get(name)
+        if blocked is None or (x.dtype == torch.float32 and x.numel() == x.shape[-1]):  # no faster for a single vector
+            return F.linear(x, self._weights[name])
+        return torch.ops.mkldnn._linear_pointwise(x, blocked, None, "none", [], "")
 
     def _attend(self, layer: int, q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, span: Span | None) -> Tensor:
         """Attention over what the rows hold, these tokens included: (B, T, H * C)."""
@@ -135,3 +145,14 @@ class Decoder:
         # The one query of each head in a group is a row of its group: no keys are copied.
         out = F.scaled_dot_product_attention(q_BTHC.view(B, G, H // G, C), k, v, attn_mask=mask)
         return out.reshape(B, 1, H * C)
+
+
+@functools.cache
+def _blocked_products_work(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's products with a matrix in its own layout run here, and are right; they need not pack it."""
+    x, w = torch.ones(4, 64, dtype=dtype), torch.eye(64, dtype=dtype)[:48]
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(w, None)
+        return torch.equal(torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""), F.linear(x, w))
+    except (AttributeError, RuntimeError):  # another build, another processor
+        return False

@@ -92,3 +92,15 @@ def test_a_cache_grows_with_what_it_holds() -> None:
     assert torch.equal(larger.k[:, :2, :, :64], cache.k) and not larger.k[:, 2:].any()
     size = larger.k.numel() * larger.k.itemsize + larger.v.numel() * larger.v.itemsize
     assert size == 4 * 128 * KVCache.token_bytes(shape, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_products_without_the_layout_of_the_cpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = tiny_model(), torch.arange(40).view(2, 20)
+    usual = Decoder(model, dtype)
+    monkeypatch.setattr("picollm.infer.decoder._blocked_products_work", lambda dtype: False)
+    plain = Decoder(model, dtype)
+    assert not plain._blocked
+    error = 2e-4 if dtype == torch.float32 else 0.2
+    torch.testing.assert_close(usual.logits(usual.hidden(ids)), plain.logits(plain.hidden(ids)), atol=error, rtol=error)
