@@ -1,6 +1,7 @@
 """The models of one process, and the one thread that runs them.
 
-All generation happens in a single worker thread that gives each open stream one token in turn: streams interleave
+All generation happens in a single worker thread that asks each open stream for its next piece in turn. The first one of
+a model to be asked has its engine decode a token for all of them, which the others then find ready: streams interleave
 fairly, the event loop never waits for a model, and on a CPU two streams do not fight over the same cores.
 """
 
