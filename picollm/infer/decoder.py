@@ -34,7 +34,9 @@ class Decoder:
         scaled = torch.stack([torch.cat([model.cos, model.cos], -1), torch.cat([-model.sin, model.sin], -1)], dim=1)
         self.rotary = (QK_SCALE * scaled).to(dtype)[:, :, None]  # (seq_len, 2, 1, C)
         self._weights: dict[str, Tensor] = {}
-        self._blocked: dict[str, Tensor] = {}  # on a CPU, a second copy of the matrices in the layout of its kernels
+        # On a CPU, copies of the matrices: in the layout of its kernels, and transposed for products with one vector.
+        self._blocked: dict[str, Tensor] = {}
+        self._transposed: dict[str, Tensor] = {}
         self.refresh(model)
 
     @property
@@ -62,7 +64,9 @@ class Decoder:
             elif held.data_ptr() != value.data_ptr():
                 held.copy_(value)
         matrices = {n: w for n, w in self._weights.items() if n.startswith(("blocks.", "lm_head")) and w.dim() == 2}
-        self._blocked = {}
+        self._blocked, self._transposed = {}, {}
+        if self.device.type == "cpu" and self.dtype == torch.float32:
+            self._transposed = {n: w.t().contiguous() for n, w in matrices.items()}
         if self.device.type == "cpu" and _blocked_products_work(self.dtype):
             self._blocked = {n: torch.ops.mkldnn._reorder_linear_weight(w, None) for n, w in matrices.items()}
 
@@ -120,10 +124,11 @@ class Decoder:
         return self._product(x_BTD, "lm_head.weight").float().div_(cap).tanh_().mul_(cap)
 
     def _product(self, x: Tensor, name: str) -> Tensor:
-        blocked = self._blocked.get(name)
-        if blocked is None or (x.dtype == torch.float32 and x.numel() == x.shape[-1]):  # no faster for a single vector
-            return F.linear(x, self._weights[name])
-        return torch.ops.mkldnn._linear_pointwise(x, blocked, None, "none", [], "")
+        if x.numel() == x.shape[-1] and name in self._transposed:
+            return x @ self._transposed[name]
+        if name in self._blocked:
+            return torch.ops.mkldnn._linear_pointwise(x, self._blocked[name], None, "none", [], "")
+        return F.linear(x, self._weights[name])
 
     def _attend(self, layer: int, q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, span: Span | None) -> Tensor:
         """Attention over what the rows hold, these tokens included: (B, T, H * C)."""
