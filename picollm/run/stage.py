@@ -192,7 +192,14 @@ def main(name: str, work: Callable[[StageContext], Outcome]) -> NoReturn:
         from picollm.run.launch import launch_here
 
         sys.exit(launch_here(options.run, name, fresh=options.fresh))
-    sys.exit(_attend(name, work, options.run.absolute(), options.attempt, options.fresh))
+    code = _attend(name, work, options.run.absolute(), options.attempt, options.fresh)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Everything is written and closed. Taking the interpreter down under the threads of torch and its ranks has
+        # been seen to abort, and then torchrun reports a failure of what went well.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _attend(name: str, work: Callable[[StageContext], Outcome], folder: Path, attempt: int, fresh: bool) -> int:

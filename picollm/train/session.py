@@ -8,7 +8,7 @@ from typing import Any
 
 from picollm.model.gpt import GPT
 from picollm.run import memory, pipeline, plan
-from picollm.run.errors import UserError
+from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import fingerprint
 from picollm.run.scaling import ModelShape, flops_per_token, num_params
 from picollm.run.stage import Outcome, StageContext
@@ -77,27 +77,31 @@ class Session:
         ctx, machine = self.ctx, self.ctx.config.machine
         made_from = fingerprint({"settings": ctx.fingerprint, **content}) if content else ctx.fingerprint
         folder = ctx.run.dir / pipeline.CHECKPOINT_FOLDERS[ctx.name]
-        done = train_stage(
-            ctx,
-            model=self.model,
-            batches=batches,
-            settings=TrainSettings(
-                schedule=schedule,
-                optimizer=self.optimizer_settings(lr),
-                compute=self.compute,
-                save_every=getattr(ctx.config, ctx.name).save_every,
-                keep=Keep(machine.keep_last, machine.keep_best, machine.milestones),
-                ahead=ahead,
-                fresh=ctx.fresh,
-                planned_tok_s=planned_tok_s(ctx, self.model),
-            ),
-            checkpoint_dir=folder,
-            meta={"fingerprint": made_from, "tokenizer": self.tokenizer.hash, "run": ctx.run.name},
-            ranks=self.ranks,
-            init_from=ctx.output(parent, "checkpoint") if parent else None,
-            evals=evals,
-            extra_metrics=extra_metrics,
-        )
+        try:
+            done = train_stage(
+                ctx,
+                model=self.model,
+                batches=batches,
+                settings=TrainSettings(
+                    schedule=schedule,
+                    optimizer=self.optimizer_settings(lr),
+                    compute=self.compute,
+                    save_every=getattr(ctx.config, ctx.name).save_every,
+                    keep=Keep(machine.keep_last, machine.keep_best, machine.milestones),
+                    ahead=ahead,
+                    fresh=ctx.fresh,
+                    planned_tok_s=planned_tok_s(ctx, self.model),
+                ),
+                checkpoint_dir=folder,
+                meta={"fingerprint": made_from, "tokenizer": self.tokenizer.hash, "run": ctx.run.name},
+                ranks=self.ranks,
+                init_from=ctx.output(parent, "checkpoint") if parent else None,
+                evals=evals,
+                extra_metrics=extra_metrics,
+            )
+        except StopRequested:
+            self.ranks.close()
+            raise
         self.ranks.close()
         figures = {
             key: getattr(done, key)

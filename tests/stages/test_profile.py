@@ -15,7 +15,7 @@ from tests.stages.conftest import Workplace
 
 
 def files(run: Run) -> dict[str, float]:
-    return {str(path): path.stat().st_mtime for path in run.dir.rglob("*")}
+    return {str(path): path.stat().st_mtime for path in run.dir.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow
