@@ -11,7 +11,6 @@ weights once a step amounts to, the limit at batch 1.
 from __future__ import annotations
 
 import argparse
-from types import SimpleNamespace
 from typing import Any
 
 HEAD = ("precision", "rows", "prompt", "first token", "prefill tok/s", "decode tok/s", "a step", "bandwidth")
@@ -60,23 +59,15 @@ def make_engine(options: argparse.Namespace, device: Any, precision: str) -> Any
     import torch
 
     from picollm.infer.engine import Engine
+    from picollm.infer.rows import Mute
     from picollm.model.gpt import GPT
     from picollm.run.scaling import shape_for
 
     shape = shape_for(options.depth, options.vocab, options.seq, dim=options.dim, head_dim=options.head_dim)
     model = GPT(shape)
     model.init_weights(0)
-    ids: Any = SimpleNamespace(
-        vocab_size=shape.vocab_size,
-        bos_id=shape.vocab_size,  # out of reach: no answer ends early
-        special=lambda name: shape.vocab_size,
-        is_special=lambda token: False,
-        encode=lambda text: [0],
-        decode=lambda ids: "",
-        decode_bytes=lambda ids: b"x",
-    )
     dtype = getattr(torch, precision)
-    return Engine(model.to(device), ids, dtype=dtype, live=False, max_rows=max(options.rows))
+    return Engine(model.to(device), Mute(shape.vocab_size), dtype=dtype, live=False, max_rows=max(options.rows))
 
 
 def measure(engine: Any, rows: int, prompt: int, tokens: int) -> tuple[float, float]:

@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
 import torch
 
 from picollm.data import own_text
 from picollm.infer.engine import Engine
+from picollm.infer.rows import Mute
 from picollm.infer.sampling import Sampling
 from picollm.model.gpt import GPT
 from picollm.run import estimate, memory, plan
@@ -271,16 +271,7 @@ def _decode_rate(ctx: StageContext, shape: ModelShape, ranks: Ranks, all_rows: i
     rows = -(-all_rows // ranks.world)
     model = GPT(shape).to(ranks.device)
     model.init_weights(0)
-    ids = SimpleNamespace(
-        vocab_size=shape.vocab_size,
-        bos_id=shape.vocab_size,  # out of reach: no answer ends early
-        special=lambda name: shape.vocab_size,
-        is_special=lambda token: False,
-        encode=lambda text: [0],
-        decode=lambda ids: "",
-        decode_bytes=lambda ids: b"x",
-    )
-    engine = Engine(model, ids)
+    engine = Engine(model, Mute(shape.vocab_size))
     prompts: Sequence[list[int]] = [[(7 * row + 3 * at) % 200 for at in range(PROMPT_TOKENS)] for row in range(rows)]
     sampling = Sampling(max_tokens=DECODE_TOKENS, temperature=1.0, top_k=50)
     engine.generate(prompts, sampling)

@@ -31,6 +31,29 @@ class Vocabulary(Protocol):
     def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
 
 
+class Mute:
+    """A vocabulary without words, to time random weights with: no answer ends early, and none says anything."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.bos_id = vocab_size  # out of the model's reach
+
+    def special(self, name: str) -> int:
+        return self.bos_id
+
+    def is_special(self, token: int) -> bool:
+        return False
+
+    def encode(self, text: str) -> list[int]:
+        return [0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return ""
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        return b""
+
+
 @dataclass
 class Completion:
     """A finished answer.
