@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from picollm.infer.engine import Engine
+from picollm.infer.rows import Chunk
 from picollm.run.errors import UserError
 
 _END = object()
@@ -122,6 +123,43 @@ class _Task:
         return False
 
 
+class _Mail:
+    """From the worker's thread to one coroutine; however much comes, the event loop is woken once until it looks."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._here = loop, asyncio.Event()
+        self._lock = threading.Lock()
+        self._items: list[tuple[int, Any]] = []
+
+    def put(self, index: int, item: Any) -> bool:
+        """False when the event loop has been closed."""
+        with self._lock:
+            self._items.append((index, item))
+            if len(self._items) > 1:
+                return True  # on its way already
+        try:
+            self._loop.call_soon_threadsafe(self._here.set)
+        except RuntimeError:
+            return False
+        return True
+
+    async def take(self) -> list[tuple[int, Any]]:
+        """All that came since, in order, neighbouring chunks of one job joined."""
+        await self._here.wait()
+        self._here.clear()
+        with self._lock:
+            items, self._items = self._items, []
+        joined: list[tuple[int, Any]] = []
+        for index, item in items:
+            if isinstance(item, Chunk) and joined and joined[-1][0] == index and isinstance(joined[-1][1], Chunk):
+                before = joined[-1][1]
+                text, ids = before.text + item.text, before.ids + item.ids
+                joined[-1] = (index, Chunk(text, ids, before.logprobs + item.logprobs))
+            else:
+                joined.append((index, item))
+        return joined
+
+
 class Worker:
     """One daemon thread that advances jobs in turn, an item each. A job is a function that returns an iterator."""
 
@@ -140,16 +178,16 @@ class Worker:
     async def run(self, jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Any]]:
         """Run jobs side by side and yield (index of the job, item) as they come.
 
-        An exception of a job is raised here. Leaving the iteration early, for whatever reason, cancels all of them.
+        Chunks of a job that came since the last look are one chunk: whoever is behind catches up, and does not hold up
+        the others. An exception of a job is raised here. Leaving the iteration early, for whatever reason, cancels all
+        of them.
         """
-        loop, queue, cancel = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]](), threading.Event()
+        mail, cancel = _Mail(asyncio.get_running_loop()), threading.Event()
 
         def deliver_to(index: int) -> Callable[[Any], None]:
             def deliver(item: Any) -> None:
-                try:
-                    loop.call_soon_threadsafe(queue.put_nowait, (index, item))
-                except RuntimeError:  # the event loop has been closed: nobody waits
-                    cancel.set()
+                if not mail.put(index, item):
+                    cancel.set()  # nobody waits
 
             return deliver
 
@@ -157,13 +195,13 @@ class Worker:
         try:
             left = len(jobs)
             while left:
-                index, item = await queue.get()
-                if item is _END:
-                    left -= 1
-                elif isinstance(item, Exception):
-                    raise item
-                else:
-                    yield index, item
+                for index, item in await mail.take():
+                    if item is _END:
+                        left -= 1
+                    elif isinstance(item, Exception):
+                        raise item
+                    else:
+                        yield index, item
         finally:
             cancel.set()
 
