@@ -133,23 +133,18 @@ class Decoder:
     def _attend(self, layer: int, q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, span: Span | None) -> Tensor:
         """Attention over what the rows hold, these tokens included: (B, T, H * C)."""
         B, T, H, C = q_BTHC.shape
-        G, window = k_BTGC.shape[2], self.windows[layer]
+        window = self.windows[layer]
         if span is not None:
             span.cache.write(layer, span, k_BTGC, v_BTGC)
         if span is None or span.opens:
             q, k, v = (x.transpose(1, 2) for x in (q_BTHC, k_BTGC, v_BTGC))
             out = attention(q, k, v, window=window, backend=self.backend)
-            return out.transpose(1, 2).reshape(B, T, H * C)
-        k, v = span.cache.read(layer, span)
-        mask = span.masks.get(window)
-        if T > 1:
-            out = F.scaled_dot_product_attention(q_BTHC.transpose(1, 2), k, v, attn_mask=mask, enable_gqa=G != H)
-            return out.transpose(1, 2).reshape(B, T, H * C)
-        if mask is None and window is not None and window < span.keys:
-            k, v = k[:, :, -window:], v[:, :, -window:]
-        # The one query of each head in a group is a row of its group: no keys are copied.
-        out = F.scaled_dot_product_attention(q_BTHC.view(B, G, H // G, C), k, v, attn_mask=mask)
-        return out.reshape(B, 1, H * C)
+        else:
+            k, v = span.cache.read(layer, span)
+            # Without a mask it is one token for rows that all stand alike, at the last of the keys read.
+            last, mask = span.keys - 1, span.masks.get(window)
+            out = attention(q_BTHC.transpose(1, 2), k, v, window=window, start=last, mask=mask, backend="sdpa")
+        return out.transpose(1, 2).reshape(B, T, H * C)
 
 
 @functools.cache

@@ -90,7 +90,8 @@ def attention(
         window: how many positions a query sees, its own included; None or >= S is full attention.
         start: position of the first query (0 in training); with a cache, how many keys each row held before.
         segments: (B, T) document numbers that attention must not cross.
-        mask: precomputed `visible(...)` of the same arguments, so that layers can share one.
+        mask: precomputed `visible(...)` of the same arguments, so that layers can share one; for `sdpa` also what is to
+            be added to the scores.
         backend: one of `BACKENDS`.
         blocks: `attention_kernels.block_mask` of the same window, which only `flex` reads.
 
@@ -119,6 +120,9 @@ def attention(
         mask = visible(T, S, window=window, start=start, segments=segments, device=q_BHTD.device)
 
     if backend != "explicit":
+        if T == 1:  # the one query of each head in a group is a row of its group: no keys are copied
+            out = F.scaled_dot_product_attention(q_BHTD.reshape(B, G, H // G, D), k_BGSD, v_BGSD, attn_mask=mask)
+            return out.reshape(B, H, T, D)
         return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, enable_gqa=G != H)
 
     if G != H:
