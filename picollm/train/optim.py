@@ -256,17 +256,28 @@ class Optimizer:
                     buffer[i].copy_(state[f"{name}.{key}"])
                     left.discard(f"{name}.{key}")
         for name, p in self.adam_params.items():
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state]
-            if keys and len(keys) < 3:
-                raise KeyError(f"optimizer state of {name} is incomplete: only {', '.join(keys)}")
-            if self.adam is None or not keys:
-                continue
-            self.adam.state[p] = {
-                key: state[f"{name}.{key}"].detach().clone().to(p.device, torch.float32) for key in keys
-            }
-            left.difference_update(f"{name}.{key}" for key in keys)
-        if left:
-            raise KeyError(f"optimizer state for unknown parameters: {', '.join(sorted(left)[:3])}")
+            saved = take_adam(state, name, left) if self.adam else {}
+            if self.adam and saved:
+                self.adam.state[p] = {key: t.detach().clone().to(p.device, torch.float32) for key, t in saved.items()}
+        refuse_unknown(left)
+
+
+def take_adam(state: dict[str, Tensor], name: str, left: set[str]) -> dict[str, Tensor]:
+    """AdamW's part of a saved state for one parameter, by its own keys, taken off `left`; empty before the first step.
+
+    KeyError when some of it is missing.
+    """
+    found = {key: state[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state}
+    if found and len(found) < 3:
+        raise KeyError(f"optimizer state of {name} is incomplete: only {', '.join(found)}")
+    left.difference_update(f"{name}.{key}" for key in found)
+    return found
+
+
+def refuse_unknown(left: set[str]) -> None:
+    """KeyError for what no parameter took of a saved state."""
+    if left:
+        raise KeyError(f"optimizer state for unknown parameters: {', '.join(sorted(left)[:3])}")
 
 
 def wide(t: Tensor) -> Tensor:

@@ -22,7 +22,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from picollm.train.device import Ranks
-from picollm.train.optim import EPS, AdamGroup, Muon, Optimizer, OptimizerSettings, wide
+from picollm.train.optim import (
+    EPS,
+    AdamGroup,
+    Muon,
+    Optimizer,
+    OptimizerSettings,
+    refuse_unknown,
+    take_adam,
+    wide,
+)
 from picollm.train.spans import span
 
 BUCKET_BYTES = 8 * 2**20
@@ -266,18 +275,13 @@ class ShardedOptimizer:
                     left.difference_update(f"{name}.{key}" for name in bucket.names)
         for bucket in self.tables:
             (name,) = bucket.names
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state]
-            if keys and len(keys) < 3:
-                raise KeyError(f"optimizer state of {name} is incomplete: only {', '.join(keys)}")
-            if self.adam is None or not keys:
-                continue
-            device = bucket.values.device
-            own = {key: bucket.owned([state[f"{name}.{key}"]]) for key in ("exp_avg", "exp_avg_sq")}
-            own["step"] = state[f"{name}.step"].detach().clone()
-            self.adam.state[bucket.values] = {key: value.to(device, torch.float32) for key, value in own.items()}
-            left.difference_update(f"{name}.{key}" for key in keys)
-        if left:
-            raise KeyError(f"optimizer state for unknown parameters: {', '.join(sorted(left)[:3])}")
+            saved = take_adam(state, name, left) if self.adam else {}
+            if self.adam and saved:
+                own = {key: bucket.owned([saved[key]]) for key in ("exp_avg", "exp_avg_sq")}
+                own["step"] = saved["step"].detach().clone()
+                device = bucket.values.device
+                self.adam.state[bucket.values] = {key: t.to(device, torch.float32) for key, t in own.items()}
+        refuse_unknown(left)
 
 
 AnyOptimizer: TypeAlias = Optimizer | ShardedOptimizer

@@ -74,7 +74,6 @@ class Watch:
     _speeds: deque[float] = field(default_factory=lambda: deque(maxlen=SLOW_STEPS))
     _block: list[float] = field(default_factory=list)
     _blocks: list[float] = field(default_factory=list)
-    _steps: int = 0
     _tokens: int = 0
     _high: int = 0
     _high_norms: int = 0
@@ -90,7 +89,6 @@ class Watch:
 
         `timed`: the seconds mean something (no compiling among them). A skipped step is not shown to the watch.
         """
-        self._steps += 1
         self._tokens += tokens
         found: list[Notice] = []
         if self.stage != "rl":
