@@ -83,15 +83,7 @@ class Joiner:
         argv = launch.stage_command(run, task.stage, task.attempt, task.nproc, task.fresh, self.place, hosts)
         console = run.stage_dir(task.stage) / f"attempt-{task.attempt:03d}.node-{self.place.rank}.console.log"
         self._say(f"{task.stage}: attempt {task.attempt}, {task.nproc} ranks here; console in {console.name}")
-        with open(console, "ab") as log:
-            self.child = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=launch.child_environment() | nodes.environment(met.address),
-            )
+        self.child = launch.spawn_detached(argv, console, nodes.environment(met.address))
         if not lease.is_held(run.lock_file(task.stage)):
             self._say(
                 "warning: file locks do not reach this machine; mount the file system with them (Lustre: -o flock)"

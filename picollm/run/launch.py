@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from picollm.run import config as settings
@@ -80,8 +81,10 @@ def stage_command(
     return [sys.executable, *tail]
 
 
-def spawn_detached(argv: list[str], console: Path) -> subprocess.Popen[bytes]:
-    """Start a process that outlives us, our terminal and our SSH connection."""
+def spawn_detached(
+    argv: list[str], console: Path, environment: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a process that outlives us, our terminal and our SSH connection; `environment` is added to ours."""
     console.parent.mkdir(parents=True, exist_ok=True)
     with open(console, "ab") as log:
         return subprocess.Popen(
@@ -90,7 +93,8 @@ def spawn_detached(argv: list[str], console: Path) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=child_environment(),
+            pass_fds=pass_fds,
+            env=child_environment() | dict(environment or {}),
         )
 
 
@@ -155,18 +159,10 @@ class _Launcher:
         except UserError as error:
             ev.append(run.events_file(name, attempt), ev.Failed(error=str(error), code=2))
             raise
-        with open(run.console_file(name, attempt), "ab") as console:
-            if not self.lock.share():
-                raise UserError(f"{run.name}: stage '{name}' is being started by somebody else")
-            self.child = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-                start_new_session=True,
-                pass_fds=(self.lock.fd,),
-                env=child_environment() | environment | {lease.INHERITED: str(self.lock.fd)},
-            )
+        if not self.lock.share():
+            raise UserError(f"{run.name}: stage '{name}' is being started by somebody else")
+        environment = environment | {lease.INHERITED: str(self.lock.fd)}
+        self.child = spawn_detached(argv, run.console_file(name, attempt), environment, (self.lock.fd,))
         who = lease.identify(self.child.pid)
         self._say(ev.Launched(stage=name, attempt=attempt, argv=argv, **who._asdict()))
         sinks.start(run, config, spawn_detached)

@@ -205,7 +205,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from tests.train import test_trainer as t
 from tests.train.conftest import counting_batches
@@ -214,6 +214,10 @@ import torch
 torch.set_num_threads(int(sys.argv[5])); set_deterministic(True)
 def batches(step):
     if step == int(sys.argv[3]):
+        # saves are written beside the training: die once that of step 6 stands
+        deadline = time.monotonic() + 60
+        while not (Path(sys.argv[1]) / "step-000006").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return counting_batches(step)
 t.train(Path(sys.argv[1]), batches=batches, save_steps=3, precision=sys.argv[2], compiled=sys.argv[4] == "compiled")
