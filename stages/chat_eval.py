@@ -27,8 +27,9 @@ from picollm.train.session import start_ranks
 
 
 def tasks(ctx: StageContext) -> dict[str, Task]:
-    """What SFT and RL practised, as far as it has held-out items."""
-    names = dict.fromkeys([*ctx.config.midtrain.mixture, *ctx.config.sft.mixture, ctx.config.rl.task])
+    """What SFT and RL practised and what `chat_eval.tasks` adds, as far as it has held-out items."""
+    config = ctx.config
+    names = dict.fromkeys([*config.midtrain.mixture, *config.sft.mixture, config.rl.task, *config.chat_eval.tasks])
     rows = str(ctx.output("identity", "rows"))
     made = {}
     for name in names:
@@ -45,7 +46,8 @@ def work(ctx: StageContext) -> Outcome:
     table, samples = ranks.share(_kept(ctx, unfinished) if ctx.rank == 0 else None)
     questions = ranks.share(ctx.run.prompts())
     todo, settings = tasks(ctx), ctx.config.chat_eval
-    items = {name: min(settings.items, len(task.heldout())) for name, task in todo.items()}
+    most = {name: settings.tasks.get(name) or settings.items for name in todo}
+    items = {name: min(most[name], len(task.heldout())) for name, task in todo.items()}
     total = sum(items.values()) * len(pipeline.MODEL_STAGES)
     done = sum(cell["n"] for cells in table.values() for cell in cells.values())
 
@@ -76,7 +78,7 @@ def work(ctx: StageContext) -> Outcome:
                 task,
                 engine,
                 tokenizer,
-                settings.items,
+                most[name],
                 max_new_tokens=settings.max_tokens or None,
                 on_progress=partial(look, asked=items[name]),
             )

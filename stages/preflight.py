@@ -167,6 +167,9 @@ def check_settings(run: Run) -> None:
             raise UserError(f"{table}.mixture is empty: give it tasks, or set {table}.custom")
     with _naming("rl.task"):
         make(wishes.rl.task)
+    for name in wishes.chat_eval.tasks:
+        with _naming("chat_eval.tasks"):
+            make(name)
     if wishes.identity.file:
         with _naming("identity.file"):
             identity.verify(Path(wishes.identity.file).expanduser())

@@ -188,6 +188,10 @@ class RlConfig(msgspec.Struct, kw_only=True):
 
 
 class ChatEvalConfig(msgspec.Struct, kw_only=True):
+    tasks: Annotated[
+        dict[str, Annotated[int, Meta(ge=0)]],
+        _meta("asked besides what the run practises, with the items of each; 0: as many as items", "items"),
+    ] = msgspec.field(default_factory=dict)
     items: Annotated[int, _meta("held-out items per task", "items", ge=8, le=10**6)] = 120
     max_tokens: Annotated[int, _meta("longest answer; 0: each task's own", "tokens", ge=0, le=1 << 16)] = 0
 

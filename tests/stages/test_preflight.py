@@ -44,6 +44,7 @@ def test_the_shipped_settings_pass(run: Run) -> None:
     ("sets", "says"),
     [
         ("sft.mixture={speling = 10}", "sft.mixture: unknown task 'speling'"),
+        ("chat_eval.tasks={speling = 0}", "chat_eval.tasks: unknown task 'speling'"),
         ("midtrain.mixture={'arithmetic:digitz=3' = 10}", "midtrain.mixture: task 'arithmetic'.*digitz"),
         ("midtrain.mixture={}", "midtrain.mixture is empty"),
         ("rl.task=arithmetic:digits=many", "rl.task: task 'arithmetic'"),
