@@ -66,11 +66,15 @@ class Sampling(msgspec.Struct, frozen=True):
 
 
 class TokenLogprob(NamedTuple):
-    """One sampled token: its log-probability, and the likeliest tokens at its place with theirs, likeliest first."""
+    """One sampled token: its log-probability, and the likeliest tokens at its place with theirs, likeliest first.
+
+    `entropy`: of the distribution at its place, in nats; like the others before temperature and truncation.
+    """
 
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    entropy: float = 0.0
 
 
 def row_seed(*parts: int) -> int:
@@ -168,15 +172,20 @@ def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty_B: Tensor) -> Tensor:
 
 
 class Logprobs(NamedTuple):
-    """Natural logarithms of probabilities: of the chosen tokens (B,), and the likeliest ids and theirs (B, top)."""
+    """Natural logarithms of probabilities: of the chosen tokens (B,), and the likeliest ids and theirs (B, top).
+
+    `entropy`: of each row's distribution in nats, (B,).
+    """
 
     chosen: Tensor
     ids: Tensor
     values: Tensor
+    entropy: Tensor
 
 
 def logprobs_of(logits_BV: Tensor, tokens_B: Tensor, top: int = 0) -> Logprobs:
     """The chosen tokens under the untouched distribution, and the `top` likeliest beside them."""
-    scale_B1 = torch.logsumexp(logits_BV, dim=-1, keepdim=True)
-    values, ids = torch.topk(logits_BV, min(top, logits_BV.shape[-1]), dim=-1)
-    return Logprobs((logits_BV.gather(1, tokens_B[:, None]) - scale_B1)[:, 0], ids, values - scale_B1)
+    logp_BV = torch.log_softmax(logits_BV, dim=-1)
+    values, ids = torch.topk(logp_BV, min(top, logits_BV.shape[-1]), dim=-1)
+    entropy = -(logp_BV.exp() * logp_BV).sum(dim=-1)
+    return Logprobs(logp_BV.gather(1, tokens_B[:, None])[:, 0], ids, values, entropy)

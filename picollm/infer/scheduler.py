@@ -404,8 +404,10 @@ class Scheduler:
             if request.sampling.logprobs:
                 top = request.sampling.top_logprobs
                 records = [
-                    TokenLogprob(token, chosen[row], tuple(zip(ids[row][:top], values[row][:top], strict=True)))
-                    for token, (chosen, ids, values) in zip(tokens[row], scores, strict=True)
+                    TokenLogprob(
+                        token, chosen[row], tuple(zip(ids[row][:top], values[row][:top], strict=True)), entropy[row]
+                    )
+                    for token, (chosen, ids, values, entropy) in zip(tokens[row], scores, strict=True)
                 ]
             try:
                 request.push(tokens[row], records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numpy as np
 import pytest
 import torch
@@ -107,6 +108,9 @@ def test_logprobs() -> None:
     assert more.ids.tolist() == [[1, 3]]
     assert more.values[0].tolist() == pytest.approx([float(expected[1]), float(expected[3])])
     assert logprobs_of(torch.tensor([LOGITS]), torch.tensor([3]), top=20).ids.shape == (1, 5)
+    assert plain.entropy.tolist() == pytest.approx([-float((expected.exp() * expected).sum())])
+    even = logprobs_of(torch.zeros(1, 8), torch.tensor([3]))
+    assert even.entropy.tolist() == pytest.approx([math.log(8)])
 
 
 SETTINGS = st.builds(
