@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picollm.data.chat_loader import ChatLoader
+from picollm.run.errors import UserError
 
 PAD, T = 0, 12
 Conversation = tuple[list[int], list[int]]
@@ -84,3 +85,32 @@ def test_epochs_are_counted(rows: int, step: int, epochs: float) -> None:
 def test_more_rows_than_an_epoch_has() -> None:
     inputs, _, _, denom = loaded([T + 1], 3).batch(0)
     assert np.array_equal(inputs[0], inputs[1]) and len(inputs) == 3 and denom == 3 * (T + 1 - (T + 1) // 2)
+
+
+def test_one_that_is_too_long_is_counted_and_holds_up_nothing() -> None:
+    loader = loaded([T + 2, 4, 10**4, 5], 1)
+    assert loader.dropped == 2 and loader.rows_per_epoch == 1
+    assert loader.batch(0)[3] == 2 + 3  # the second halves of the two that fit
+    with pytest.raises(UserError, match=r"no conversation fits a row of 12 tokens"):
+        loaded([T + 2], 1)
+
+
+def test_conversations_are_asked_for_when_their_step_comes() -> None:
+    class Told(list):  # type: ignore[type-arg]
+        lengths = np.array([T + 1] * 50)
+        asked = 0
+
+        def __getitem__(self, index: object) -> object:
+            self.asked += 1
+            return super().__getitem__(index)  # type: ignore[call-overload]
+
+    told = Told(a_conversation(i, T + 1) for i in range(50))
+    loader = ChatLoader(told, T, 3, 7, PAD)
+    assert told.asked == 0
+    loader.batch(4)
+    assert told.asked == 3
+
+
+def test_how_full_the_rows_are() -> None:
+    assert loaded([T + 1] * 5, 1).fullness == 1.0
+    assert loaded([T, 7], 1).fullness == pytest.approx((T + 7) / (2 * (T + 1)))
