@@ -1,54 +1,75 @@
-"""Chat eval: accuracy on every held-out task for base, mid, sft and rl, with n and a 95 % interval.
+"""Chat eval: accuracy on every held-out task for base, mid, sft and rl, with n and a 95 % interval, and ChatCORE.
 
-What is measured is kept in `eval/chat_eval.partial.json` on the way; a resumed attempt says it again and goes on.
+What is measured is kept in `eval/chat_eval.partial.json` on the way; a resumed attempt says it again and goes on. Wrong
+answers are kept in `eval/failures/<model>/<task>.jsonl` (`picollm report --failures`).
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from picollm.evals.chat import evaluate
+from picollm.evals.chat import KEPT_FAILURES, Result, chat_core, evaluate
 from picollm.infer.engine import Engine
 from picollm.infer.load import load_model
 from picollm.infer.sampling import Sampling
-from picollm.run import measures, pipeline
-from picollm.run.errors import StopRequested
+from picollm.run import failures, measures, pipeline
+from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import write_atomic
 from picollm.run.stage import Outcome, StageContext, main
-from picollm.tasks import Task, make
+from picollm.tasks import Example, Task, make
 from picollm.text.chat import render_prompt
 from picollm.text.tokenizer import Tokenizer
+from picollm.train.device import Ranks
 from picollm.train.session import start_ranks
+
+CHATCORE = "ChatCORE"
 
 
 def tasks(ctx: StageContext) -> dict[str, Task]:
-    """What SFT and RL practised and what `chat_eval.tasks` adds, as far as it has held-out items."""
+    """What SFT and RL practised and what `chat_eval.tasks` adds."""
     config = ctx.config
     names = dict.fromkeys([*config.midtrain.mixture, *config.sft.mixture, config.rl.task, *config.chat_eval.tasks])
     rows = str(ctx.output("identity", "rows"))
     made = {}
     for name in names:
         more = {"path": rows} if name.partition(":")[0] == "identity" else {}
-        made[name] = make(name, seed=ctx.config.run.seed, **more)
-    return {name: task for name, task in made.items() if task.heldout()}
+        made[name] = make(name, seed=config.run.seed, **more)
+    return made
+
+
+def questions_of(ctx: StageContext, ranks: Ranks, made: dict[str, Task]) -> tuple[dict[str, list[Example]], dict]:
+    """The held-out items to ask by task, and why tasks are left out whose answers cannot be judged on every rank."""
+    settings, asked, skipped = ctx.config.chat_eval, {}, {}
+    for name, task in made.items():
+        reason = task.unavailable() if hasattr(task, "unavailable") else ""
+        if ranks.any(bool(reason)):
+            skipped[name] = ranks.share(reason) or "another rank's machine cannot judge its answers"
+            ctx.warning(f"{name} is left out of the evaluation: {skipped[name]}")
+        elif items := list(islice(task.heldout(), settings.tasks.get(name) or settings.items)):
+            asked[name] = items
+    if not asked:
+        raise UserError("none of the run's tasks has held-out items to ask; name some in chat_eval.tasks")
+    return asked, skipped
 
 
 def work(ctx: StageContext) -> Outcome:
     ranks = start_ranks(ctx)
     tokenizer = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
-    file = ctx.run.dir / "eval" / "chat_eval.json"
+    folder, settings = ctx.run.dir / "eval", ctx.config.chat_eval
+    file = folder / "chat_eval.json"
     unfinished = file.with_suffix(".partial.json")
     table, samples = ranks.share(_kept(ctx, unfinished) if ctx.rank == 0 else None)
     questions = ranks.share(ctx.run.prompts())
-    todo, settings = tasks(ctx), ctx.config.chat_eval
-    most = {name: settings.tasks.get(name) or settings.items for name in todo}
-    items = {name: min(most[name], len(task.heldout())) for name, task in todo.items()}
-    total = sum(items.values()) * len(pipeline.MODEL_STAGES)
+    todo = tasks(ctx)
+    items, skipped = questions_of(ctx, ranks, todo)
+    total = sum(map(len, items.values())) * len(pipeline.MODEL_STAGES)
     done = sum(cell["n"] for cells in table.values() for cell in cells.values())
 
     def keep() -> None:
@@ -61,48 +82,59 @@ def work(ctx: StageContext) -> Outcome:
         if ranks.any(ctx.stop_requested()):
             raise StopRequested()
 
+    if ctx.rank == 0 and not table:
+        shutil.rmtree(folder / failures.FOLDER, ignore_errors=True)
     for model, stage in pipeline.MODEL_STAGES.items():
-        cells = table.setdefault(model, {})
+        cells = table[model] = {name: cell for name, cell in table.get(model, {}).items() if name in items}
         for name, cell in cells.items():
             _tell(ctx, model, name, cell)
         answered = [sample["prompt"] for sample in samples.get(model, [])] == questions
         if answered:
             _show(ctx, model, samples.get(model, []))
-        left = {name: task for name, task in todo.items() if name not in cells}
-        if answered and not left:
-            continue
-        ctx.phase(model)
-        engine = load_model(ctx.output(stage, "checkpoint"), ctx.output("tokenizer", "tokenizer"), device=ranks.device)
+        left = {name: todo[name] for name in items if name not in cells}
+        if left or not answered:
+            ctx.phase(model)
+            where = ctx.output(stage, "checkpoint"), ctx.output("tokenizer", "tokenizer")
+            engine = load_model(*where, device=ranks.device)
         for name, task in left.items():
             result = evaluate(
                 task,
                 engine,
                 tokenizer,
-                most[name],
+                examples=items[name],
                 max_new_tokens=settings.max_tokens or None,
-                on_progress=partial(look, asked=items[name]),
+                keep_failures=failures.MOST_KEPT,
+                on_progress=partial(look, asked=len(items[name])),
             )
-            cells[name] = result.as_dict()
+            cells[name] = _cell(ctx, model, name, result)
             _tell(ctx, model, name, cells[name])
             ctx.message(f"{model} {name}: {100 * result.accuracy:.1f} % of {result.n}")
             done += result.n
             keep()
             if ranks.any(ctx.stop_requested()):
                 raise StopRequested()
+        core = chat_core(cells)
+        ctx.eval(f"{model}/{CHATCORE}", 0, {key: core[key] for key in ("chatcore", "low", "high")}, n=core["n"])
+        ctx.message(f"{model} ChatCORE: {core['chatcore']:.4f} over {core['tasks']} tasks")
         if ctx.rank == 0 and not answered:
             samples[model] = _answers(ctx, model, engine, tokenizer, questions)
             _show(ctx, model, samples[model])
             keep()
+    cores = {model: chat_core(cells) for model, cells in table.items()}
     if ctx.rank == 0:
-        write_atomic(file, json.dumps({"models": table}, indent=1))
+        found = {"models": table, "chatcore": cores, "skipped": skipped, "settings": msgspec.to_builtins(settings)}
+        write_atomic(file, json.dumps(found, indent=1))
         unfinished.unlink(missing_ok=True)
     ranks.close()
-    keys = ("n", "correct", "accuracy", "low", "high", "baseline", "kind")
+    keys = ("n", "correct", "accuracy", "low", "high", "baseline", "kind", "sampling", "seconds")
     summary = {
         model: {name: {key: cell[key] for key in keys if key in cell} for name, cell in cells.items()}
         for model, cells in table.items()
     }
-    return Outcome(paths={"results": "eval/chat_eval.json"}, summary={"models": summary})
+    return Outcome(
+        paths={"results": "eval/chat_eval.json"},
+        summary={"models": summary, "chatcore": cores, "skipped": skipped},
+    )
 
 
 def _kept(ctx: StageContext, file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
@@ -118,8 +150,16 @@ def _kept(ctx: StageContext, file: Path) -> tuple[dict[str, dict[str, Any]], dic
     return {}, {}
 
 
+def _cell(ctx: StageContext, model: str, name: str, result: Result) -> dict[str, Any]:
+    """The result as it is kept: the wrong answers in a file of their own, the first of them here."""
+    cell = result.as_dict()
+    if ctx.rank == 0:
+        failures.write(ctx.run, model, name, cell["failures"])
+    return cell | {"failures": cell["failures"][:KEPT_FAILURES]}
+
+
 def _tell(ctx: StageContext, model: str, name: str, cell: dict[str, Any]) -> None:
-    ctx.eval(f"{model}/{name}", 0, {"accuracy": cell["accuracy"]}, n=cell["n"])
+    ctx.eval(f"{model}/{name}", 0, {key: cell[key] for key in ("accuracy", "low", "high")}, n=cell["n"])
 
 
 def _show(ctx: StageContext, model: str, samples: list[dict[str, Any]]) -> None:

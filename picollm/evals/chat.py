@@ -1,7 +1,8 @@
 """Held-out accuracy of a chat model on a task, with its uncertainty and its failures.
 
 Choice tasks compare the logits of the letters after the prompt; nothing is sampled. Generative tasks sample greedily
-through the engine, tools running, and let the task's rule judge what a reader would see.
+through the engine, tools running, and let the task's rule judge what a reader would see; a rule may run programs, so
+several answers are judged at once.
 
 Items are cut into blocks of consecutive indices and block b goes to rank b mod world, so a block is computed the same
 way whatever the number of ranks, and 1 rank and 2 ranks report the same figures.
@@ -16,6 +17,7 @@ A result as JSON (`Result.as_dict`), every key always there:
     ended                share of sampled answers that the model ended itself; null for choice
     topics               {topic: [correct, n]} where the task has topics
     max_new_tokens       limit of an answer; 0 for choice
+    sampling             {temperature, max_tokens, tools} of the answers; null for choice
     seconds              wall clock
     failures             [{index, topic, prompt, expected, got}], the first ones by index; index into the held-out list
 """
@@ -24,7 +26,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -37,8 +41,11 @@ from picollm.run.errors import UserError
 from picollm.tasks.base import Example, Task
 from picollm.text.chat import render_prompt
 from picollm.text.tokenizer import Tokenizer
+from picollm.train.device import usable_cpus
 
 BLOCK = 64  # items computed together; the engine's own batch
+CHOICE_TOKENS = 16_384  # of prompts read at once, padding counted: bounds the memory of long questions
+JUDGES = 8  # answers judged at the same time, at most
 KEPT_FAILURES = 20
 Z_95 = 1.959963984540054
 TOO_LONG = "(the prompt does not fit the context)"
@@ -69,6 +76,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     ended: float | None
     topics: dict[str, tuple[int, int]]
     max_new_tokens: int
+    sampling: dict[str, Any] | None
     seconds: float
     failures: list[Failure]
 
@@ -110,7 +118,7 @@ def evaluate(
         UserError: there is nothing to ask.
     """
     started = time.perf_counter()
-    items = list(task.heldout() if examples is None else examples)[:n]
+    items = list(islice(task.heldout() if examples is None else examples, n))
     if not items:
         raise UserError(f"task '{task.name}' has no held-out examples; give it more data or leave it out")
     limit = max_new_tokens or task.max_new_tokens
@@ -143,6 +151,35 @@ def wilson(correct: int, n: int, z: float = Z_95) -> tuple[float, float]:
     return low, high
 
 
+def chat_core(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """ChatCORE: the mean over tasks of (accuracy - baseline) / (1 - baseline), so 0 is guessing and 1 is perfect.
+
+    Its 95 % interval is put together from those of the tasks, as independent estimates, by the method of variance
+    estimates recovery (Zou and Donner 2008), which keeps the skew of each near 0 and 1.
+
+    Args:
+        cells: results by task, as `Result.as_dict` gives them.
+
+    Returns:
+        {chatcore, low, high, n: items, tasks: how many}; {} without tasks.
+    """
+    if not cells:
+        return {}
+    mean = below = above = 0.0
+    for cell in cells.values():
+        weight = 1 / (len(cells) * (1 - cell["baseline"]))
+        mean += weight * (cell["accuracy"] - cell["baseline"])
+        below += (weight * (cell["accuracy"] - cell["low"])) ** 2
+        above += (weight * (cell["high"] - cell["accuracy"])) ** 2
+    return {
+        "chatcore": mean,
+        "low": mean - math.sqrt(below),
+        "high": mean + math.sqrt(above),
+        "n": sum(cell["n"] for cell in cells.values()),
+        "tasks": len(cells),
+    }
+
+
 @torch.inference_mode()
 def _choose(part: list[tuple[int, Example]], engine: Engine, tok: Tokenizer) -> list[_Outcome]:
     """The likeliest letter of each question. Prompts are padded on the right: causal attention never looks there."""
@@ -154,19 +191,35 @@ def _choose(part: list[tuple[int, Example]], engine: Engine, tok: Tokenizer) -> 
         else:
             asked.append((index, example))
             prompts.append(prompt)
-    if not asked:
-        return outcomes
+    for rows in _batches([len(prompt) for prompt in prompts]):
+        logits = _last_logits([prompts[row] for row in rows], engine)
+        for row, found in zip(rows, logits, strict=True):
+            index, example = asked[row]
+            letters = [chr(ord("A") + i) for i in range(len(example.choices or []))]
+            best = letters[int(found[[_letter_id(letter, tok) for letter in letters]].argmax())]
+            outcomes.append(_Outcome(index, best == example.letter, best, True))
+    return outcomes
+
+
+def _batches(lengths: list[int]) -> list[list[int]]:
+    """Places of the prompts that are read together, those of like length, at most `CHOICE_TOKENS` with the padding."""
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= CHOICE_TOKENS:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
+
+
+def _last_logits(prompts: list[list[int]], engine: Engine) -> torch.Tensor:
+    """(prompts, ids), after the last token of each."""
     ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.int64)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.tensor(prompt)
     last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=engine.device)
     x = engine.model.hidden(ids.to(engine.device))
-    logits = engine.model.logits(x[torch.arange(len(prompts), device=engine.device), last][:, None])[:, 0].cpu()
-    for row, (index, example) in enumerate(asked):
-        letters = [chr(ord("A") + i) for i in range(len(example.choices or []))]
-        best = letters[int(logits[row, [_letter_id(letter, tok) for letter in letters]].argmax())]
-        outcomes.append(_Outcome(index, best == example.letter, best, True))
-    return outcomes
+    return engine.model.logits(x[torch.arange(len(prompts), device=engine.device), last][:, None])[:, 0].cpu()
 
 
 def _answer(task: Task, part: list[tuple[int, Example]], engine: Engine, tok: Tokenizer, limit: int) -> list[_Outcome]:
@@ -181,8 +234,9 @@ def _answer(task: Task, part: list[tuple[int, Example]], engine: Engine, tok: To
             asked.append((index, example))
             prompts.append(prompt)
     answers = engine.generate(prompts, Sampling(max_tokens=limit, temperature=0.0)) if prompts else []
-    for (index, example), answer in zip(asked, answers, strict=True):
-        right = task.score(example, answer.text)
+    with ThreadPoolExecutor(min(JUDGES, usable_cpus())) as judges:
+        judged = list(judges.map(task.score, [example for _, example in asked], [answer.text for answer in answers]))
+    for (index, _), answer, right in zip(asked, answers, judged, strict=True):
         outcomes.append(_Outcome(index, right, answer.text, answer.finish_reason == "stop"))
     return outcomes
 
@@ -248,6 +302,7 @@ def _result(
         ended=ended,
         topics=topics if set(topics) != {""} else {},
         max_new_tokens=limit if generative else 0,
+        sampling={"temperature": 0.0, "max_tokens": limit, "tools": True} if generative else None,
         seconds=seconds,
         failures=failures,
     )

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picollm.evals.chat import TOO_LONG, evaluate, wilson
+from picollm.evals import chat
+from picollm.evals.chat import TOO_LONG, chat_core, evaluate, wilson
 from picollm.infer.engine import Engine
 from picollm.run.errors import UserError
 from tests.evals.fakes import Capitals, Letters, TableEngine
@@ -63,6 +65,7 @@ def test_the_result_is_plain_json():
         "ended",
         "topics",
         "max_new_tokens",
+        "sampling",
         "seconds",
         "failures",
     }
@@ -108,3 +111,59 @@ def test_progress_is_told_and_nothing_to_ask_is_an_error():
     assert seen == [(4, 8), (8, 8)]
     with pytest.raises(UserError, match="no held-out examples"):
         evaluate(Capitals(), engine, TOK, examples=[])
+
+
+def cell(correct: int, n: int, baseline: float) -> dict:
+    low, high = wilson(correct, n)
+    return {"accuracy": correct / n, "low": low, "high": high, "baseline": baseline, "n": n}
+
+
+def test_chat_core_by_hand():
+    core = chat_core({"letters": cell(60, 80, 0.5), "sums": cell(10, 40, 0.0)})
+    assert core["chatcore"] == pytest.approx((0.5 + 0.25) / 2) and core["n"] == 120 and core["tasks"] == 2
+    (low, _), (_, high) = wilson(60, 80), wilson(10, 40)
+    below = [(0.75 - low) / (2 * 0.5), (0.25 - wilson(10, 40)[0]) / 2]
+    above = [(wilson(60, 80)[1] - 0.75) / (2 * 0.5), (high - 0.25) / 2]
+    assert core["low"] == pytest.approx(0.375 - math.hypot(*below))
+    assert core["high"] == pytest.approx(0.375 + math.hypot(*above))
+    assert chat_core({"letters": cell(40, 80, 0.5)})["chatcore"] == 0
+    assert chat_core({"letters": cell(80, 80, 0.5)})["chatcore"] == 1
+    assert chat_core({}) == {}
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.sampled_from([0.0, 0.25, 0.5])), min_size=1, max_size=6))
+def test_chat_core_of_one_task_has_its_interval_and_more_tasks_narrow_it(tasks):
+    cells = {str(i): cell(right, 50, baseline) for i, (right, baseline) in enumerate(tasks)}
+    core = chat_core(cells)
+    assert core["low"] <= core["chatcore"] <= core["high"]
+    first = chat_core({"0": cells["0"]})
+    scale = 1 - cells["0"]["baseline"]
+    assert first["high"] == pytest.approx((cells["0"]["high"] - cells["0"]["baseline"]) / scale)
+    twice = chat_core({**cells, **{f"again {name}": found for name, found in cells.items()}})
+    assert twice["chatcore"] == pytest.approx(core["chatcore"])
+    assert twice["high"] - twice["low"] == pytest.approx((core["high"] - core["low"]) / math.sqrt(2))
+
+
+def test_long_questions_are_read_few_at_a_time(monkeypatch):
+    engine, shapes = Engine(tiny_model(), TOK), []
+    whole = evaluate(Letters(), engine, TOK)
+    hidden = engine.model.hidden
+    monkeypatch.setattr(engine.model, "hidden", lambda ids: shapes.append(tuple(ids.shape)) or hidden(ids))
+    monkeypatch.setattr(chat, "CHOICE_TOKENS", 150)
+    bounded = evaluate(Letters(), engine, TOK)
+    assert (bounded.correct, bounded.failures) == (whole.correct, whole.failures)
+    assert all(rows == 1 or rows * length <= 150 for rows, length in shapes) and max(shapes)[0] > 1
+    assert sum(rows for rows, _ in shapes) == 20
+
+
+def test_answers_are_judged_side_by_side_and_stay_in_their_order():
+    class Slow(Capitals):
+        def score(self, example, answer_text):
+            gate.wait(timeout=30)  # passes only when two are judged at once
+            return super().score(example, answer_text)
+
+    gate = threading.Barrier(2)
+    if chat.usable_cpus() < 2:
+        pytest.skip("one core judges one at a time")
+    result = evaluate(Slow(), TableEngine(lambda prompt: prompt.split()[-1]), TOK, 20)
+    assert result.correct == 20

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from picollm.run import config, pipeline
+from picollm.run import config, failures, pipeline
 from picollm.run import events as ev
 from picollm.run import stage as stages_of
-from picollm.run.errors import StopRequested
+from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
 from picollm.train.device import Ranks
@@ -34,11 +34,13 @@ class Bench:
 
     def __init__(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         self.run, self.loaded, self.asked = run, list[str](), 0
+        self.tasks: dict[str, Capitals] = dict(TASKS)
         self.before: Callable[[str], None] = lambda model: None
         self.at: Callable[[int], None] = lambda asked: None
+        self.reply: Callable[[str], str] | None = None
         monkeypatch.setattr(chat_eval, "start_ranks", lambda ctx: Ranks(torch.device("cpu")))
         monkeypatch.setattr(chat_eval, "Tokenizer", SimpleNamespace(load=lambda path: ByteTokenizer()))
-        monkeypatch.setattr(chat_eval, "tasks", lambda ctx: TASKS)
+        monkeypatch.setattr(chat_eval, "tasks", lambda ctx: self.tasks)
         monkeypatch.setattr(chat_eval, "load_model", self._load)
         monkeypatch.setattr(stages_of.StageContext, "output", lambda ctx, stage, key: Path(stage))
 
@@ -52,7 +54,7 @@ class Bench:
             self.at(self.asked)
             return prompt.split()[-1]
 
-        return TableEngine(answer)
+        return TableEngine(self.reply or answer)
 
     def attempt(self, number: int, fresh: bool = False) -> StageHistory:
         self.loaded, self.asked = [], 0
@@ -81,7 +83,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def all_there(history: StageHistory) -> None:
-    assert [event.name for event in history.evals] == [f"{m}/{t}" for m in pipeline.MODEL_STAGES for t in TASKS]
+    names = [f"{m}/{t}" for m in pipeline.MODEL_STAGES for t in (*TASKS, "ChatCORE")]
+    assert [event.name for event in history.evals] == names
     assert [(event.model, event.prompt) for event in history.samples] == [
         (model, prompt) for model in pipeline.MODEL_STAGES for prompt in PROMPTS
     ]
@@ -171,3 +174,60 @@ def test_progress_counts_items(bench: Bench) -> None:
     bench.attempt(1)
     told = [event for event in ev.read_events(bench.run.events_file("chat_eval", 1)) if isinstance(event, ev.Progress)]
     assert (told[-1].step, told[-1].steps) == (64, 64)
+
+
+def test_the_wrong_answers_are_all_kept_by_model_and_task(bench: Bench) -> None:
+    bench.run.set(["chat_eval.items=24"])
+    bench.reply = lambda prompt: "no\u2028 idea"
+    bench.attempt(1)
+    name, file = failures.find(bench.run, "sft/cap")
+    rows = failures.read(file)
+    assert name == "sft/capitals" and [row["index"] for row in rows] == list(range(20))
+    assert rows[3] | {"topic": ""} == {
+        "index": 3,
+        "topic": "",
+        "prompt": f"say {rows[3]['expected']}",
+        "expected": rows[3]["expected"],
+        "got": "no\u2028 idea",
+    }
+    with pytest.raises(UserError, match=r"names 0 of .* base/again, base/capitals, mid/again"):
+        failures.find(bench.run, "sft/spelling")
+    bench.reply = None
+    bench.attempt(2, fresh=True)
+    assert failures.read(failures.find(bench.run, "sft/capitals")[1]) == []
+
+
+def test_a_task_of_any_name_has_a_file(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for task in ("custom:path=/a/b.jsonl", "x" * 400):
+        failures.write(run, "sft", task, [{"index": 0, "got": "\ud800"}])
+    assert failures.read(failures.find(run, "sft/custom:path=/a/b.jsonl")[1]) == [{"index": 0, "got": "?"}]
+    assert failures.read(failures.find(run, "sft/xx")[1])[0]["index"] == 0
+
+
+def test_a_task_that_cannot_be_judged_here_is_left_out_with_the_reason(bench: Bench) -> None:
+    class Programs(Capitals):
+        def unavailable(self) -> str:
+            return "no sandbox: the kernel has neither"
+
+    bench.tasks["programs"] = Programs()
+    history = bench.attempt(1)
+    all_there(history)
+    assert any("programs is left out" in text and "neither" in text for text in history.warnings)
+    found = json.loads((bench.run.dir / "eval" / "chat_eval.json").read_text())
+    assert found["skipped"] == {"programs": "no sandbox: the kernel has neither"}
+    assert found["chatcore"]["sft"]["tasks"] == 2 and "programs" not in found["models"]["sft"]
+
+
+def test_each_task_may_have_its_own_number_of_items(bench: Bench) -> None:
+    bench.run.set(["chat_eval.tasks={again = 3, capitals = 0}"])
+    bench.attempt(1)
+    cells = json.loads((bench.run.dir / "eval" / "chat_eval.json").read_text())["models"]["rl"]
+    assert {name: cell["n"] for name, cell in cells.items()} == {"capitals": 8, "again": 3}
+    assert cells["again"]["sampling"] == {"temperature": 0.0, "max_tokens": 48, "tools": True}
+
+
+def test_nothing_to_ask_is_said(bench: Bench) -> None:
+    bench.tasks = {}
+    with pytest.raises(UserError, match=r"chat_eval\.tasks"):
+        bench.attempt(1)
