@@ -16,9 +16,10 @@ and locks against a second process.
 from __future__ import annotations
 
 import errno
+import fnmatch
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,18 @@ STALE_PART_S = 24 * 3600.0  # what a killed download left behind is removed afte
 Wait = Callable[[float], object]
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """A data set on the Hub in numbered parquet files; the last one by name is for validation, always."""
+class Repo(msgspec.Struct, frozen=True, kw_only=True):
+    """A data set on the Hub: its name there, its licence and what it is."""
 
     repo: str
-    shards: int
     licence: str
     about: str
+
+
+class Source(Repo, frozen=True, kw_only=True):
+    """A data set on the Hub in numbered parquet files; the last one by name is for validation, always."""
+
+    shards: int
     column: str = "text"
 
     def name(self, number: int) -> str:
@@ -90,14 +96,17 @@ class Listing(msgspec.Struct):
 
 
 def listing(
-    source: Source,
-    names: list[str],
+    source: Repo,
+    names: Sequence[str],
     home: Path,
     mirrors: str = "",
     say: Callable[[str], None] = lambda text: None,
     wait: Wait = time.sleep,
+    revision: str = "",
 ) -> Listing:
-    """What the Hub has under `names`; all of them, or UserError.
+    """What the Hub has under `names`, which may hold `*`; at least one file for each, or UserError.
+
+    `revision`: a commit; empty: the newest.
 
     Offline, or with the Hub out of reach, it is the last listing seen here, or what the Hub's cache holds. `say` is
     told what went wrong on the way, `wait` does the pauses and may raise to leave.
@@ -112,7 +121,9 @@ def listing(
         for endpoint in list(left):
             try:
                 api = HfApi(endpoint=endpoint, token=_token(endpoint))
-                info = api.dataset_info(source.repo, files_metadata=True, timeout=INFO_TIMEOUT_S)
+                info = api.dataset_info(
+                    source.repo, revision=revision or None, files_metadata=True, timeout=INFO_TIMEOUT_S
+                )
             except _failures() as error:
                 reason, again, asked = explain(error)
                 reasons[_host(endpoint)] = reason
@@ -130,8 +141,10 @@ def listing(
     why = _said(reasons) if reasons else "HF_HUB_OFFLINE is set"
     try:
         found = msgspec.json.decode(known.read_bytes(), type=Listing)
+        if revision not in ("", found.revision):
+            raise FileNotFoundError(revision)
     except FileNotFoundError:
-        cached = _from_cache(source, names)
+        cached = _from_cache(source, names, revision)
         if cached is None:
             raise UserError(
                 f"cannot list {source.repo} ({why}) and it was never seen here; "
@@ -281,7 +294,7 @@ def _failures() -> tuple[type[Exception], ...]:
     return (errors.HTTPError, OSError, RuntimeError, ValueError)
 
 
-def _from_info(source: Source, info: Any) -> Listing:
+def _from_info(source: Repo, info: Any) -> Listing:
     files = {}
     for sibling in info.siblings or []:
         if sibling.rfilename.endswith(".parquet") and sibling.lfs is not None:
@@ -290,30 +303,38 @@ def _from_info(source: Source, info: Any) -> Listing:
     return Listing(source.repo, info.sha, files, str(licence), time.time())
 
 
-def _from_cache(source: Source, names: list[str]) -> Listing | None:
+def _from_cache(source: Repo, names: Sequence[str], revision: str = "") -> Listing | None:
     """What the Hub's own cache allows to list: its newest snapshot with all `names`; a blob's name is its sha256."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"datasets--{source.repo.replace('/', '--')}" / "snapshots"
-    snapshots = [path for path in folder.glob("*") if all((path / name).is_file() for name in names)]
+    snapshots = [path for path in folder.glob(revision or "*") if all(any(path.glob(name)) for name in names)]
     if not snapshots:
         return None
     newest = max(snapshots, key=lambda path: path.stat().st_mtime)
-    blobs = {name: (newest / name).resolve() for name in names}
+    blobs = {str(path.relative_to(newest)): path.resolve() for name in names for path in sorted(newest.glob(name))}
     if not all(re.fullmatch(r"[0-9a-f]{64}", blob.name) for blob in blobs.values()):
         return None
     files = {name: HubFile(name, blob.name, blob.stat().st_size) for name, blob in blobs.items()}
     return Listing(source.repo, newest.name, files)
 
 
-def _complete(found: Listing, names: list[str], source: Source) -> Listing:
-    missing = [name for name in names if name not in found.files]
+def _complete(found: Listing, names: Sequence[str], source: Repo) -> Listing:
+    missing = [name for name in names if not matching(found, name)]
     if missing:
+        advice = "set data.shards to at most what it has" if isinstance(source, Source) else "name an older revision"
         raise UserError(
             f"{source.repo} has no {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''} at commit "
-            f"{found.revision[:8]}; set data.shards to at most what it has"
+            f"{found.revision[:8]}; {advice}"
         )
     return found
+
+
+def matching(found: Listing, name: str) -> list[HubFile]:
+    """The files under a name, or a pattern with `*`, sorted."""
+    if "*" not in name:
+        return [found.files[name]] if name in found.files else []
+    return [found.files[file] for file in sorted(found.files) if fnmatch.fnmatchcase(file, name)]
 
 
 def _bar(on_bytes: Callable[[int], None]) -> type:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from picollm.run.errors import UserError
+from picollm.tasks.arc import ARCChallenge, ARCEasy
 from picollm.tasks.arithmetic import Arithmetic
 from picollm.tasks.base import Example, Task
 from picollm.tasks.counting import Counting
@@ -19,8 +20,13 @@ from picollm.tasks.course import Course
 from picollm.tasks.custom import Custom
 from picollm.tasks.docs_choice import DocsChoice
 from picollm.tasks.docs_qa import DocsQA
+from picollm.tasks.gsm8k import GSM8K
+from picollm.tasks.humaneval import HumanEval
 from picollm.tasks.identity import Identity
+from picollm.tasks.mmlu import MMLU
+from picollm.tasks.smoltalk import SmolTalk
 from picollm.tasks.spelling import Spelling
+from picollm.tasks.spelling_bee import SimpleSpelling, SpellingBee
 
 __all__ = ["TASKS", "Example", "Task", "make"]
 
@@ -33,6 +39,14 @@ TASKS: dict[str, Callable[..., Task]] = {
     "identity": Identity,
     "course": Course,
     "custom": Custom,
+    "simple_spelling": SimpleSpelling,
+    "spelling_bee": SpellingBee,
+    "smoltalk": SmolTalk,
+    "mmlu": MMLU,
+    "arc_easy": ARCEasy,
+    "arc_challenge": ARCChallenge,
+    "gsm8k": GSM8K,
+    "humaneval": HumanEval,
 }
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 import msgspec
 
@@ -60,17 +60,25 @@ class Task(Protocol):
     kind            "generative": the answer is sampled and scored; "choice": the letters' logits are compared
     baseline        accuracy of blind guessing, 0 to 1
     max_new_tokens  room a generated answer needs, with some to spare
+    scored          whether an answer can be right: plain conversations are learnt from and not asked
     """
 
     name: str
     kind: Literal["generative", "choice"]
     baseline: float
     max_new_tokens: int
+    scored: bool
 
-    def train(self) -> list[Example]: ...
-    def heldout(self) -> list[Example]: ...
+    def train(self) -> Sequence[Example]: ...
+    def heldout(self) -> Sequence[Example]: ...
     def score(self, example: Example, answer_text: str) -> bool: ...
     def reward(self, example: Example, answer_text: str) -> float: ...
+    def unavailable(self) -> str: ...
+    def fetch(
+        self, mirrors: str = "", say: Callable[[str], None] = ..., look: Callable[[int, int], None] = ...
+    ) -> dict[str, Any]: ...
+    def problems(self, look: Callable[[int, int], None] = ...) -> list[str]: ...
+    def fingerprint(self) -> str: ...
 
 
 class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,6 +105,7 @@ class BaseTask:
     kind: Literal["generative", "choice"] = "generative"
     baseline: float = 0.0
     max_new_tokens: int = 48
+    scored: bool = True
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
 
     def __init__(self, settings: Mapping[str, Any] | None = None, **more: Any) -> None:
@@ -109,11 +118,11 @@ class BaseTask:
             known = ", ".join(self.Settings.__struct_fields__)
             raise UserError(f"task '{self.name}': {error}; its settings are {known}") from error
 
-    def train(self) -> list[Example]:
+    def train(self) -> Sequence[Example]:
         """Examples to learn from, shuffled by the seed."""
         return self._cut(self._make("train"), self.settings.rows, "train")
 
-    def heldout(self) -> list[Example]:
+    def heldout(self) -> Sequence[Example]:
         """Examples about facts that no training example of this task mentions, shuffled by the seed."""
         return self._cut(self._make("heldout"), self.settings.heldout_rows, "heldout")
 
@@ -123,6 +132,27 @@ class BaseTask:
     def reward(self, example: Example, answer_text: str) -> float:
         """What RL maximises, 0 to 1; right or wrong unless the task knows better."""
         return float(self.score(example, answer_text))
+
+    def unavailable(self) -> str:
+        """Why answers cannot be scored on this machine; empty when they can."""
+        return ""
+
+    def fetch(
+        self,
+        mirrors: str = "",
+        say: Callable[[str], None] = lambda text: None,
+        look: Callable[[int, int], None] = lambda got, everything: None,
+    ) -> dict[str, Any]:
+        """Download what the task is made from, if anything; returns where that is from: source, licence, sha256."""
+        return {}
+
+    def problems(self, look: Callable[[int, int], None] = lambda done, rows: None) -> list[str]:
+        """Rows that cannot be used, each line naming a few; UserError when none can."""
+        return []
+
+    def fingerprint(self) -> str:
+        """Names what the training examples are made from, where they may be kept rendered; empty: they may not."""
+        return ""
 
     def random(self, *purpose: object) -> random.Random:
         """A generator of its own for each purpose, so that adding one draw never moves another."""
@@ -134,6 +164,24 @@ class BaseTask:
     def _cut(self, examples: list[Example], rows: int, split: Split) -> list[Example]:
         self.random("order", split).shuffle(examples)
         return examples[:rows] if rows else examples
+
+
+class Made(Sequence[Example]):
+    """`n` examples made when they are asked for, the i-th from i alone: as many as one likes, at no memory."""
+
+    def __init__(self, n: int, make: Callable[[int], Example]) -> None:
+        self._n, self._make = n, make
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Example]: ...
+    def __getitem__(self, place: int | slice) -> Example | list[Example]:
+        places = range(self._n)[place]
+        return [self._make(i) for i in places] if isinstance(places, range) else self._make(places)
 
 
 def split_of(domain: str, key: Hashable, share: float = HELDOUT_SHARE) -> Split:

@@ -1,4 +1,4 @@
-"""Your own conversations, from a JSONL file (`picollm.tasks.rows` says which forms a line may have).
+"""Your own conversations, from a JSONL or JSON file (`picollm.tasks.rows` says which forms a line may have).
 
     {"prompt": "What is our office dog called?", "answer": "Biscuit."}
 
@@ -25,7 +25,7 @@ FEWEST_TO_SPLIT = 20
 
 
 class CustomSettings(TaskSettings, frozen=True, kw_only=True):
-    """`path`: the JSONL file."""
+    """`path`: the JSONL or JSON file."""
 
     path: str = ""
 
@@ -40,7 +40,7 @@ class Custom(BaseTask):
         """Reads the file at once: a bad row is better known now than when training starts. Raises UserError."""
         super().__init__(settings, **more)
         if not self.settings.path:
-            raise UserError("task 'custom': no file; set its path to a .jsonl file of conversations")
+            raise UserError("task 'custom': no file; set its path to a .jsonl or .json file of conversations")
         self._rows = read_rows(Path(self.settings.path))
 
     def score(self, example: Example, answer_text: str) -> bool:

@@ -19,8 +19,9 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from picollm.tasks.base import BaseTask, Example, Split, ask, only
+from picollm.tasks.base import BaseTask, Example, Split, only
 from picollm.tasks.corpus import Function, functions, homes
+from picollm.tasks.letters import multiple_choice, says_the_letter
 
 LETTERS = "ABCD"
 LONGEST_OPTION = 90  # characters; four descriptions must fit a short context
@@ -39,11 +40,7 @@ class DocsChoice(BaseTask):
     max_new_tokens = 4
 
     def score(self, example: Example, answer_text: str) -> bool:
-        """The first letter A to D standing alone in the text is the right one."""
-        for word in answer_text.replace(":", " ").replace(".", " ").split():
-            if len(word) == 1 and word in LETTERS:
-                return word == example.letter
-        return False
+        return says_the_letter(example, answer_text)
 
     def _make(self, split: Split) -> list[Example]:
         named = {function.name: function for function in functions()}
@@ -77,8 +74,4 @@ def _draw(pool: list, right: object, rng: random.Random) -> list:
 
 def _multiple_choice(question: str, right: str, wrong: list[str], rng: random.Random, key: str, topic: str) -> Example:
     place = rng.randrange(len(LETTERS))
-    choices = [*wrong[:place], right, *wrong[place:]]
-    lines = [f"{letter}: {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]
-    text = "\n".join([question, *lines, "Answer with one letter."])
-    letter = LETTERS[place]
-    return Example(messages=ask(text, letter), answer=letter, choices=choices, letter=letter, key=key, topic=topic)
+    return multiple_choice(question, [*wrong[:place], right, *wrong[place:]], place, key=key, topic=topic)

@@ -3,7 +3,7 @@
 normalised match    equal after lower-casing, dropping punctuation and squeezing blanks
 token overlap       F1 of the two multisets of normalised words (as in SQuAD, Rajpurkar et al. 2016, but articles
                     count: the answers here are sentences, not names)
-final number        the last integer of the text, or the one after the last "####" where a task demands the mark
+final number        the last integer of the text, or the number after the last "####" where a task demands the mark
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ GOOD_OVERLAP = 0.5
 
 _WORD = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"-?\d[\d,]*")
-_MARKED = re.compile(r"####\s*(-?\d[\d,]*)")
+_MARKED = re.compile(r"####\s*\$?(-?\d[\d,]*)(\.\d+)?")
 
 
 def words(text: str) -> list[str]:
@@ -58,6 +58,9 @@ def last_number(text: str) -> str | None:
 
 
 def marked_number(text: str) -> str | None:
-    """The integer after the last `####`, or None when the mark or the number is missing."""
+    """The number after the last `####`, or None when the mark or the number is missing; `5.0` is written `5`."""
     found = _MARKED.findall(text)
-    return found[-1].replace(",", "") if found else None
+    if not found:
+        return None
+    whole, part = found[-1]
+    return whole.replace(",", "") + part.rstrip("0").rstrip(".")

@@ -38,6 +38,8 @@ def test_half_an_overlap_is_enough():
         ("#### 1,900 coins", "1900", "1900"),
         ("#### -4", "-4", "-4"),
         ("#### 3\n#### 4", "4", "4"),
+        ("#### $1,200", "1200", "1200"),
+        ("#### 12.", "12", "12"),
         ("nothing", None, None),
         ("####", None, None),
     ],
@@ -45,3 +47,7 @@ def test_half_an_overlap_is_enough():
 def test_numbers(text, last, marked):
     assert last_number(text) == last
     assert marked_number(text) == marked
+
+
+def test_a_fraction_after_the_mark_counts():
+    assert marked_number("#### 5.0") == "5" and marked_number("#### 5.50") == "5.5" and marked_number("#### 50") == "50"

@@ -1,0 +1,73 @@
+"""HumanEval: 164 Python functions to write from their docstrings, judged by running their tests.
+
+    user       Complete this Python function.
+               ```python
+               def add(x: int, y: int):
+                   \"\"\"Add two numbers x and y\"\"\"
+               ```
+    assistant  ```python
+               def add(x: int, y: int):
+                   \"\"\"Add two numbers x and y\"\"\"
+                   return x + y
+               ```
+
+`openai/openai_humaneval` (Chen et al., arXiv 2107.03374), columns prompt, canonical_solution, test, entry_point. All of
+it is held out. An answer counts as the code of its first fence, or all of it where there is none; code that does not
+define the function is taken as the rest of its body. Right means: the published test passes in the sandbox; without a
+sandbox on this machine the task is not available.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from picollm.data.hub import Repo
+from picollm.tasks.base import Example, Split, ask
+from picollm.tasks.hub_rows import HubSplit
+from picollm.tasks.hub_task import HubTask
+
+REPO = Repo(repo="openai/openai_humaneval", licence="MIT", about="HumanEval (Chen et al., arXiv 2107.03374)")
+COLUMNS = ("prompt", "canonical_solution", "test", "entry_point")
+TIMEOUT_S = 5.0
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_IMPORT = re.compile(r"^(?:from\s+\S+\s+)?import\s.+$", re.MULTILINE)
+
+
+class HumanEval(HubTask):
+    name = "humaneval"
+    max_new_tokens = 384
+    published: ClassVar[dict[Split, HubSplit]] = {
+        "heldout": HubSplit(REPO, "openai_humaneval/test-*.parquet", COLUMNS),
+    }
+
+    def read(self, row: dict[str, Any], split: Split) -> Example:
+        for column in COLUMNS:
+            if not isinstance(row[column], str) or not row[column].strip():
+                raise ValueError(f"{column} is empty")
+        if f"def {row['entry_point']}" not in row["prompt"]:
+            raise ValueError(f"the prompt does not begin the function {row['entry_point']}")
+        question = f"Complete this Python function.\n```python\n{row['prompt'].rstrip()}\n```"
+        answer = f"```python\n{row['prompt']}{row['canonical_solution'].rstrip()}\n```"
+        test = f"{row['test']}\n\ncheck({row['entry_point']})\n"
+        return Example(messages=ask(question, answer), answer=test, key=row["entry_point"], topic="")
+
+    def unavailable(self) -> str:
+        from picollm.evals import sandbox
+
+        return sandbox.available()
+
+    def score(self, example: Example, answer_text: str) -> bool:
+        from picollm.evals import sandbox
+
+        return sandbox.run(program(example, answer_text), timeout=TIMEOUT_S).passed
+
+
+def program(example: Example, answer_text: str) -> str:
+    """What is run: the prompt's imports, the answer's code, and the published test of the function."""
+    prompt = example.question.partition("```python\n")[2].rpartition("\n```")[0]
+    fence = _FENCE.search(answer_text)
+    code = fence[1] if fence else answer_text
+    if not re.search(rf"^\s*def\s+{re.escape(example.key)}\b", code, re.MULTILINE):
+        code = f"{prompt}\n{code}"
+    return "\n".join([*_IMPORT.findall(prompt), code, "", example.answer])
