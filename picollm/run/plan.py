@@ -45,6 +45,8 @@ GPU_OVERHEAD = 1.05
 """The same where the CPU has only this to do (assumed)."""
 EVAL_BATCHES = 4
 """One validation reading during pretraining, in steps' worth of rows (see stages/pretrain)."""
+CHAT_READING = 256
+"""Conversations in one during midtraining and SFT (see `picollm.train.readings`)."""
 ANSWER_SHARE = 0.75
 """Sampling costs this share of all the tokens allowed: a batch goes on until its longest answer ends."""
 
@@ -292,7 +294,12 @@ def _fixed_seconds(
     answers = EVAL_TASKS * evals.items * ANSWER_SHARE * (evals.max_tokens or TASK_TOKENS) / decode
     prompts = EVAL_PROMPTS * config.chat.max_tokens / (few * decode)
     seconds["chat_eval"] = 2 * measured.torch_s + len(pipeline.MODEL_STAGES) * (answers + prompts)
-    seconds["midtrain"] = seconds["sft"] = MIX_S_PER_START * measured.light_s
+    for name in ("midtrain", "sft"):
+        knobs = getattr(config, name)
+        answers = EVAL_TASKS * knobs.eval_items * ANSWER_SHARE * TASK_TOKENS / decode
+        reading = CHAT_READING * EXAMPLE_TOKENS * per_token / 3 / measured.train_flops_s + answers
+        readings = 2 + SHARES[name] * 60 * config.run.minutes / knobs.eval_every
+        seconds[name] = MIX_S_PER_START * measured.light_s + readings * reading
     readings = 1 + pretrain_s / config.pretrain.eval_every
     reading_tokens = EVAL_BATCHES * batch_rows(config, chosen) * chosen.seq_len
     seconds["pretrain"] = readings * reading_tokens * per_token / 3 / measured.train_flops_s

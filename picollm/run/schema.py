@@ -23,6 +23,14 @@ Steps = Annotated[int, _meta("optimizer steps; 0: planned from the measured spee
 LrScale = Annotated[float, _meta("learning rates as a multiple of the [pretrain] ones", "×", ge=0, le=100)]
 Warmdown = Annotated[float, _meta("share of the steps over which the learning rate falls", "share", ge=0, le=1)]
 FinalLr = Annotated[float, _meta("learning rate at the end as a share of the full one", "share", ge=0, le=1)]
+Decay = Annotated[float, _meta("Muon's cautious weight decay", ge=0, le=10)]
+Moments = Annotated[bool, _meta("begin with the optimizer's moments of the stage before, not with none")]
+ReadEvery = Annotated[
+    float, _meta("time between held-out readings (the first and the last step always)", "s", "how", ge=0.1, le=1e6)
+]
+ReadItems = Annotated[
+    int, _meta("held-out items of each task in a reading; 0: the loss alone", "items", "how", ge=0, le=10**6)
+]
 SaveEvery = Annotated[float, _meta("time between checkpoints (the last step always saves)", "s", "how", ge=0.1, le=1e6)]
 Mix = Annotated[dict[str, Annotated[int, Meta(ge=0)]], _meta("training examples drawn from each task", "examples")]
 
@@ -155,8 +163,12 @@ class MidtrainConfig(msgspec.Struct, kw_only=True):
     lr: LrScale = 1.0
     warmdown: Warmdown = 0.5
     final_lr: FinalLr = 0.2
+    weight_decay: Decay = 0.0
+    reuse_moments: Moments = False
     mixture: Mix = msgspec.field(default_factory=dict)
     custom: Annotated[str, _meta("your own conversations, .jsonl; empty: none")] = ""
+    eval_every: ReadEvery = 30.0
+    eval_items: ReadItems = 0
     save_every: SaveEvery = 30.0
 
 
@@ -166,8 +178,12 @@ class SftConfig(msgspec.Struct, kw_only=True):
     lr: LrScale = 0.8
     warmdown: Warmdown = 0.5
     final_lr: FinalLr = 0.0
+    weight_decay: Decay = 0.0
+    reuse_moments: Moments = False
     mixture: Mix = msgspec.field(default_factory=dict)
     custom: Annotated[str, _meta("your own conversations, .jsonl; empty: none")] = ""
+    eval_every: ReadEvery = 30.0
+    eval_items: ReadItems = 16
     save_every: SaveEvery = 30.0
 
 

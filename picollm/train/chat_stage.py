@@ -13,6 +13,8 @@ from picollm.run.stage import Outcome, StageContext
 from picollm.tasks.identity import verify
 from picollm.tasks.mixing import mix
 from picollm.train.batch import Batch
+from picollm.train.loop import Every
+from picollm.train.readings import Reader, held_out
 from picollm.train.schedule import Schedule
 from picollm.train.session import open_session
 
@@ -30,20 +32,17 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
     session = open_session(ctx)
     ctx.phase("mix")
     length = ctx.config.model.seq_len
-    mixed = mix(
-        settings.mixture,
-        session.tokenizer,
-        length + 1,
-        ctx.config.run.seed,
-        custom=str(custom or ""),
-        identity=str(identity),
-    )
+    seed, tok = ctx.config.run.seed, session.tokenizer
+    files = {"custom": str(custom or ""), "identity": str(identity)}
+    mixed = mix(settings.mixture, tok, length + 1, seed, **files)
+    held = held_out(settings.mixture, tok, length + 1, seed, settings.eval_items, **files)
+    reader = Reader(session, held, settings.rows, all_tokens=all_tokens)
     loader = ChatLoader(
         mixed.conversations,
         length,
         settings.rows,
-        ctx.config.run.seed,
-        session.tokenizer.bos_id,
+        seed,
+        tok.bos_id,
         rank=session.ranks.rank,
         world=session.ranks.world,
         all_tokens=all_tokens,
@@ -51,7 +50,10 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
     if mixed.dropped:
         ctx.warning(f"{mixed.dropped} conversations are longer than {length} tokens and were left out")
     shares = ", ".join(f"{name} {rows:,}" for name, rows in mixed.rows.items())
-    ctx.message(f"{len(mixed.conversations):,} conversations in {loader.rows_per_epoch:,} rows: {shares}")
+    ctx.message(
+        f"{len(mixed.conversations):,} conversations in {loader.rows_per_epoch:,} rows, "
+        f"{100 * loader.fullness:.1f} % full: {shares}"
+    )
 
     def batches(step: int) -> Iterator[Batch]:
         inputs, targets, weights, denom = loader.batch(step)
@@ -61,13 +63,17 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
         batches,
         Schedule(settings.steps, 0, settings.warmdown, settings.final_lr),
         lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        reuse_moments=settings.reuse_moments,
         parent=parent,
+        evals=[Every(0, reader.read, seconds=settings.eval_every, at_start=True)],
         extra_metrics=lambda step: {"epoch": loader.epoch(step)},
         summary={
             "conversations": mixed.rows,
             "conversation_tokens": mixed.tokens,
             "dropped": mixed.dropped,
             "epochs": loader.epoch(settings.steps),
+            "fullness": loader.fullness,
         },
         content=content,
     )

@@ -62,6 +62,8 @@ class Session:
         schedule: Schedule,
         *,
         lr: float = 1.0,
+        weight_decay: float | None = None,
+        reuse_moments: bool = False,
         parent: str | None = None,
         evals: Sequence[Every] = (),
         extra_metrics: Callable[[int], dict[str, float]] | None = None,
@@ -71,12 +73,16 @@ class Session:
     ) -> Outcome:
         """Train to the end of the schedule; the outcome's `checkpoint` is what later stages begin from.
 
+        `weight_decay`: Muon's, where it is not that of pretraining. `reuse_moments`: see `TrainSettings`.
         `content`: hashes of files that the settings only name; a checkpoint made from others is not resumed.
         `ahead`: steps whose batches a thread makes in advance; 0 where they depend on the model or on other ranks.
         """
         ctx, machine = self.ctx, self.ctx.config.machine
         made_from = fingerprint({"settings": ctx.fingerprint, **content}) if content else ctx.fingerprint
         folder = ctx.run.dir / pipeline.CHECKPOINT_FOLDERS[ctx.name]
+        optimizer = self.optimizer_settings(lr)
+        if weight_decay is not None:
+            optimizer = replace(optimizer, matrix_weight_decay=weight_decay)
         try:
             done = train_stage(
                 ctx,
@@ -84,12 +90,13 @@ class Session:
                 batches=batches,
                 settings=TrainSettings(
                     schedule=schedule,
-                    optimizer=self.optimizer_settings(lr),
+                    optimizer=optimizer,
                     compute=self.compute,
                     save_every=getattr(ctx.config, ctx.name).save_every,
                     keep=Keep(machine.keep_last, machine.keep_best, machine.milestones),
                     ahead=ahead,
                     fresh=ctx.fresh,
+                    reuse_moments=reuse_moments,
                     planned_tok_s=planned_tok_s(ctx, self.model),
                 ),
                 checkpoint_dir=folder,
