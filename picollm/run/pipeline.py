@@ -96,7 +96,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="base_eval",
         title="Base eval",
-        purpose="Bits per byte on the validation text, and samples: the base model continues, it does not answer.",
+        purpose="Bits per byte on the validation text, samples (the base model continues, it does not answer), CORE.",
         expect="Bits per byte close to the last validation reading of pretraining.",
         needs=("pretrain",),
         tables=("base_eval",),

@@ -151,6 +151,13 @@ class PretrainConfig(msgspec.Struct, kw_only=True):
 class BaseEvalConfig(msgspec.Struct, kw_only=True):
     val_tokens: Annotated[int, _meta("validation tokens read for bits per byte; 0: all", "tokens", ge=0)] = 0
     sample_tokens: Annotated[int, _meta("length of each sample", "tokens", ge=1, le=4096)] = 64
+    core: Annotated[
+        str, _meta("CORE: a bundle (folder or zip file), or 'auto' for the one at core_url; empty: not measured")
+    ] = ""
+    core_url: Annotated[str, _meta("where 'auto' gets the bundle, once", affects="how")] = (
+        "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+    )
+    core_items: Annotated[int, _meta("most items of each CORE task; 0: all", "items", ge=0)] = 0
 
 
 class IdentityConfig(msgspec.Struct, kw_only=True):
@@ -198,8 +205,12 @@ class RlConfig(msgspec.Struct, kw_only=True):
     temperature: Annotated[float, _meta("sampling temperature of the rollouts", gt=0, le=5)] = 1.0
     top_k: Annotated[int, _meta("sampling top-k of the rollouts; 0: off", "ids", ge=0)] = 50
     lr: LrScale = 0.1
+    schedule: Annotated[Literal["linear", "cosine"], _meta("how the learning rate falls to 0")] = "cosine"
     eval_every: Annotated[int, _meta("steps between held-out readings", "steps", "how", ge=1)] = 20
-    eval_items: Annotated[int, _meta("held-out questions per reading", "questions", "how", ge=8)] = 120
+    eval_items: Annotated[int, _meta("held-out questions per reading", "questions", "how", ge=8)] = 300
+    pass_items: Annotated[
+        int, _meta("of them, asked 8 times by sampling for pass@1 to pass@8; 0: none", "questions", "how", ge=0)
+    ] = 64
     save_every: SaveEvery = 30.0
 
 
@@ -213,7 +224,12 @@ class ChatEvalConfig(msgspec.Struct, kw_only=True):
 
 
 class ReportConfig(msgspec.Struct, kw_only=True):
-    notes: Annotated[str, _meta("your own words, put at the head of the report", affects="display")] = ""
+    notes: Annotated[
+        str, _meta("your own words at the head of the report, as those of the run folder's notes.md", affects="display")
+    ] = ""
+    price: Annotated[
+        float, _meta("dollars per GPU (or machine without) and hour; 0: a typical one", "$", "display", ge=0)
+    ] = 0.0
 
 
 class LogConfig(msgspec.Struct, kw_only=True):

@@ -48,4 +48,5 @@ def test_two_ranks_agree_with_one():
     one, two = launch(1), launch(2)
     assert one.pop("nats") == pytest.approx(two.pop("nats"), rel=1e-6)
     assert one == two
-    assert one["letters"]["n"] == 11
+    assert one["letters"]["n"] == one["schema"]["n"] == 11
+    assert 0 < one["multiple_choice"]["correct"] < 11 and 0 < one["schema"]["correct"] < 11
