@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Conversation = tuple[Sequence[int], Sequence[int]]
+Conversation = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
 """Token ids, and for each 1 where it is to be learnt."""
 
 

@@ -60,14 +60,12 @@ class Task(Protocol):
     kind            "generative": the answer is sampled and scored; "choice": the letters' logits are compared
     baseline        accuracy of blind guessing, 0 to 1
     max_new_tokens  room a generated answer needs, with some to spare
-    scored          whether an answer can be right: plain conversations are learnt from and not asked
     """
 
     name: str
     kind: Literal["generative", "choice"]
     baseline: float
     max_new_tokens: int
-    scored: bool
 
     def train(self) -> Sequence[Example]: ...
     def heldout(self) -> Sequence[Example]: ...
@@ -105,7 +103,6 @@ class BaseTask:
     kind: Literal["generative", "choice"] = "generative"
     baseline: float = 0.0
     max_new_tokens: int = 48
-    scored: bool = True
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
 
     def __init__(self, settings: Mapping[str, Any] | None = None, **more: Any) -> None:
@@ -134,7 +131,7 @@ class BaseTask:
         return float(self.score(example, answer_text))
 
     def unavailable(self) -> str:
-        """Why answers cannot be scored on this machine; empty when they can."""
+        """Why answers cannot be judged, here or at all; empty when they can."""
         return ""
 
     def fetch(

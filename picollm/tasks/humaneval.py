@@ -12,8 +12,8 @@
                ```
 
 `openai/openai_humaneval` (Chen et al., arXiv 2107.03374), columns prompt, canonical_solution, test, entry_point. All of
-it is held out. An answer counts as the code of its first fence, or all of it where there is none; code that does not
-define the function is taken as the rest of its body. Right means: the published test passes in the sandbox; without a
+it is held out. An answer counts as the code of its first fence, or all of it where there is none; it is run after the
+prompt, so the rest of the body alone will do. Right means: the published test passes in the sandbox; without a
 sandbox on this machine the task is not available.
 """
 
@@ -31,7 +31,6 @@ REPO = Repo(repo="openai/openai_humaneval", licence="MIT", about="HumanEval (Che
 COLUMNS = ("prompt", "canonical_solution", "test", "entry_point")
 TIMEOUT_S = 5.0
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
-_IMPORT = re.compile(r"^(?:from\s+\S+\s+)?import\s.+$", re.MULTILINE)
 
 
 class HumanEval(HubTask):
@@ -49,8 +48,7 @@ class HumanEval(HubTask):
             raise ValueError(f"the prompt does not begin the function {row['entry_point']}")
         question = f"Complete this Python function.\n```python\n{row['prompt'].rstrip()}\n```"
         answer = f"```python\n{row['prompt']}{row['canonical_solution'].rstrip()}\n```"
-        test = f"{row['test']}\n\ncheck({row['entry_point']})\n"
-        return Example(messages=ask(question, answer), answer=test, key=row["entry_point"], topic="")
+        return Example(messages=ask(question, answer), answer=row["test"], key=row["entry_point"])
 
     def unavailable(self) -> str:
         from picollm.evals import sandbox
@@ -60,14 +58,15 @@ class HumanEval(HubTask):
     def score(self, example: Example, answer_text: str) -> bool:
         from picollm.evals import sandbox
 
-        return sandbox.run(program(example, answer_text), timeout=TIMEOUT_S).passed
+        code, prompt = program(example, answer_text)
+        return sandbox.run(
+            code, tests=example.answer, entry_point=example.key, prelude=prompt, timeout=TIMEOUT_S
+        ).passed
 
 
-def program(example: Example, answer_text: str) -> str:
-    """What is run: the prompt's imports, the answer's code, and the published test of the function."""
+def program(example: Example, answer_text: str) -> tuple[str, str]:
+    """(what is run, the published prompt). The answer stands after the prompt, whose helpers and imports it may use:
+    a whole function replaces the one begun there, anything else goes on with it."""
     prompt = example.question.partition("```python\n")[2].rpartition("\n```")[0]
     fence = _FENCE.search(answer_text)
-    code = fence[1] if fence else answer_text
-    if not re.search(rf"^\s*def\s+{re.escape(example.key)}\b", code, re.MULTILINE):
-        code = f"{prompt}\n{code}"
-    return "\n".join([*_IMPORT.findall(prompt), code, "", example.answer])
+    return f"{prompt}\n{fence[1] if fence else answer_text}\n", prompt

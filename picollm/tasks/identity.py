@@ -18,8 +18,10 @@ the model understood the theme, not whether it said it well.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
@@ -38,14 +40,18 @@ from picollm.tasks.scoring import says_the_same
 from picollm.text.chat import Message, text_of
 
 NAME = "picollm"
-ANSWERS_PER_PROMPT = 3
-TWO_TURN_ROWS = 300
+MAKER = "my owner"
+PROMPTS_PER_THEME = 240
+TWO_TURN_ROWS = 400
+FACT_ROWS = 240  # of the person's own facts, repeated up to about so many rows, or a handful would be drowned
 FEWEST_ROWS = 1000
 FORMAT = 1
 SCHEMA = {
     "messages": "list of {role: user | assistant, content: text}, alternating, ending with the assistant",
     "theme": "theme of the last exchange; may be left out",
 }
+UNFRAMED = ("greeting", "bye", "thanks")  # "Before we start: Bye" is not English
+NOT_WRITTEN = "{}[]|\n"  # in a name: these mean something in the data file
 
 
 class Theme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,7 +73,10 @@ class Material(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rows file must contain: `sha256` is of the file's bytes, `themes` counts rows per theme."""
+    """What a rows file must contain: `sha256` is of the file's bytes, `themes` counts rows per theme.
+
+    `name` and `maker`: whom the rows teach, so that the held-out questions are judged by the same.
+    """
 
     format: int
     rows: int
@@ -75,40 +84,73 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     schema: dict[str, str]
     themes: dict[str, int]
     name: str
+    maker: str = MAKER
 
 
 @lru_cache(maxsize=4)
-def material(name: str = NAME) -> Material:
-    """The hand-written material with the assistant's name filled in."""
+def material(name: str = NAME, maker: str = MAKER) -> Material:
+    """The hand-written material with the assistant's name and maker filled in. UserError for one that cannot be."""
+    for what, text in (("name", name), ("maker", maker)):
+        if not text.strip() or len(text) > 40 or any(char in text for char in NOT_WRITTEN):
+            raise UserError(
+                f"identity {what} {text!r}: expected 1 to 40 characters without braces, brackets, bars or line breaks"
+            )
     text = (files("picollm.tasks") / "data" / "identity.toml").read_text(encoding="utf-8")
-    return msgspec.convert(_named(tomllib.loads(text), name), Material)
+    slots = {"{name}": name, "{maker}": maker, "{Maker}": maker[0].upper() + maker[1:]}
+    return msgspec.convert(_filled(tomllib.loads(text), slots), Material)
 
 
-def rows(name: str = NAME) -> list[dict[str, Any]]:
-    """All conversations in file order, `{"messages": [...], "theme": ...}`; a pure function of the name.
+def phrasings(theme: Theme, most: int = PROMPTS_PER_THEME) -> list[str]:
+    """The theme's prompts written out: first those without alternatives, then of each pattern in turn one more.
 
-    Each prompt is paired with several answers of its theme, once more behind an opener, and some follow a greeting or
-    another question.
+    "[Can|Could] you help[| me]?" stands for four. No pattern outweighs the others, however many it stands for.
     """
-    source = material(name)
+    plain = [prompt for prompt in theme.prompts if "[" not in prompt]
+    columns = []
+    for pattern in theme.prompts:
+        if "[" in pattern:
+            pieces = [piece.split("|") if i % 2 else [piece] for i, piece in enumerate(re.split(r"\[(.*?)\]", pattern))]
+            column = ["".join(choice) for choice in itertools.product(*pieces)]
+            random.Random(f"identity|{theme.name}|{pattern}").shuffle(column)
+            columns.append(column)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*columns))
+    return list(dict.fromkeys([*plain, *filter(None, turns)]))[:most]
+
+
+def rows(name: str = NAME, maker: str = MAKER) -> list[dict[str, Any]]:
+    """All conversations in file order, `{"messages": [...], "theme": ...}`; a pure function of its arguments.
+
+    Every phrasing of a theme is asked once and answered with one of its answers: most as written, some behind an
+    opener, some as people type, without capitals and marks. Some conversations follow a question of another theme.
+    """
+    source = material(name, maker)
     found: list[dict[str, Any]] = []
+    asked = {theme.name: phrasings(theme) for theme in source.theme}
     for theme in source.theme:
-        for number, prompt in enumerate(theme.prompts):
-            for turn in range(ANSWERS_PER_PROMPT):
-                answer = theme.answers[(number + turn) % len(theme.answers)]
-                found.append({"messages": ask(prompt, answer), "theme": theme.name})
-            if theme.name not in ("greeting", "bye", "thanks"):  # "Before we start: Bye" is not English
-                opener = source.openers[number % len(source.openers)]
-                answer = theme.answers[(number + ANSWERS_PER_PROMPT) % len(theme.answers)]
-                found.append({"messages": ask(opener.format(prompt=prompt), answer), "theme": theme.name})
+        for number, prompt in enumerate(asked[theme.name]):
+            if number % 10 in (3, 7) and theme.name not in UNFRAMED:
+                prompt = _opened(source.openers[number // 5 % len(source.openers)], prompt)
+            elif number % 10 == 5:
+                prompt = prompt.lower().rstrip("?.!")
+            answer = theme.answers[number % len(theme.answers)]
+            found.append({"messages": ask(prompt, answer), "theme": theme.name})
     rng = random.Random("identity|two turns")
     for _ in range(TWO_TURN_ROWS):
         first, second = rng.sample(source.theme, 2)
         if "bye" in (first.name, second.name):
             first, second = (second, first) if first.name == "bye" else (first, second)
-        messages = _exchange(first, rng) + _exchange(second, rng)
-        found.append({"messages": messages, "theme": second.name})
+        turns = [ask(rng.choice(asked[theme.name]), rng.choice(theme.answers)) for theme in (first, second)]
+        found.append({"messages": turns[0] + turns[1], "theme": second.name})
     return found
+
+
+def facts(path: Path) -> list[dict[str, Any]]:
+    """Rows of the person's own, "What is our dog called?", in rounds of all of them, about `FACT_ROWS` in the end.
+
+    UserError when one is malformed.
+    """
+    own = [{"messages": row.messages, "theme": row.extra.get("theme", "own")} for row in _checked_rows(path)]
+    return own * max(1, FACT_ROWS // len(own))
 
 
 def manifest_path(path: Path) -> Path:
@@ -116,22 +158,24 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(path.name + ".manifest.json")
 
 
-def build(path: Path, name: str = NAME) -> Manifest:
-    """Write the rows and then their manifest, both atomically. The same name gives the same bytes."""
+def build(path: Path, name: str = NAME, maker: str = MAKER, own: Path | None = None) -> Manifest:
+    """Write the rows, those of the file `own` after the built-in ones, and then their manifest, both atomically.
+
+    The same arguments give the same bytes. UserError for a name, maker or file that cannot be used.
+    """
     path = Path(path)
-    if not name.strip() or len(name) > 40 or any(char in name for char in "{}\n"):
-        raise UserError(f"assistant name {name!r}: expected 1 to 40 characters without braces or line breaks")
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(name))
-    write_atomic(path, text)
-    return sign(path, name)
+    found = rows(name, maker) + (facts(own) if own else [])
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+    return sign(path, name, maker)
 
 
-def sign(path: Path, name: str = NAME) -> Manifest:
+def sign(path: Path, name: str = NAME, maker: str = MAKER) -> Manifest:
     """Write the manifest that declares the rows of `path` good as they are; also for rows of your own.
 
     UserError when a row is malformed.
     """
     path = Path(path)
+    material(name, maker)
     found = _checked_rows(path)
     manifest = Manifest(
         format=FORMAT,
@@ -140,6 +184,7 @@ def sign(path: Path, name: str = NAME) -> Manifest:
         schema=SCHEMA,
         themes=dict(Counter(row.extra.get("theme", "") for row in found)),
         name=name,
+        maker=maker,
     )
     write_atomic(manifest_path(path), msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode() + "\n")
     return manifest
@@ -184,11 +229,12 @@ def obeys(theme: Theme, never: list[str], answer: str) -> bool:
 
 
 class IdentitySettings(TaskSettings, frozen=True, kw_only=True):
-    """`path`: a rows file with its manifest (verified); empty: the built-in rows. `assistant`: the name to learn,
-    by default the manifest's, or picollm."""
+    """`path`: a rows file with its manifest (verified); empty: the built-in rows. `assistant`, `maker`: who it is and
+    who made it, by default what the manifest says."""
 
     path: str = ""
     assistant: str = ""
+    maker: str = ""
 
 
 class Identity(BaseTask):
@@ -201,11 +247,12 @@ class Identity(BaseTask):
         """Verifies the rows file, if there is one. Raises UserError."""
         super().__init__(settings, **more)
         path = self.settings.path
-        signed = verify(Path(path), fewest=1).name if path else NAME
-        self.assistant = self.settings.assistant or signed
+        signed = verify(Path(path), fewest=1) if path else None
+        self.assistant = self.settings.assistant or (signed.name if signed else NAME)
+        self.maker = self.settings.maker or (signed.maker if signed else MAKER)
 
     def score(self, example: Example, answer_text: str) -> bool:
-        source = material(self.assistant)
+        source = material(self.assistant, self.maker)
         for theme in source.theme:
             if theme.name == example.topic:
                 return obeys(theme, source.never, answer_text)
@@ -215,13 +262,13 @@ class Identity(BaseTask):
         if split == "heldout":
             return [
                 Example(messages=ask(prompt, theme.answers[0]), answer=theme.answers[0], key=prompt, topic=theme.name)
-                for theme in material(self.assistant).theme
+                for theme in material(self.assistant, self.maker).theme
                 for prompt in theme.heldout
             ]
         if self.settings.path:
             found = [(row.messages, row.extra.get("theme", "")) for row in _checked_rows(Path(self.settings.path))]
         else:
-            found = [(row["messages"], row["theme"]) for row in rows(self.assistant)]
+            found = [(row["messages"], row["theme"]) for row in rows(self.assistant, self.maker)]
         return [
             Example(
                 messages=messages,
@@ -233,18 +280,23 @@ class Identity(BaseTask):
         ]
 
 
-def _exchange(theme: Theme, rng: random.Random) -> list[Message]:
-    return ask(rng.choice(theme.prompts), rng.choice(theme.answers))
+def _opened(opener: str, prompt: str) -> str:
+    """The prompt in its opener; "So, who are you?" goes on in the middle of a sentence."""
+    if ", {prompt}" in opener and not prompt.startswith(("I ", "I'")):
+        prompt = prompt[0].lower() + prompt[1:]
+    return opener.format(prompt=prompt)
 
 
-def _named(value: Any, name: str) -> Any:
-    """Fill in the name everywhere; `{prompt}` stays for later."""
+def _filled(value: Any, slots: Mapping[str, str]) -> Any:
+    """Fill in the slots everywhere; `{prompt}` stays for later."""
     if isinstance(value, str):
-        return value.replace("{name}", name)
+        for slot, text in slots.items():
+            value = value.replace(slot, text)
+        return value
     if isinstance(value, list):
-        return [_named(item, name) for item in value]
+        return [_filled(item, slots) for item in value]
     if isinstance(value, dict):
-        return {key: _named(item, name) for key, item in value.items()}
+        return {key: _filled(item, slots) for key, item in value.items()}
     return value
 
 

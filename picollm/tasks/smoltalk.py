@@ -44,7 +44,6 @@ class SmolTalkSettings(HubTaskSettings, frozen=True, kw_only=True):
 
 class SmolTalk(HubTask):
     name = "smoltalk"
-    scored = False
     max_new_tokens = 256
     published: ClassVar[dict[Split, HubSplit]] = {
         "train": HubSplit(REPO, "data/train-*.parquet", ("messages",)),
@@ -60,6 +59,9 @@ class SmolTalk(HubTask):
     def read(self, row: dict[str, Any], split: Split) -> Example:
         messages = checked_messages(row["messages"])
         return Example(messages=messages, answer=text_of(messages[-1]["content"]))
+
+    def unavailable(self) -> str:
+        return "free conversation has no right answers"
 
     def score(self, example: Example, answer_text: str) -> bool:
         raise UserError("smoltalk is free conversation and has no right answers; choose a task that scores answers")

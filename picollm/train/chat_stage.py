@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from picollm.data.chat_loader import ChatLoader
 from picollm.data.publish import sha256
@@ -33,7 +34,7 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
     ctx.phase("mix")
     length = ctx.config.model.seq_len
     seed, tok = ctx.config.run.seed, session.tokenizer
-    files = {"custom": str(custom or ""), "identity": str(identity)}
+    files: dict[str, Any] = {"custom": str(custom or ""), "identity": str(identity)}
     mixed = mix(settings.mixture, tok, length + 1, seed, **files)
     held = held_out(settings.mixture, tok, length + 1, seed, settings.eval_items, **files)
     reader = Reader(session, held, settings.rows, all_tokens=all_tokens)

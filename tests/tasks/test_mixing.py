@@ -15,6 +15,10 @@ TOK = ByteTokenizer()
 LONG = 2000
 
 
+def lists(mixed) -> list[tuple[list[int], list[int]]]:
+    return [(ids.tolist(), mask.tolist()) for ids, mask in mixed.conversations]
+
+
 def mine(path: Path, rows: int = 3) -> str:
     path.write_text(
         "".join(json.dumps({"prompt": f"Question {i}?", "answer": f"Answer {i}."}) + "\n" for i in range(rows))
@@ -27,24 +31,28 @@ def test_as_many_of_each_task_as_asked_for() -> None:
     assert mixed.rows == {"arithmetic": 30, "arithmetic:digits=1": 12} and mixed.dropped == 0
     assert len(mixed.conversations) == 42
     assert sum(mixed.tokens.values()) == sum(len(ids) for ids, _ in mixed.conversations)
+    assert mixed.conversations.lengths.tolist() == [len(ids) for ids, _ in mixed.conversations]
+    whole = {tuple(render(e.messages, TOK)[0]): render(e.messages, TOK)[1] for e in make("arithmetic", seed=1).train()}
+    known = [whole[tuple(ids)] == mask for ids, mask in lists(mixed) if tuple(ids) in whole]
+    assert len(known) >= 30 and all(known)
 
 
 def test_the_same_seed_gives_the_same_order_and_another_another() -> None:
-    one, again, other = (mix({"arithmetic": 40}, TOK, LONG, seed).conversations for seed in (1, 1, 2))
+    one, again, other = (lists(mix({"arithmetic": 40}, TOK, LONG, seed)) for seed in (1, 1, 2))
     assert one == again != other
 
 
 def test_tasks_are_shuffled_together() -> None:
     mixed = mix({"arithmetic": 50, "arithmetic:digits=1": 50}, TOK, LONG, 1)
     first = {tuple(render(e.messages, TOK)[0]) for e in make("arithmetic:digits=1", seed=1).train()[:50]}
-    places = [place for place, (ids, _) in enumerate(mixed.conversations) if tuple(ids) in first]
+    places = [place for place, (ids, _) in enumerate(mixed.conversations) if tuple(ids.tolist()) in first]
     assert places[0] < 20 and places[-1] > 80
 
 
 def test_a_count_above_what_there_is_repeats_in_whole_rounds() -> None:
     task = "arithmetic:rows=5"
     mixed = mix({task: 12}, TOK, LONG, 1)
-    counts = sorted(mixed.conversations.count(pair) for pair in mixed.conversations)
+    counts = sorted(lists(mixed).count(pair) for pair in lists(mixed))
     assert mixed.rows == {task: 12} and set(counts) <= {2, 3}
 
 
@@ -59,7 +67,7 @@ def test_identity_comes_from_the_verified_rows(tmp_path: Path) -> None:
     path = tmp_path / "identity.jsonl"
     identity.build(path, "Somebody Else")
     mixed = mix({"identity": 300}, TOK, LONG, 1, identity=str(path))
-    assert any(b"Somebody Else" in TOK.decode_bytes(ids) for ids, _ in mixed.conversations)
+    assert any(b"Somebody Else" in TOK.decode_bytes(ids.tolist()) for ids, _ in mixed.conversations)
 
 
 def test_what_does_not_fit_is_dropped_and_counted(tmp_path: Path) -> None:
