@@ -18,8 +18,8 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from picollm import cli_follow, cli_launch, cli_plan, cli_profile, cli_serve, cli_show, cli_talk
-from picollm.run import conductor, launch, pipeline, serving
+from picollm import cli_follow, cli_launch, cli_plan, cli_profile, cli_report, cli_serve, cli_show, cli_talk
+from picollm.run import branch, conductor, launch, pipeline, serving
 from picollm.run import config as settings
 from picollm.run.errors import UserError
 from picollm.run.folder import ACTIVE, Run, picollm_home, runs_folder
@@ -53,6 +53,9 @@ def run(
     set: Sets = None,
     from_: Annotated[str | None, typer.Option("--from", help="make this stage and all after it again")] = None,
     only: Annotated[str | None, typer.Option("--only", help="make this one stage again")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="with --from: a new run on what this one made before that stage")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over: ignore checkpoints")] = False,
     nproc: Processes = None,
 ) -> int:
@@ -62,6 +65,12 @@ def run(
     for name in (from_, only):
         if name:
             pipeline.stage(name)
+    if base is not None:
+        if not from_:
+            raise UserError("--base needs --from STAGE: the first stage that the new run makes itself")
+        if profile:
+            raise UserError("--base brings its own profile; change single settings with --set or --config")
+        return follow_branch(base, run, from_, config, sets_of(set, nproc))
     found = prepare(run or DEFAULT_RUN, profile, config, sets_of(set, nproc))
     return follow(found, from_, only, fresh)
 
@@ -236,6 +245,7 @@ def identity(
 
 app.command()(cli_launch.launch)
 app.command()(cli_profile.profile)
+app.command(name="report")(cli_report.command)
 app.command()(cli_serve.serve)
 app.command()(cli_serve.web)
 
@@ -243,14 +253,7 @@ app.command()(cli_serve.web)
 # what the commands share ----------------------------------------------------------------------------------------------
 
 
-def existing(name: str | None) -> Run:
-    """The named run, or the newest. Raises `UserError` when there is none."""
-    if name:
-        return Run.open(name)
-    found = Run.all()
-    if not found:
-        raise UserError(f"no runs in {runs_folder()}; start one with: picollm run")
-    return Run.open(str(found[0].dir))
+existing = cli_show.existing
 
 
 def sets_of(given: list[str] | None, nproc: str | None) -> list[str]:
@@ -290,6 +293,16 @@ def follow(run: Run, from_stage: str | None, only: str | None, fresh: bool) -> i
     if fresh and active:
         raise UserError(f"{run.name} is running; stop it before starting over: picollm stop --run {run.name}")
     return cli_follow.run_stages(run, list(pipeline.NAMES), redo=fresh, fresh=fresh)
+
+
+def follow_branch(base: str, name: str | None, stage: str, file: Path | None, sets: list[str]) -> int:
+    """A new run on what `base` made before `stage`, followed to its end."""
+    source = Run.open(base)
+    changes = {key: value for _, layer in settings.layers(None, file, sets)[2:] for key, value in layer.items()}
+    run = branch.branch(source, name or f"{source.name}-{stage}", stage, changes)
+    print(f"run {run.name}: everything before {stage} is what {source.name} made")
+    left = [status.name for status in run.statuses() if status.state != "done"]
+    return cli_follow.run_stages(run, left)
 
 
 @contextlib.contextmanager

@@ -71,6 +71,26 @@ class Plan(msgspec.Struct, kw_only=True):
     inputs: dict[str, Any] = {}
 
 
+class Inherited(msgspec.Struct, kw_only=True):
+    """A stage that another run made: which attempt of it is the one taken over, and what came of it."""
+
+    run: str
+    dir: str
+    attempt: int
+    fingerprint: str = ""
+    artifacts: dict[str, str] = {}
+
+
+class Origin(msgspec.Struct, kw_only=True):
+    """`base.json`: the run that this one was branched from (`branch`), where it goes its own way, and what it took."""
+
+    run: str
+    dir: str
+    stage: str
+    made: str
+    stages: dict[str, Inherited] = {}
+
+
 class Run:
     """One run folder. `Run.create`, `Run.open` and `Run.all` are the ways in."""
 
@@ -79,17 +99,14 @@ class Run:
         self.name = folder.name
         # What a look at the run needs again and again, kept as long as its file stays as it was.
         self._settings: tuple[object, dict[str, Any]] | None = None
+        self._origin: tuple[object, Origin] | None = None
         self._ends: dict[Path, tuple[object, list[ev.AnyEvent], list[ev.AnyEvent]]] = {}
 
     @classmethod
     def create(cls, name: str, config: settings.Config) -> Run:
         """Lay out a new run. Raises `UserError` for a bad name, an existing run or a folder that cannot be written."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-            raise UserError(f"run name '{name}': expected letters, digits, dot, dash or underscore, at most 64")
-        run = cls(runs_folder() / name)
+        run = cls(name_of_new(name))
         known = UserError(f"run '{name}' exists already in {run.dir.parent}; resume it or choose another name")
-        if run.exists():
-            raise known
         write_atomic(run.dir / "format", f"{FORMAT}\n")
         alone = lease.Lock(run.conductor_lock)
         try:
@@ -248,6 +265,36 @@ class Run:
         found = self._finished(name)
         return found[1] if found else None
 
+    def finished_attempt(self, name: str) -> int | None:
+        """The number of the newest attempt that finished, if any."""
+        found = self._finished(name)
+        return found[0] if found else None
+
+    def started_with(self, name: str, attempt: int) -> str:
+        """The fingerprint with which an attempt started; "" when its first event is lost."""
+        head = self.ends(name, attempt)[0]
+        return next((event.fingerprint for event in head if isinstance(event, ev.Started)), "")
+
+    def origin(self) -> Origin | None:
+        """The run that this one was branched from; None for a run of its own."""
+        file = self.dir / "base.json"
+        stamp = _stamp(file)
+        if stamp is None:
+            return None
+        if self._origin is None or self._origin[0] != stamp:
+            try:
+                self._origin = stamp, msgspec.json.decode(file.read_bytes(), type=Origin)
+            except (OSError, msgspec.DecodeError) as error:
+                raise UserError(f"{file}: {error}; it says where the run's first stages come from") from None
+        return self._origin[1]
+
+    def inherited(self, name: str) -> Inherited | None:
+        """Where a stage comes from that another run made; None when it was made here, at first or again."""
+        origin = self.origin()
+        found = origin.stages.get(name) if origin else None
+        done = self._finished(name) if found else None
+        return found if found and done and done[0] == found.attempt else None
+
     def made(self, name: str) -> ev.Finished | ev.Ready | None:
         """What the newest attempt that finished, or said `Ready` before it did, makes: places and content hashes.
 
@@ -329,6 +376,16 @@ class Run:
     def request_stop(self, name: str) -> None:
         """Ask a running stage to save and stop."""
         write_atomic(self.stop_file(name), f"{time.time():.3f}\n")
+
+
+def name_of_new(name: str) -> Path:
+    """The folder of a run yet to be made. Raises `UserError` for a bad name or one that is taken."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise UserError(f"run name '{name}': expected letters, digits, dot, dash or underscore, at most 64")
+    folder = runs_folder() / name
+    if Run(folder).exists():
+        raise UserError(f"run '{name}' exists already in {folder.parent}; resume it or choose another name")
+    return folder
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:

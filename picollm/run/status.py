@@ -102,6 +102,8 @@ def _look(run: Run, name: str, now: float | None, config: settings.Config | None
         if reasons:
             status.state, status.reason = "stale", "; ".join(reason.text for reason in reasons)
             status.lost = "own" if {reason.kind for reason in reasons} == {"lost"} else ""
+        elif (other := run.inherited(name)) is not None:
+            status.reason = f"from {other.run}"
     elif isinstance(terminal, ev.Failed):
         status.state, status.reason = "failed", terminal.error + (f"; {terminal.hint}" if terminal.hint else "")
     elif isinstance(terminal, ev.Stopped):
