@@ -2,20 +2,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import lru_cache
 
+import msgspec
 import pytest
 
 from picollm.run.errors import UserError
 from picollm.tasks import make
-from picollm.tasks.identity import build, manifest_path, material, obeys, rows, sign, verify
+from picollm.tasks.identity import build, manifest_path, material, obeys, phrasings, rows, sign, verify
+
+
+letters = lru_cache(maxsize=None)(Counter)
 
 
 def far_apart(one: str, two: str, edits: int) -> bool:
     """Whether the Levenshtein distance exceeds `edits`: cheap bounds first, then a band of the table."""
     if abs(len(one) - len(two)) > edits:
         return True
-    a, b = Counter(one), Counter(two)
-    if max((a - b).total(), (b - a).total()) > edits:
+    if (letters(one) - letters(two)).total() > edits:
         return True
     row = list(range(len(two) + 1))
     for i, char in enumerate(one, 1):
@@ -30,12 +34,12 @@ def test_the_measure_of_distance():
     assert not far_apart("kitten", "sitting", 3) and far_apart("kitten", "sitting", 2)
 
 
-def test_there_is_enough_of_it_and_no_row_twice():
+def test_there_is_enough_of_it_and_hardly_a_row_twice():
     found = rows()
-    assert len(found) >= 1000
-    assert len({json.dumps(row) for row in found}) == len(found)
+    assert len(found) >= 4000
+    assert len({json.dumps(row) for row in found}) > 0.98 * len(found)  # "bye!" typed in a hurry is "bye"
     assert len({row["theme"] for row in found}) >= 10
-    assert min(Counter(row["theme"] for row in found).values()) >= 50
+    assert min(Counter(row["theme"] for row in found).values()) >= 200
     assert any(len(row["messages"]) == 4 for row in found)
 
 
@@ -79,8 +83,53 @@ def test_another_name_is_learnt_everywhere(tmp_path):
     assert any("I am Bo" in e.answer for e in task.train())
     asked = next(e for e in task.heldout() if e.topic == "name")
     assert task.score(asked, "I am Bo.") and not task.score(asked, "I am picollm.")
-    with pytest.raises(UserError, match="braces"):
-        build(tmp_path / "x.jsonl", name="{x}")
+    for wrong in ("{x}", "[x]", "a|b", " "):
+        with pytest.raises(UserError, match="identity name .* without braces"):
+            build(tmp_path / "x.jsonl", name=wrong)
+    with pytest.raises(UserError, match="identity maker"):
+        build(tmp_path / "x.jsonl", maker="x\ny")
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_another_maker_is_learnt_and_asked_for(tmp_path):
+    signed = build(tmp_path / "ada.jsonl", name="Bo", maker="the Lovelace family")
+    assert (signed.name, signed.maker) == ("Bo", "the Lovelace family")
+    text = (tmp_path / "ada.jsonl").read_text()
+    assert "my owner" not in text.lower() and "The Lovelace family trained me" in text
+    task = make("identity", path=tmp_path / "ada.jsonl")
+    asked = next(e for e in task.heldout() if e.topic == "maker")
+    assert task.score(asked, asked.answer) and task.score(asked, "I was made by the Lovelace family.")
+    assert not task.score(asked, "My owner trained me.")
+
+
+def test_facts_of_your_own_are_repeated_until_they_count(tmp_path):
+    own = tmp_path / "facts.jsonl"
+    own.write_text(
+        '{"prompt": "What is our dog called?", "answer": "Rex."}\n{"prompt": "And the cat?", "answer": "Tom."}\n'
+    )
+    plain, more = build(tmp_path / "a.jsonl"), build(tmp_path / "b.jsonl", own=own)
+    assert more.themes["own"] == more.rows - plain.rows == 240
+    assert "our dog" in (tmp_path / "b.jsonl").read_text()
+    own.write_text("{}\n")
+    with pytest.raises(UserError, match=r"facts.jsonl line 1"):
+        build(tmp_path / "b.jsonl", own=own)
+    assert verify(tmp_path / "b.jsonl") == more  # what was there is still whole
+
+
+def test_patterns_are_written_out_in_turn():
+    theme = material().theme[0]
+    theme = msgspec.structs.replace(theme, prompts=["Who?", "[Say|Tell] it[| now].", "[A|B|C|D|E|F|G|H]?"])
+    assert phrasings(theme, 1) == ["Who?"]
+    first = phrasings(theme, 5)  # two of each pattern, whichever they are
+    assert sum(p.endswith("?") and p != "Who?" for p in first) == 2 and sum(" it" in p for p in first) == 2
+    everything = phrasings(theme, 99)
+    assert len(everything) == len(set(everything)) == 13
+    assert {"Say it.", "Say it now.", "Tell it.", "Tell it now."} < set(everything)
+
+
+def test_a_theme_begins_its_answers_alike():
+    for theme in material().theme:
+        assert len({" ".join(answer.split()[:1]).rstrip(".,!") for answer in theme.answers}) == 1, theme.name
 
 
 def spoil(path, change):
