@@ -37,7 +37,7 @@ from picollm.run.folder import write_atomic
 from picollm.tasks.base import BaseTask, Example, Split, TaskSettings, ask
 from picollm.tasks.rows import Row, read_rows
 from picollm.tasks.scoring import says_the_same
-from picollm.text.chat import Message, text_of
+from picollm.text.chat import text_of
 
 NAME = "picollm"
 MAKER = "my owner"

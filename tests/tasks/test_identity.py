@@ -11,7 +11,6 @@ from picollm.run.errors import UserError
 from picollm.tasks import make
 from picollm.tasks.identity import build, manifest_path, material, obeys, phrasings, rows, sign, verify
 
-
 letters = lru_cache(maxsize=None)(Counter)
 
 
@@ -84,7 +83,7 @@ def test_another_name_is_learnt_everywhere(tmp_path):
     asked = next(e for e in task.heldout() if e.topic == "name")
     assert task.score(asked, "I am Bo.") and not task.score(asked, "I am picollm.")
     for wrong in ("{x}", "[x]", "a|b", " "):
-        with pytest.raises(UserError, match="identity name .* without braces"):
+        with pytest.raises(UserError, match=r"identity name .* without braces"):
             build(tmp_path / "x.jsonl", name=wrong)
     with pytest.raises(UserError, match="identity maker"):
         build(tmp_path / "x.jsonl", maker="x\ny")
