@@ -11,7 +11,7 @@ asked for (`fill`), so that half a million conversations need no second copy.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -125,4 +125,4 @@ def pack_conversations(conversations: Sequence[Conversation], T: int, pad_id: in
     and counted."""
     plan = plan_rows([len(ids) for ids, _ in conversations], T + 1)
     packed = fill(conversations, [plan[row] for row in range(len(plan))], T, pad_id)
-    return Packed(*packed, packed.used, len(conversations) - len(plan.items))
+    return replace(packed, dropped=len(conversations) - len(plan.items))

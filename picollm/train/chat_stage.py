@@ -12,7 +12,8 @@ from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.stage import Outcome, StageContext
 from picollm.tasks.identity import verify
-from picollm.tasks.mixing import mix
+from picollm.tasks.mixing import mix, prepare
+from picollm.text.tokenizer import Tokenizer
 from picollm.train.batch import Batch
 from picollm.train.loop import Every
 from picollm.train.readings import Reader, held_out
@@ -27,13 +28,13 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
     those of the identity stage, or when the person's own conversations cannot be read.
     """
     settings = getattr(ctx.config, ctx.name)
-    identity = ctx.rank0_first(lambda: verified_identity(ctx.run))
+    length, seed = ctx.config.model.seq_len, ctx.config.run.seed
+    identity = ctx.rank0_first(lambda: prepared(ctx))
     custom = Path(settings.custom).expanduser() if settings.custom else None
     content = {f"{ctx.name}.custom": file_hash(custom)} if custom else {}
     session = open_session(ctx)
     ctx.phase("mix")
-    length = ctx.config.model.seq_len
-    seed, tok = ctx.config.run.seed, session.tokenizer
+    tok = session.tokenizer
     files: dict[str, Any] = {"custom": str(custom or ""), "identity": str(identity)}
     mixed = mix(settings.mixture, tok, length + 1, seed, **files)
     held = held_out(settings.mixture, tok, length + 1, seed, settings.eval_items, **files)
@@ -48,8 +49,12 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
         world=session.ranks.world,
         all_tokens=all_tokens,
     )
+    for problem in mixed.problems:
+        ctx.warning(problem)
     if mixed.dropped:
-        ctx.warning(f"{mixed.dropped} conversations are longer than {length} tokens and were left out")
+        ctx.warning(f"{mixed.dropped:,} conversations have a first exchange of over {length} tokens and were left out")
+    if mixed.cut:
+        ctx.message(f"{mixed.cut:,} conversations are longer than {length} tokens and end at an earlier answer")
     shares = ", ".join(f"{name} {rows:,}" for name, rows in mixed.rows.items())
     ctx.message(
         f"{len(mixed.conversations):,} conversations in {loader.rows_per_epoch:,} rows, "
@@ -72,12 +77,31 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
         summary={
             "conversations": mixed.rows,
             "conversation_tokens": mixed.tokens,
+            "cut": mixed.cut,
             "dropped": mixed.dropped,
+            "sources": mixed.sources,
             "epochs": loader.epoch(settings.steps),
             "fullness": loader.fullness,
         },
         content=content,
     )
+
+
+def prepared(ctx: StageContext) -> Path:
+    """The verified identity rows; what the mixture needs of the Hub is then here, and what is large is rendered.
+
+    For one rank ahead of the others, which find it done.
+    """
+    settings, identity = getattr(ctx.config, ctx.name), verified_identity(ctx.run)
+
+    def look(done: int, rows: int) -> None:
+        ctx.progress(done, rows)
+        ctx.raise_if_stopped()
+
+    tok = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
+    length, seed = ctx.config.model.seq_len, ctx.config.run.seed
+    prepare(settings.mixture, tok, length + 1, seed, identity=str(identity), look=look, say=ctx.message)
+    return identity
 
 
 def verified_identity(run: Run) -> Path:

@@ -57,18 +57,13 @@ def held_out(
         path = files.get(name.partition(":")[0])
         more = {"path": path} if path else {}
         task = make(name, seed=seed, heldout_rows=max(share, items), **more)
+        task.fetch()
         examples = task.heldout()[: max(share, items)]
         rendered = [render(example.messages, tok, max_tokens) for example in examples[:share]]
         found.conversations += [(ids, mask) for ids, mask in rendered if any(mask)]
-        if items and examples and not cannot_ask(task):
+        if items and examples and not task.unavailable():
             found.asked[name] = (task, list(examples[:items]))
     return found
-
-
-def cannot_ask(task: Task) -> str:
-    """Why the answers to this task cannot be judged here; "" when they can."""
-    unavailable = getattr(task, "unavailable", None)
-    return str(unavailable()) if unavailable is not None else ""
 
 
 class Reader:
