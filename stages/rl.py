@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from picollm.evals.chat import evaluate
+from picollm.evals.pass_at import sample_pass_at
 from picollm.infer.engine import Engine
 from picollm.infer.sampling import Sampling
 from picollm.run.errors import StopRequested, UserError
+from picollm.run.history import StageHistory
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.tasks import Example, make
 from picollm.text.chat import render_prompt
 from picollm.train.batch import Batch
+from picollm.train.collapse import Collapse
 from picollm.train.loop import Every
-from picollm.train.rollouts import ROW_MULTIPLE, rollout
+from picollm.train.rollouts import ROW_MULTIPLE, Rollouts, added, figures, rollout
 from picollm.train.schedule import Schedule
 from picollm.train.session import open_session
+
+UNCOMPILED_MULTIPLE = 16  # where no graph is kept, rows need not come in few lengths
 
 
 def work(ctx: StageContext) -> Outcome:
@@ -26,21 +30,22 @@ def work(ctx: StageContext) -> Outcome:
     session = open_session(ctx, compiled=ctx.config.machine.compile == "on")
     settings, ranks, seed = ctx.config.rl, session.ranks, ctx.config.run.seed
     task = make(settings.task, seed=seed)
+    if reason := task.unavailable():
+        raise UserError(f"rl.task = {settings.task!r} cannot be judged on this machine: {reason}")
     examples = task.train()
     if not examples:
         raise UserError(f"rl.task = {settings.task!r} has no training examples on this machine; choose another task")
     mine = range(ranks.rank * settings.questions // ranks.world, (ranks.rank + 1) * settings.questions // ranks.world)
-    if not mine:
+    if settings.questions < ranks.world:
         raise UserError(f"rl.questions is {settings.questions}: fewer than the {ranks.world} ranks; raise it")
     engine = Engine(session.model, session.tokenizer)
     sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, top_k=settings.top_k)
     longest = max(len(render_prompt(example.prompt, session.tokenizer)) for example in examples) + settings.max_tokens
     row_length = min(ctx.config.model.seq_len, -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE)
     device_rows = ctx.config.machine.device_rows or ctx.config.pretrain.rows
-    at_once = max(1, device_rows * ctx.config.model.seq_len // row_length)
-    parts = -(-(-(-settings.questions // ranks.world) * settings.samples) // at_once)
+    multiple = row_length if session.compute.compile else UNCOMPILED_MULTIPLE
     stats: dict[str, float] = {}
-    accuracy: dict[int, float] = {}
+    collapse = Collapse()
 
     def question(number: int) -> Example:
         """The n-th question of the run: every epoch in an order of its own."""
@@ -60,34 +65,71 @@ def work(ctx: StageContext) -> Outcome:
             sampling=sampling,
             row_length=row_length,
         )
+        everywhere = added(ranks.gather(made.sums))
         if ranks.any(ctx.stop_requested()):
             raise StopRequested(step)
         stats.clear()
-        stats.update(made.stats)
+        stats.update(figures(everywhere))
         if ranks.rank == 0:
-            shown = step % len(chosen)
-            rewards = made.rewards[shown]
-            details = {"reward": float(rewards.max()), "mean": float(rewards.mean())}
-            ctx.sample(chosen[shown].question, made.texts[shown][int(rewards.argmax())], step + 1, "rl", details)
-        denom = float(ranks.sum(torch.tensor(made.denom, device=ranks.device)).item())
-        yield from Batch.from_numpy(made.inputs, made.targets, made.weights, denom).split(at_once, parts)
+            show(step, chosen, made)
+        for notice in collapse.step(step + 1, stats):
+            (ctx.warning if notice.warning else ctx.message)(notice.text)
+        inputs, targets, weights = made.teaching(multiple)
+        at_once = max(1, device_rows * ctx.config.model.seq_len // inputs.shape[1])
+        at_once = at_once if session.compute.compile else min(at_once, len(inputs))
+        yield from Batch.from_numpy(inputs, targets, weights, everywhere["sampled"]).split(at_once)
+
+    def show(step: int, chosen: list[Example], made: Rollouts) -> None:
+        """The best and the worst answer to one question, of those whose answers differ in reward if there are any."""
+        shown = int((made.rewards.max(axis=1) > made.rewards.min(axis=1)).argmax())
+        rewards = made.rewards[shown]
+        for which, place in (("best", int(rewards.argmax())), ("worst", int(rewards.argmin()))):
+            if which == "worst" and rewards[place] == rewards.max():
+                continue
+            details = {"which": which, "reward": float(rewards[place]), "mean": float(rewards.mean())}
+            ctx.sample(chosen[shown].question, made.texts[shown][place], step + 1, "rl", details)
 
     def read_heldout(step: int) -> None:
-        if step in accuracy:
-            return
+        ctx.phase("held-out reading")
         result = evaluate(task, engine, session.tokenizer, settings.eval_items, max_new_tokens=settings.max_tokens)
-        accuracy[step] = result.accuracy
         ctx.eval("heldout", step, {"accuracy": result.accuracy, "low": result.low, "high": result.high}, n=result.n)
+        if settings.pass_items:
+            found = sample_pass_at(
+                task, engine, session.tokenizer, settings.pass_items, ranks, sampling=sampling, seed=seed
+            )
+            values: dict[str, float] = {}
+            for k, (rate, low, high) in found.rates.items():
+                values |= {f"pass_at_{k}": rate, f"low_{k}": low, f"high_{k}": high}
+            ctx.eval("sampled", step, values, n=found.n)
+        ctx.phase("train")
 
-    return session.train(
+    outcome = session.train(
         batches,
-        Schedule(settings.steps, 0, 1.0, 0.0),
+        Schedule(settings.steps, 0, 1.0, 0.0, shape=settings.schedule),
         lr=settings.lr,
         parent="sft",
         evals=[Every(settings.eval_every, read_heldout, at_start=True)],
         extra_metrics=lambda step: dict(stats),
         ahead=0,
     )
+    return Outcome(paths=outcome.paths, artifacts=outcome.artifacts, summary=outcome.summary | gained(ctx))
+
+
+def gained(ctx: StageContext) -> dict[str, float]:
+    """Held-out accuracy before and after, from this stage's own events: a resumed attempt did not see the first."""
+    readings = [event for event in StageHistory(ctx.run, "rl").read_all().evals if event.name == "heldout"]
+    if len(readings) < 2:
+        return {}
+    first, last = readings[0].values, readings[-1].values
+    before, low, high, after = first["accuracy"], first["low"], first["high"], last["accuracy"]
+    if before is None or low is None or high is None or after is None:
+        return {}
+    verdict = "above" if after > high else "below" if after < low else "within"
+    ctx.message(
+        f"held-out accuracy {before:.1%} before RL, {after:.1%} after (n = {readings[-1].n}): {verdict} the 95 % "
+        f"interval of SFT, {low:.1%} to {high:.1%}"
+    )
+    return {"accuracy_before": before, "accuracy_before_low": low, "accuracy_before_high": high, "accuracy": after}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ Question q of step s, sample n draws from (seed, s, q, n, position): a rollout t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,9 +48,7 @@ class Rollouts:
         rewards: float64 (questions, samples).
         texts: what a reader sees of each answer, (questions, samples).
         completions: the answers with their ids, in the order of the rows.
-        stats: reward (mean), reward_std, solved (questions with at least one full reward), useful (questions whose
-            answers differ in reward: only these teach), tokens (mean length), ended (share that ended themselves),
-            nll (mean -log p of the sampled tokens under temperature 1, an estimate of the policy's entropy in nats).
+        sums: what `figures` makes a step's curves of; add those of several ranks first (`added`).
     """
 
     inputs: np.ndarray
@@ -60,7 +59,19 @@ class Rollouts:
     rewards: np.ndarray
     texts: list[list[str]]
     completions: list[Completion]
-    stats: dict[str, float]
+    sums: dict[str, float]
+
+    def teaching(self, multiple: int = ROW_MULTIPLE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """inputs, targets and weights of the rows that teach something, as long as the longest of them needs.
+
+        The others have advantage 0 and add exactly nothing to the gradient, so the work of a step is what questions
+        with unequal answers make. At least one row, and a length that is a multiple of `multiple` or all there is.
+        """
+        rows = np.flatnonzero(self.weights.any(axis=1))
+        rows = rows if len(rows) else np.arange(1)
+        last = np.flatnonzero(self.counted[rows].any(axis=0)).max(initial=0) + 1
+        T = min(self.inputs.shape[1], -(-last // multiple) * multiple)
+        return self.inputs[rows, :T], self.targets[rows, :T], self.weights[rows, :T]
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
@@ -126,7 +137,7 @@ def rollout(
         rewards=rewards,
         texts=[[completions[q * samples + n].text for n in range(samples)] for q in range(len(examples))],
         completions=completions,
-        stats=_stats(rewards, completions),
+        sums=_sums(rewards, completions),
     )
 
 
@@ -149,19 +160,56 @@ def _rows(
     return inputs, targets, counted
 
 
-def _stats(rewards: np.ndarray, completions: Sequence[Completion]) -> dict[str, float]:
+def _sums(rewards: np.ndarray, completions: Sequence[Completion]) -> dict[str, float]:
     sampled = [
-        token.logprob
+        token
         for done in completions
         for token, forced in zip(done.logprobs or [], done.forced, strict=True)
         if not forced
     ]
     return {
-        "reward": float(rewards.mean()),
-        "reward_std": float(rewards.std()),
-        "solved": float((rewards.max(axis=1) >= 1).mean()),
-        "useful": float((rewards.max(axis=1) > rewards.min(axis=1)).mean()),
-        "tokens": float(np.mean([len(done.ids) for done in completions])),
-        "ended": float(np.mean([done.finish_reason == "stop" for done in completions])),
-        "nll": -float(np.mean(sampled)) if sampled else 0.0,
+        "questions": len(rewards),
+        "answers": rewards.size,
+        "sampled": len(sampled),
+        "reward": float(rewards.sum()),
+        "reward_squared": float((rewards**2).sum()),
+        "solved": float((rewards.max(axis=1) >= 1).sum()),
+        "useful": float((rewards.max(axis=1) > rewards.min(axis=1)).sum()),
+        "tokens": float(sum(len(done.ids) for done in completions)),
+        "ended": float(sum(done.finish_reason == "stop" for done in completions)),
+        "nll": -math.fsum(token.logprob for token in sampled),
+        "entropy": math.fsum(token.entropy for token in sampled),
     }
+
+
+def added(several: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The sums of all ranks together."""
+    total: dict[str, float] = {}
+    for sums in several:
+        for key, value in sums.items():
+            total[key] = total.get(key, 0.0) + value
+    return total
+
+
+def figures(sums: dict[str, float]) -> dict[str, float]:
+    """A step's curves, from the sums over all its answers.
+
+    reward, reward_std   of the answers
+    solved               questions with at least one full reward
+    useful               questions whose answers differ in reward: only these teach
+    tokens               mean length of an answer, tool output included
+    ended                share of the answers that ended themselves
+    nll                  mean -log p of the sampled tokens, nats
+    entropy              mean entropy of the distributions they were drawn from, nats; both before temperature and top-k
+    """
+    mean = {
+        key: sums[key] / max(1, sums[over])
+        for over, keys in (
+            ("answers", ("reward", "tokens", "ended")),
+            ("questions", ("solved", "useful")),
+            ("sampled", ("nll", "entropy")),
+        )
+        for key in keys
+    }
+    spread = sums["reward_squared"] / max(1, sums["answers"]) - mean["reward"] ** 2
+    return mean | {"reward_std": math.sqrt(max(0.0, spread))}

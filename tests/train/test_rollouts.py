@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,8 @@ from picollm.infer.sampling import Sampling
 from picollm.run.errors import UserError
 from picollm.tasks.base import Example
 from picollm.train.batch import Batch
-from picollm.train.rollouts import advantages, rollout
+from picollm.train.loss import weighted_nll
+from picollm.train.rollouts import Rollouts, added, advantages, figures, rollout
 from tests.infer.fakes import ByteTokenizer, scripted_engine, tiny_model
 
 TOK = ByteTokenizer()
@@ -74,7 +76,10 @@ def test_equal_rewards_teach_nothing() -> None:
 
     got = rollout(Engine(tiny_model(), TOK), Same(), QUESTIONS, samples=2, seed=0, step=0, sampling=HOW)
     assert not got.weights.any() and got.denom > 0
-    assert got.stats["useful"] == 0 and got.stats["reward"] == 1 and got.stats["solved"] == 1
+    stats = figures(got.sums)
+    assert stats["useful"] == 0 and stats["reward"] == 1 and stats["solved"] == 1 and stats["reward_std"] == 0
+    inputs, _, weights = got.teaching()
+    assert len(inputs) == 1 and not weights.any()
 
 
 def test_redone_and_split_over_ranks_it_is_the_same(engine: Engine) -> None:
@@ -102,11 +107,40 @@ def test_tool_output_is_not_weighed() -> None:
     assert got.counted[0, prompt - 1 : start].all() and got.counted[0, start + 4 : start + 10].all()
 
 
-def test_stats(engine: Engine) -> None:
-    got = rollout(engine, LongAnswers(), QUESTIONS, samples=4, seed=1, step=0, sampling=HOW)
-    assert got.stats["reward"] == pytest.approx(got.rewards.mean())
-    assert 0 < got.stats["nll"] < np.log(TOK.vocab_size) * 2
-    assert got.stats["tokens"] == np.mean([len(c.ids) for c in got.completions])
+def ask_all(engine: Engine, seed: int) -> Rollouts:
+    return rollout(engine, LongAnswers(), QUESTIONS, samples=4, seed=seed, step=0, sampling=HOW, row_length=128)
+
+
+def test_what_does_not_teach_is_left_out_and_the_gradient_is_the_same(engine: Engine) -> None:
+    made = (ask_all(engine, seed) for seed in range(99))
+    got = next(one for one in made if 0 < one.sums["useful"] < len(QUESTIONS))
+    equal = got.rewards.min(axis=1) == got.rewards.max(axis=1)
+    part = got.teaching(16)
+    assert part[0].shape[0] == 4 * (~equal).sum() and part[0].shape[1] % 16 == 0 and part[0].shape[1] < 128
+    gradients = []
+    for arrays in ((got.inputs, got.targets, got.weights), part):
+        model = tiny_model()
+        loss = weighted_nll(model, Batch.from_numpy(*arrays, got.denom))
+        loss.backward()
+        gradients.append((loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert gradients[0][0] == pytest.approx(gradients[1][0], abs=1e-6)
+    for whole, less in zip(gradients[0][1], gradients[1][1], strict=True):
+        torch.testing.assert_close(whole, less, rtol=1e-3, atol=1e-5)
+
+
+def test_figures(engine: Engine) -> None:
+    how = {"samples": 4, "seed": 1, "step": 0, "sampling": HOW}
+    got = rollout(engine, LongAnswers(), QUESTIONS, **how)
+    stats = figures(got.sums)
+    assert stats["reward"] == pytest.approx(got.rewards.mean())
+    assert stats["reward_std"] == pytest.approx(got.rewards.std())
+    assert 0 < stats["nll"] < np.log(TOK.vocab_size) * 2
+    assert stats["nll"] == pytest.approx(stats["entropy"], rel=0.5), "one is an estimate of the other"
+    assert 0 < stats["entropy"] < np.log(TOK.vocab_size)
+    assert stats["tokens"] == np.mean([len(c.ids) for c in got.completions])
+    shares = [rollout(engine, LongAnswers(), QUESTIONS[:1], **how),
+              rollout(engine, LongAnswers(), QUESTIONS[1:], first_question=1, **how)]  # fmt: skip
+    assert figures(added(share.sums for share in shares)) == pytest.approx(stats)
 
 
 def test_refused(engine: Engine) -> None:

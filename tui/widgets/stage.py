@@ -129,6 +129,8 @@ def _history(detail: state.Detail) -> list[RenderableType]:
         found += [Text(""), heading("Samples", "newest first")]
         for sample in reversed(detail.samples[-4:]):
             label = f"{sample.model or 'model'}, step {sample.step:,}"
+            if "reward" in sample.details:
+                label += f", {sample.details.get('which', '')} of its question, reward {sample.details['reward']:g}"
             found += [text(("  " + sample.prompt, "second"), (f"  {label}", "faint")),
                       rows([("", sample.text.strip()[:600])], 2)]  # fmt: skip
     if detail.attempts:
