@@ -22,6 +22,8 @@ SOLVED = 0.9
 """Mean reward from which equal answers mean that there is nothing left to learn."""
 ENTROPY_LEFT = 0.1
 """The sampling has collapsed when this share of the first steps' entropy is left, and reward has not risen with it."""
+ENTROPY_GROWN = 2.5
+"""The sampling dissolves when the entropy is this many times that of the first steps, and half a nat above it."""
 REWARD_LEFT = 0.5
 """The reward has collapsed when this share of its best window is left."""
 ENDED_LEFT = 0.5
@@ -73,6 +75,13 @@ class Collapse:
                 f"entropy fell from {first['entropy']:.3f} to {last['entropy']:.3f} nats by step {step} with the "
                 f"reward at {last['reward']:.2f}: the model has stopped trying other answers; start over with --fresh "
                 'and a lower rl.lr, or with rl.schedule = "cosine"',
+            )
+
+        if last["entropy"] > max(ENTROPY_GROWN * first["entropy"], first["entropy"] + 0.5):
+            yield from self._once(
+                "dissolving",
+                f"entropy rose from {first['entropy']:.2f} to {last['entropy']:.2f} nats by step {step}: pushing wrong "
+                "answers away makes everything else likelier; start over with --fresh and a lower rl.lr",
             )
 
     def _reward(self, step: int, last: Mapping[str, float]) -> Iterator[Notice]:

@@ -49,6 +49,11 @@ def test_entropy_that_is_gone() -> None:
     assert text.startswith("!") and "stopped trying" in text and "cosine" in text
 
 
+def test_entropy_that_grows() -> None:
+    [(step, text)] = said(lambda t: {"entropy": 0.8 * 6**t}).items()
+    assert step < STEPS * 0.75 and text.startswith("!") and "lower rl.lr" in text
+
+
 def test_a_reward_that_falls() -> None:
     [(step, text)] = said(lambda t: {"reward": 0.4 if t < 0.5 else 0.1}).items()
     assert STEPS / 2 < step <= STEPS / 2 + WINDOW and text.startswith("!") and "the reward fell from 0.4" in text
