@@ -245,7 +245,7 @@ def identity(
 
 app.command()(cli_launch.launch)
 app.command()(cli_profile.profile)
-app.command(name="report")(cli_report.command)
+app.command()(cli_report.report)
 app.command()(cli_serve.serve)
 app.command()(cli_serve.web)
 

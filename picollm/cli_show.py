@@ -15,7 +15,17 @@ from picollm.run import config as settings
 from picollm.run import events as ev
 from picollm.run import lease
 from picollm.run.errors import UserError
-from picollm.run.folder import ACTIVE, Plan, Run
+from picollm.run.folder import ACTIVE, Plan, Run, runs_folder
+
+
+def existing(name: str | None) -> Run:
+    """The named run, or the newest. Raises `UserError` when there is none."""
+    if name:
+        return Run.open(name)
+    found = Run.all()
+    if not found:
+        raise UserError(f"no runs in {runs_folder()}; start one with: picollm run")
+    return Run.open(str(found[0].dir))
 
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -139,7 +149,7 @@ def settings_text(layers: list[tuple[str, dict[str, Any]]], only_different: bool
         if origin == "default" and only_different:
             continue
         unit = f" [{knob.unit}]" if knob.unit else ""
-        rows.append(f"{f'{key} = {_shown(value)}':40}  # {origin}{unit}")
+        rows.append(f"{f'{key} = {settings.shown(value)}':40}  # {origin}{unit}")
     return "\n".join(rows) if rows else "nothing differs from the defaults"
 
 
@@ -153,14 +163,6 @@ def run_layers(run: Run) -> list[tuple[str, dict[str, Any]]]:
     plan = run.plan()
     planned = {key: value for key, value in (plan.values if plan else {}).items() if not wishes.get(key)}
     return [*base, (str(Path(run.name) / "config.toml"), wishes), ("plan.json", planned)]
-
-
-def _shown(value: Any) -> str:
-    import tomli_w
-
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_shown(item)}" for key, item in value.items()) + " }" if value else "{}"
-    return tomli_w.dumps({"x": value}).strip().removeprefix("x = ")
 
 
 def failed_checks(checks: list[ev.Check]) -> list[ev.Check]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def questions_of(ctx: StageContext, ranks: Ranks, made: dict[str, Task]) -> tupl
         if ranks.any(bool(reason)):
             skipped[name] = ranks.share(reason) or "another rank's machine cannot judge its answers"
             ctx.warning(f"{name} is left out of the evaluation: {skipped[name]}")
-        elif items := list(islice(task.heldout(), settings.tasks.get(name) or settings.items)):
+        elif items := list(task.heldout()[: settings.tasks.get(name) or settings.items]):
             asked[name] = items
     if not asked:
         raise UserError("none of the run's tasks has held-out items to ask; name some in chat_eval.tasks")

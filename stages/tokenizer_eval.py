@@ -1,4 +1,5 @@
-"""Tokenizer eval: bytes per token and exact round trips on text like the corpus, and unlike it."""
+"""Tokenizer eval: bytes per token and exact round trips on text like the corpus, and unlike it; and beside them those
+of GPT-2's and GPT-4's vocabularies where this machine has them."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import json
 
 from picollm.data.hub_shards import HubShards
 from picollm.data.hub_text import HubText, open_text
+from picollm.evals.vocabularies import VOCABULARIES, cached
 from picollm.run.errors import UserError
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.text.tokenizer import SPECIALS, Tokenizer
@@ -42,18 +44,24 @@ def validation_text(ctx: StageContext) -> str:
 
 def work(ctx: StageContext) -> Outcome:
     tokenizer = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
-    table = {}
+    table: dict[str, dict[str, float]] = {}
+    known = {name: cached(name) for name in VOCABULARIES}
+    others = {name: encoding for name, (encoding, _) in known.items() if encoding is not None}
     for name, text in texts(validation_text(ctx)).items():
         ids = tokenizer.encode(text)
         size = len(text.encode())
         exact = tokenizer.decode(ids) == text
         table[name] = {"bytes": size, "tokens": len(ids), "bytes_per_token": size / len(ids), "exact": exact}
-        ctx.eval(f"tokenizer/{name}", 0, {"bytes_per_token": size / len(ids)})
+        beside = {other: size / len(encoding.encode_ordinary(text)) for other, encoding in others.items()}
+        table[name] |= beside
+        ctx.eval(f"tokenizer/{name}", 0, {"bytes_per_token": size / len(ids), **beside})
         ctx.message(f"{name}: {size / len(ids):.2f} bytes per token" + ("" if exact else ", ROUND TRIP DIFFERS"))
     broken = [name for name, cell in table.items() if not cell["exact"]]
     if broken:
         raise UserError(f"decode(encode(text)) differs on {', '.join(broken)}: train the tokenizer again")
-    return Outcome(summary={"texts": table})
+    for name, (_, state) in known.items():
+        ctx.message(f"vocabulary of {name}: {state}")
+    return Outcome(summary={"texts": table, "others": {name: state for name, (_, state) in known.items()}})
 
 
 if __name__ == "__main__":

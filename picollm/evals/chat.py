@@ -28,7 +28,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -118,7 +117,7 @@ def evaluate(
         UserError: there is nothing to ask.
     """
     started = time.perf_counter()
-    items = list(islice(task.heldout() if examples is None else examples, n))
+    items = list((task.heldout() if examples is None else examples)[:n])
     if not items:
         raise UserError(f"task '{task.name}' has no held-out examples; give it more data or leave it out")
     limit = max_new_tokens or task.max_new_tokens

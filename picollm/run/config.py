@@ -9,6 +9,7 @@ import functools
 import math
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -102,6 +103,19 @@ def build(values: Mapping[str, Any]) -> Config:
 def dump(config: Config) -> str:
     """TOML text that `load_file` reads back."""
     return tomli_w.dumps(msgspec.to_builtins(config))
+
+
+def shown(value: Any) -> str:
+    """A value as TOML writes it within a line."""
+    if isinstance(value, dict):
+        pairs = ", ".join(tomli_w.dumps({key: item}).strip() for key, item in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    return tomli_w.dumps({"x": value}).strip().removeprefix("x = ")
+
+
+def as_set(key: str, value: Any) -> str:
+    """`--set` with this value, as a shell takes it."""
+    return "--set " + shlex.quote(f"{key}={value if isinstance(value, str) else shown(value)}")
 
 
 def template() -> str:

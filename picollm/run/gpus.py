@@ -7,6 +7,8 @@ peak that training reaches at width 768 (depth 12), with the place it comes from
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from picollm.run.errors import UserError
@@ -64,6 +66,14 @@ def gpu(name: str) -> Gpu:
     if name.lower() not in GPUS:
         raise UserError(f"unknown GPU '{name}': expected one of {', '.join(GPUS)}")
     return GPUS[name.lower()]
+
+
+def named(name: str, memory: int) -> str | None:
+    """The kind in the table of a GPU that calls itself `name` ("NVIDIA A100-SXM4-80GB") and has `memory` bytes; of
+    several kinds of that name the one with the nearest memory. None for one that is not there."""
+    words = re.split(r"[^a-z0-9]+", name.lower().replace("rtx ", "rtx"))
+    found = [kind for kind, row in GPUS.items() if row.device == "cuda" and kind.partition("-")[0] in words]
+    return min(found, key=lambda kind: abs(GPUS[kind].memory - memory), default=None)
 
 
 def mfu(gpu: Gpu, dim: int) -> float:

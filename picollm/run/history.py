@@ -36,10 +36,13 @@ class Series:
 
 
 class StageHistory:
-    """Call `poll()` now and then; it reads what is new and says whether anything was."""
+    """Call `poll()` now and then; it reads what is new and says whether anything was.
 
-    def __init__(self, run: Run, name: str) -> None:
-        self.run, self.name = run, name
+    `until`: the last attempt that is read; None: all there are.
+    """
+
+    def __init__(self, run: Run, name: str, until: int | None = None) -> None:
+        self.run, self.name, self.until = run, name, until
         self.series: dict[str, Series] = {}
         self.evals: list[ev.Eval] = []
         self.samples: list[ev.Sample] = []
@@ -59,7 +62,7 @@ class StageHistory:
     def poll(self) -> bool:
         """Read at most 4 MB of new events; True when there may be something new to draw."""
         changed = False
-        attempts = self.run.attempts(self.name)
+        attempts = [number for number in self.run.attempts(self.name) if self.until is None or number <= self.until]
         while True:
             events = self._reader.poll() if self._reader else []
             for event in events:

@@ -1,0 +1,243 @@
+"""The manifest of a run: everything that says how it was made and what came of it, from events and finished stages.
+
+It is made anew each time from the whole run folder. A stage counts as its newest finished attempt left it: one that is
+made again, or failed when it was, takes nothing from the report until it is done.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from picollm.run import config as settings
+from picollm.run import events as ev
+from picollm.run import failures, gpus, pipeline
+from picollm.run.errors import UserError
+from picollm.run.folder import Run
+from picollm.run.history import StageHistory
+
+FORMAT = 1
+MODELS = tuple(pipeline.MODEL_STAGES)
+NOTES_FILE = "notes.md"
+
+
+class Record:
+    """A run as the report sees it: every stage's history up to its newest finished attempt, read once."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.config = run.config()
+        self.plan = run.plan()
+        self.statuses = {status.name: status for status in run.statuses() if status.name != "report"}
+        self.finished = {name: run.finished(name) for name in self.statuses}
+        self.histories: dict[str, StageHistory] = {}
+        self.seconds: dict[str, float | None] = {}
+        for name in self.statuses:
+            done = _finished(run, name)
+            attempts = run.attempts(name)
+            history = self.histories[name] = StageHistory(run, name, until=done).read_all()
+            whole = history if done is None or done == attempts[-1] else StageHistory(run, name).read_all()
+            self.seconds[name] = round(whole.seconds, 3) if whole.started else None
+        self.machine = _machine(run)
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        """What the stage's newest finished attempt says of itself; {} before there is one."""
+        done = self.finished[stage]
+        return done.summary if done else {}
+
+
+def manifest(record: Record) -> dict[str, Any]:
+    """Plain JSON values; the keys are described in docs/evaluation.md."""
+    run, chat = record.run, record.summary("chat_eval")
+    price = hourly(record)
+    stages = {name: _stage(record, name, price["dollars_per_hour"]) for name in record.statuses}
+    return finite(
+        {
+            "format": FORMAT,
+            "run": run.name,
+            "profile": record.config.run.profile,
+            "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": command(run),
+            "machine": record.machine,
+            "versions": versions(record),
+            "config": msgspec.to_builtins(record.config),
+            "plan": msgspec.to_builtins(record.plan) if record.plan else None,
+            "prompts": run.prompts(),
+            "notes": notes(run),
+            "data": record.summary("dataset"),
+            "seconds": sum(seconds or 0.0 for seconds in record.seconds.values()),
+            "cost": price | {"dollars": _total(stages, "dollars"), "predicted": _total(stages, "predicted_dollars")},
+            "stages": stages,
+            "results": results(record),
+            "chatcore": chat.get("chatcore", {}),
+            "skipped": chat.get("skipped", {}),
+            "failures": {
+                f"{model}/{task}": str(file.relative_to(run.dir))
+                for model, tasks in failures.kept(run).items()
+                for task, file in tasks.items()
+            },
+        }
+    )
+
+
+def results(record: Record) -> dict[str, dict[str, Any]]:
+    """`{"sft": {"arithmetic": {"accuracy", "low", "high", "n"}, "bpb": …}}` for base, mid, sft and rl."""
+    table: dict[str, dict[str, Any]] = {model: {} for model in MODELS}
+    for model, tasks in record.summary("chat_eval").get("models", {}).items():
+        table[model] = dict(tasks)
+    base = record.summary("base_eval")
+    table["base"] |= {key: base[key] for key in ("bpb", "core") if key in base}
+    return table
+
+
+def notes(run: Run) -> str:
+    """The person's own words: `report.notes`, then the run folder's notes.md."""
+    try:
+        written = (run.dir / NOTES_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        written = ""
+    return "\n\n".join(part.strip() for part in (run.wishes().report.notes, written) if part.strip())
+
+
+def command(run: Run) -> str:
+    """What makes the run again: its profile, and every setting that differs from it."""
+    wishes = settings.flat(run.wishes())
+    profile = wishes["run.profile"]
+    try:
+        base = settings.flat(settings.load(profile, environ={}))
+        start = f"picollm run --profile {profile}"
+    except UserError:  # a profile of somebody's own file
+        base, start = settings.flat(settings.load(environ={})), "picollm run"
+    differing = {key: value for key, value in wishes.items() if value != base[key] and key != "run.profile"}
+    return " ".join([start, *(settings.as_set(key, value) for key, value in differing.items())])
+
+
+def versions(record: Record) -> dict[str, str]:
+    """Of Python and the packages, as the newest attempts had them."""
+    found = {"picollm-tui": importlib.metadata.version("picollm-tui")}
+    for history in record.histories.values():
+        if history.started:
+            found |= history.started[-1].versions
+    return found
+
+
+def hourly(record: Record) -> dict[str, Any]:
+    """Dollars per hour of what the run used, and where the price is from; null where none is known.
+
+    GPUs are those that its ranks used, at `report.price` or a typical price of their kind.
+    """
+    own, found = record.config.report.price, record.machine["gpus"]
+    ranks = max((h.started[-1].world for h in record.histories.values() if h.started), default=1)
+    if not found or record.config.machine.device == "cpu":
+        source = "report.price" if own else "no price is known of this machine; set report.price"
+        return {"dollars_per_hour": own or None, "source": source}
+    if own:
+        return {"dollars_per_hour": own * ranks, "source": f"report.price × {ranks} GPUs"}
+    kind = gpus.named(found[0]["name"], found[0]["memory_total"])
+    if kind is None:
+        return {"dollars_per_hour": None, "source": f"no price is known of {found[0]['name']}; set report.price"}
+    price = gpus.GPUS[kind].price
+    return {"dollars_per_hour": price * ranks, "source": f"a typical price of {kind}, ${price} × {ranks} GPUs"}
+
+
+def finite(value: Any) -> Any:
+    """The same with null for every number that JSON has no word for."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {str(key): finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [finite(item) for item in value]
+        case _:
+            return value
+
+
+def _stage(record: Record, name: str, per_hour: float | None) -> dict[str, Any]:
+    done, history, seconds = record.finished[name], record.histories[name], record.seconds[name]
+    started = history.started[-1] if history.started else None
+    predicted = started.predicted_s if started else None
+    readings = {}
+    for event in history.evals:
+        readings[event.name] = {"step": event.step, "n": event.n, **event.values}
+    return {
+        "state": record.statuses[name].state,
+        "attempts": len(record.run.attempts(name)),
+        "seconds": seconds,
+        "predicted_s": predicted,
+        "dollars": seconds * per_hour / 3600 if seconds and per_hour else None,
+        "predicted_dollars": predicted * per_hour / 3600 if predicted and per_hour else None,
+        "ranks": started.world if started else None,
+        "fingerprint": started.fingerprint if started else None,
+        "inputs": started.inputs if started else {},
+        "versions": started.versions if started else {},
+        "artifacts": done.artifacts if done else {},
+        "paths": done.paths if done else {},
+        "summary": done.summary if done else {},
+        "readings": readings,
+        "warnings": list(dict.fromkeys(history.warnings)),
+    }
+
+
+def _finished(run: Run, name: str) -> int | None:
+    """Its newest attempt that finished, by number."""
+    ended = (n for n in reversed(run.attempts(name)) if any(isinstance(e, ev.Finished) for e in run.ends(name, n)[1]))
+    return next(ended, None)
+
+
+def _total(stages: dict[str, dict[str, Any]], key: str) -> float | None:
+    known = [stage[key] for stage in stages.values() if stage[key] is not None]
+    return sum(known) if known else None
+
+
+def _machine(run: Run) -> dict[str, Any]:
+    """This machine, and what the run's readings of it say: memory and GPU memory are the highest of them."""
+    readings = [event for event in ev.read_events(run.machine_file) if isinstance(event, ev.Machine)]
+    cards: list[dict[str, Any]] = []
+    for index, gpu in enumerate(readings[-1].gpus if readings else []):
+        over = [reading.gpus[index] for reading in readings if index < len(reading.gpus)]
+        cards.append(
+            {
+                "name": str(gpu.get("name", "unknown")),
+                "memory_total": int(gpu.get("memory_total", 0)),
+                "memory_used": max(int(record.get("memory_used", 0)) for record in over),
+                "utilisation": _mean([record["utilisation"] for record in over if "utilisation" in record]),
+            }
+        )
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "memory_used": max((reading.memory_used for reading in readings), default=None),
+        "cpu": _mean([reading.cpu for reading in readings]),
+        "gpus": cards,
+        "python": platform.python_version(),
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(sum(values) / len(values), 1) if values else None
+
+
+def _processor() -> str:
+    """Its name as Linux has it, else what Python knows."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def as_json(facts: dict[str, Any]) -> str:
+    return json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
