@@ -1,7 +1,8 @@
-"""Pretrain: predict the next token of raw text, with a validation reading now and then."""
+"""Pretrain: predict the next token of raw text, with a validation reading and samples now and then."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from picollm.data.loader import StreamLoader, ValLoader
 from picollm.data.shards import ShardSet
 from picollm.data.waiting import Upstream
 from picollm.evals.bpb import text_loss
+from picollm.evals.samples import BaseSample, CheckpointSamples, prompts_for
 from picollm.run.plan import EVAL_BATCHES
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.train.batch import Batch
@@ -40,11 +42,21 @@ def work(ctx: StageContext) -> Outcome:
         ctx.eval("val", step, {"bpb": loss.bpb, "loss": loss.loss}, n=loss.tokens)
         return loss.bpb
 
+    def show(step: int, sample: BaseSample) -> None:
+        ctx.sample(sample.prompt, sample.text, step, "base", {"finish_reason": sample.finish_reason})
+
+    kept = ctx.run.dir / "samples" / "pretrain"
+    if ctx.fresh and ctx.rank == 0:
+        shutil.rmtree(kept, ignore_errors=True)
+    prompts = prompts_for(ctx.config.data.source)
+    samples = CheckpointSamples(session.model, session.tokenizer, prompts, kept, show, ctx.warning)
+
     return session.train(
         batches,
         Schedule(settings.steps, settings.warmup_steps, settings.warmdown, settings.final_lr),
         evals=[Every(0, read_validation, seconds=settings.eval_every)],
         extra_metrics=lambda step: {"epoch": loader.epoch(step)},
+        at_checkpoint=samples if ctx.rank == 0 else lambda step: None,
         summary={"epochs": loader.epoch(settings.steps), "dropped_tokens": loader.dropped_tokens},
     )
 

@@ -6,12 +6,17 @@ asked a question it usually goes on asking. The same prompts and seed make two c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
+import torch
 
 from picollm.infer.engine import Engine
 from picollm.infer.sampling import Sampling, row_seed
+from picollm.model.gpt import GPT
+from picollm.run.folder import write_atomic
 from picollm.text.tokenizer import Tokenizer
 
 DOCS_PROMPTS = (
@@ -30,6 +35,10 @@ GENERAL_PROMPTS = (
     "My favorite color is",
     "Why is the sky blue?",
 )
+
+
+CHECKPOINT_TOKENS = 32
+MOST_SHARE = 0.02  # of the time of training
 
 
 class BaseSample(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,3 +81,47 @@ def base_samples(
         )
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
+
+
+class CheckpointSamples:
+    """What the model writes at its checkpoints while it trains: `show` and a file `step-000200.jsonl` per step.
+
+    Six prompts of 32 greedy tokens take a fifth of a second of one core for a model of 4 layers of 256 channels. The
+    cost is bounded: a checkpoint that comes so soon that the last look is more than `MOST_SHARE` of the time since is
+    passed over. Memory: the weights once more in the engine's dtype, given back after each look; where there is no room
+    for them, `warn` is told once and training goes on without samples.
+
+    A line of a file, every key always there: step, prompt, text, finish_reason, tokens, tok_s.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tok: Tokenizer,
+        prompts: Sequence[str],
+        folder: Path,
+        show: Callable[[int, BaseSample], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.model, self.tok, self.prompts, self.folder = model, tok, prompts, folder
+        self.show, self.warn = show, warn
+        self._cost, self._last, self._room = 0.0, time.monotonic(), True
+
+    def __call__(self, step: int) -> None:
+        begun = time.monotonic()
+        if not self._room or self._cost > MOST_SHARE * (begun - self._last):
+            return
+        try:
+            engine = Engine(self.model, self.tok)
+            engine.model.backend = "auto"  # the one that trains may not suit so few tokens
+            found = base_samples(engine, self.tok, self.prompts, max_tokens=CHECKPOINT_TOKENS)
+        except torch.OutOfMemoryError:
+            self._room = False
+            self.warn("no memory left for samples at checkpoints; training goes on without them")
+            return
+        lines = [msgspec.json.encode({"step": step} | msgspec.structs.asdict(sample)) for sample in found]
+        write_atomic(self.folder / f"step-{step:06d}.jsonl", b"\n".join(lines) + b"\n")
+        for sample in found:
+            self.show(step, sample)
+        self._last = time.monotonic()
+        self._cost = self._last - begun

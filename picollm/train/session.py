@@ -67,6 +67,7 @@ class Session:
         parent: str | None = None,
         evals: Sequence[Every] = (),
         extra_metrics: Callable[[int], dict[str, float]] | None = None,
+        at_checkpoint: Callable[[int], object] = lambda step: None,
         summary: dict[str, Any] | None = None,
         content: dict[str, str] | None = None,
         ahead: int = BATCHES_AHEAD,
@@ -105,6 +106,7 @@ class Session:
                 init_from=ctx.output(parent, "checkpoint") if parent else None,
                 evals=evals,
                 extra_metrics=extra_metrics,
+                at_checkpoint=at_checkpoint,
             )
         except StopRequested:
             self.ranks.close()
@@ -114,6 +116,8 @@ class Session:
             key: getattr(done, key)
             for key in ("step", "loss", "tokens", "tok_s", "mfu", "compile_seconds", "skipped", "peak_memory")
         }
+        if done.spike is not None:
+            figures["spike"] = done.spike.as_summary()
         figures |= {"params": num_params(self.model.shape)["total"], "world": self.ranks.world}
         return Outcome(
             paths={"checkpoint": ctx.relative(done.checkpoint)},

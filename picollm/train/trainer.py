@@ -12,6 +12,7 @@ import torch
 
 from picollm.model.gpt import GPT
 from picollm.run.errors import StopRequested, UserError
+from picollm.run.spike import Spike
 from picollm.train import checkpoint
 from picollm.train.batch import Batch
 from picollm.train.device import Ranks, peak_memory
@@ -58,7 +59,7 @@ class TrainSettings:
 class Summary:
     """How the stage went; `hash` is the sha256 of the weights, `tok_s` the median over the steps of this attempt.
 
-    `tokens` are those of all attempts. An attempt with nothing left to do has the `loss` and `tok_s` of the one before.
+    `tokens` are those of all attempts, `spike` is how the loss of midtraining began. An attempt with nothing left to do has the `loss` and `tok_s` of the one before.
     """
 
     step: int
@@ -73,6 +74,7 @@ class Summary:
     skipped: int
     resumed_from: int
     peak_memory: int
+    spike: Spike | None = None
 
 
 def train_stage(
@@ -87,13 +89,15 @@ def train_stage(
     init_from: Path | None = None,
     evals: Sequence[Every] = (),
     extra_metrics: Callable[[int], dict[str, float]] | None = None,
+    at_checkpoint: Callable[[int], object] = lambda step: None,
 ) -> Summary:
     """Train `model` to `settings.schedule.steps` and leave the last checkpoint in `checkpoint_dir`.
 
     Begins from this stage's own newest whole checkpoint if there is one, else from the weights of `init_from`, else
     from the model as given (same on every rank). `meta` must hold "fingerprint" (everything that affects the result)
     and "tokenizer" (its hash); both are stored and checked. `batches(step)` gives this rank's micro-batches as a pure
-    function of the step. `evals` and `extra_metrics` (figures to report along with a step's) run on the way.
+    function of the step. `evals` and `extra_metrics` (figures to report along with a step's) run on the way, and
+    `at_checkpoint` at every checkpoint but that of a stop, on all ranks.
 
     Raises StopRequested after saving when a stop was asked for, and UserError for a changed setting, another tokenizer,
     a full disk, or a loss that stays non-finite.
@@ -119,11 +123,16 @@ def train_stage(
     saver.score = figures.get("score")
 
     ctx.phase("compile" if settings.compute.compile and first < steps else "train")
+
+    def save(step: int) -> None:
+        saver.begin(step)
+        at_checkpoint(step)
+
     idle = saver.idle if settings.save_every else None  # by the clock, and not while the one before is being written
     every = [
         *(replace(item, fn=_scored(item.fn, saver)) for item in evals),
         Every(0, saver.settle, at_end=False, when=saver.landed),
-        Every(settings.save_steps, saver.begin, settings.save_every, at_end=False, when=idle),
+        Every(settings.save_steps, save, settings.save_every, at_end=False, when=idle),
     ]
     begun = time.perf_counter()
     try:
@@ -146,6 +155,7 @@ def train_stage(
     info = saver.save(done)
     if done < steps:
         raise StopRequested(done)
+    at_checkpoint(done)
     return Summary(
         step=done,
         checkpoint=info.path,
@@ -159,6 +169,7 @@ def train_stage(
         skipped=meter.skipped,
         resumed_from=first,
         peak_memory=peak_memory(ranks.device),
+        spike=meter.watch.spike(),
     )
 
 
@@ -202,7 +213,8 @@ def begin(
         theirs = checkpoint.read_meta(init_from)
         checkpoint.check_tokenizer(theirs, meta["tokenizer"], init_from)
         checkpoint.load(init_from, model, optimizer if settings.reuse_moments else None)
-        figures = {"parent_loss": (theirs.get("figures") or {}).get("loss")}
+        last = theirs.get("figures") or {}
+        figures = {"parent_loss": last.get("usual_loss", last.get("loss"))}
     ctx.resumed(0)  # what an earlier attempt reported and did not save, or was told to forget, is superseded
     return 0, figures
 

@@ -27,12 +27,13 @@ STEPS = 12
 
 
 def train(folder: Path, ctx: FakeContext | None = None, *, steps: int = STEPS, meta=META, batches=counting_batches,
-          init_from=None, precision="fp32", compiled=False, fp8=False, model=None, evals=(), **settings):  # fmt: skip
+          init_from=None, precision="fp32", compiled=False, fp8=False, model=None, evals=(),
+          at_checkpoint=lambda step: None, **settings):  # fmt: skip
     compute = Compute(precision, "explicit", compiled, fp8=fp8)
     chosen = TrainSettings(Schedule(steps, warmup=3), compute=compute, **{"save_every": 0.0, **settings})
     return train_stage(
         ctx or FakeContext(), model=model or small_model(), batches=batches, settings=chosen, checkpoint_dir=folder,
-        meta=meta, ranks=CPU, init_from=init_from, evals=evals,
+        meta=meta, ranks=CPU, init_from=init_from, evals=evals, at_checkpoint=at_checkpoint,
     )  # fmt: skip
 
 
@@ -45,8 +46,9 @@ def same_files(a: Path, b: Path) -> None:
 
 
 def test_a_stage_from_beginning_to_end(tmp_path):
-    ctx = FakeContext()
-    summary = train(tmp_path, ctx, save_steps=5)
+    ctx, looked = FakeContext(), []
+    summary = train(tmp_path, ctx, save_steps=5, at_checkpoint=looked.append)
+    assert looked == [5, 10, 12]
     assert summary.step == STEPS and summary.resumed_from == 0
     assert [args[0] for args in ctx.of("checkpoint")] == [5, 10, 12]
     assert summary.checkpoint == tmp_path / "step-000012"
