@@ -117,16 +117,17 @@ def work(ctx: StageContext) -> Outcome:
 
 def gained(ctx: StageContext) -> dict[str, float]:
     """Held-out accuracy before and after, from this stage's own events: a resumed attempt did not see the first."""
-    readings = [event for event in StageHistory(ctx.run, "rl").read_all().evals if event.name == "heldout"]
+    readings = {event.step: event for event in StageHistory(ctx.run, "rl").read_all().evals if event.name == "heldout"}
     if len(readings) < 2:
         return {}
-    first, last = readings[0].values, readings[-1].values
+    first, last = readings[min(readings)].values, readings[max(readings)].values
     before, low, high, after = first["accuracy"], first["low"], first["high"], last["accuracy"]
     if before is None or low is None or high is None or after is None:
         return {}
+    n = readings[max(readings)].n
     verdict = "above" if after > high else "below" if after < low else "within"
     ctx.message(
-        f"held-out accuracy {before:.1%} before RL, {after:.1%} after (n = {readings[-1].n}): {verdict} the 95 % "
+        f"held-out accuracy {before:.1%} before RL, {after:.1%} after (n = {n}): {verdict} the 95 % "
         f"interval of SFT, {low:.1%} to {high:.1%}"
     )
     return {"accuracy_before": before, "accuracy_before_low": low, "accuracy_before_high": high, "accuracy": after}

@@ -49,6 +49,8 @@ CHAT_READING = 256
 """Conversations in one during midtraining and SFT (see `picollm.train.readings`)."""
 ANSWER_SHARE = 0.75
 """Sampling costs this share of all the tokens allowed: a batch goes on until its longest answer ends."""
+TEACHING_SHARE, PROMPT_TOKENS, PASS_SAMPLES = 0.4, 40, 8
+"""RL: share of the answers that are trained on, length of a question, answers to one question for pass@k."""
 
 HUB_SHARDS = {"climbmix": 6543, "fineweb-edu": 1823}
 """Files of the Hub sources (see `picollm.data.hub`)."""
@@ -262,9 +264,16 @@ def _step_seconds(config: Config, measured: Measured, chosen: scaling.ModelShape
     rl = config.rl
     answers = rl.questions * rl.samples
     sampled = answers * ANSWER_SHARE * rl.max_tokens * per_token / measured.decode_flops_s
-    row = min(config.model.seq_len, 128)
-    step["rl"] = measured.step_overhead * (sampled + answers * row * per_token / measured.train_flops_s)
+    trained = TEACHING_SHARE * answers * min(config.model.seq_len, PROMPT_TOKENS + rl.max_tokens)
+    step["rl"] = measured.step_overhead * (sampled + trained * per_token / measured.train_flops_s)
+    step["rl"] += _rl_reading(config, measured, chosen) / rl.eval_every
     return step
+
+
+def _rl_reading(config: Config, measured: Measured, chosen: scaling.ModelShape) -> float:
+    """Seconds of one held-out reading during RL."""
+    asked = config.rl.eval_items + PASS_SAMPLES * config.rl.pass_items
+    return asked * ANSWER_SHARE * config.rl.max_tokens * scaling.flops_per_token(chosen) / measured.decode_flops_s
 
 
 def _fixed_seconds(
@@ -303,6 +312,5 @@ def _fixed_seconds(
     readings = 1 + pretrain_s / config.pretrain.eval_every
     reading_tokens = EVAL_BATCHES * batch_rows(config, chosen) * chosen.seq_len
     seconds["pretrain"] = readings * reading_tokens * per_token / 3 / measured.train_flops_s
-    held_out = config.rl.eval_items * ANSWER_SHARE * config.rl.max_tokens / decode
-    seconds["rl"] = (1 + (config.rl.steps or 40) / config.rl.eval_every) * held_out
+    seconds["rl"] = _rl_reading(config, measured, chosen)  # before the first step; the others count with the steps
     return seconds

@@ -161,7 +161,13 @@ class BaseEvalConfig(msgspec.Struct, kw_only=True):
 
 
 class IdentityConfig(msgspec.Struct, kw_only=True):
-    file: Annotated[str, _meta("identity rows (.jsonl, with manifest beside it); empty: the built-in ones")] = ""
+    file: Annotated[
+        str,
+        _meta("identity rows with their manifest: a .jsonl file, https://…, hf://datasets/…; empty: the built-in ones"),
+    ] = ""
+    name: Annotated[str, _meta("the assistant's name, in the built-in rows")] = "picollm"
+    maker: Annotated[str, _meta("who trained it, in the built-in rows")] = "my owner"
+    facts: Annotated[str, _meta("your own questions and answers, .jsonl, added to the built-in rows; empty: none")] = ""
 
 
 class MidtrainConfig(msgspec.Struct, kw_only=True):
@@ -249,6 +255,10 @@ class ChatConfig(msgspec.Struct, kw_only=True):
     max_tokens: Annotated[int, _meta("longest answer", "tokens", "display", ge=1, le=1 << 16)] = 96
     seed: Annotated[int, _meta("same seed, same answer", affects="display", ge=0, le=2**31 - 1)] = 1
     system: Annotated[str, _meta("system prompt", affects="display")] = ""
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "int8"],
+        _meta("weights that answer; auto: bf16 on a GPU, the faster of fp32 and bf16 on a CPU", affects="display"),
+    ] = "auto"
 
 
 class Config(msgspec.Struct, kw_only=True):

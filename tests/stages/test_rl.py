@@ -17,7 +17,9 @@ CURVES = ("reward", "reward_std", "solved", "useful", "tokens", "ended", "nll", 
 
 
 def readings(run: Run) -> list[tuple[str, int, dict[str, float | None], int | None]]:
-    return [(event.name, event.step, event.values, event.n) for event in StageHistory(run, "rl").read_all().evals]
+    """Name, step, values, n; of a reading that was made again, the later one."""
+    found = {(event.step, event.name): event for event in StageHistory(run, "rl").read_all().evals}
+    return [(event.name, event.step, event.values, event.n) for _, event in sorted(found.items())]
 
 
 @pytest.fixture(scope="module")
