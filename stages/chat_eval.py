@@ -43,11 +43,21 @@ def tasks(ctx: StageContext) -> dict[str, Task]:
     return made
 
 
+def gathered(ctx: StageContext) -> tuple[dict[str, Task], list[str]]:
+    """The tasks, what they are made from being here, and the rows that could not be used, in words."""
+    made, problems = tasks(ctx), list[str]()
+    for task in made.values():
+        if not task.unavailable():
+            task.fetch(ctx.config.data.mirrors, ctx.message)
+            problems += task.problems()
+    return made, problems
+
+
 def questions_of(ctx: StageContext, ranks: Ranks, made: dict[str, Task]) -> tuple[dict[str, list[Example]], dict]:
     """The held-out items to ask by task, and why tasks are left out whose answers cannot be judged on every rank."""
     settings, asked, skipped = ctx.config.chat_eval, {}, {}
     for name, task in made.items():
-        reason = task.unavailable() if hasattr(task, "unavailable") else ""
+        reason = task.unavailable()
         if ranks.any(bool(reason)):
             skipped[name] = ranks.share(reason) or "another rank's machine cannot judge its answers"
             ctx.warning(f"{name} is left out of the evaluation: {skipped[name]}")
@@ -59,6 +69,9 @@ def questions_of(ctx: StageContext, ranks: Ranks, made: dict[str, Task]) -> tupl
 
 
 def work(ctx: StageContext) -> Outcome:
+    todo, problems = ctx.rank0_first(lambda: gathered(ctx))
+    for problem in problems:
+        ctx.warning(problem)
     ranks = start_ranks(ctx)
     tokenizer = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
     folder, settings = ctx.run.dir / "eval", ctx.config.chat_eval
@@ -66,7 +79,6 @@ def work(ctx: StageContext) -> Outcome:
     unfinished = file.with_suffix(".partial.json")
     table, samples = ranks.share(_kept(ctx, unfinished) if ctx.rank == 0 else None)
     questions = ranks.share(ctx.run.prompts())
-    todo = tasks(ctx)
     items, skipped = questions_of(ctx, ranks, todo)
     total = sum(map(len, items.values())) * len(pipeline.MODEL_STAGES)
     done = sum(cell["n"] for cells in table.values() for cell in cells.values())

@@ -36,6 +36,7 @@ class Record:
         self.run = run
         self.config = run.config()
         self.plan = run.plan()
+        self.origin = run.origin()
         self.statuses = {status.name: status for status in run.statuses() if status.name != "report"}
         self.finished = {name: run.finished(name) for name in self.statuses}
         self.histories: dict[str, StageHistory] = {}
@@ -64,6 +65,7 @@ def manifest(record: Record) -> dict[str, Any]:
             "format": FORMAT,
             "run": run.name,
             "profile": record.config.run.profile,
+            "origin": msgspec.to_builtins(record.origin) if record.origin else None,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": command(run),
             "machine": record.machine,
@@ -77,6 +79,7 @@ def manifest(record: Record) -> dict[str, Any]:
             "cost": price | {"dollars": _total(stages, "dollars"), "predicted": _total(stages, "predicted_dollars")},
             "stages": stages,
             "results": results(record),
+            "core": core(record),
             "chatcore": chat.get("chatcore", {}),
             "skipped": chat.get("skipped", {}),
             "failures": {
@@ -96,6 +99,18 @@ def results(record: Record) -> dict[str, dict[str, Any]]:
     base = record.summary("base_eval")
     table["base"] |= {key: base[key] for key in ("bpb", "core") if key in base}
     return table
+
+
+def core(record: Record) -> dict[str, Any]:
+    """CORE of the base model: {core, low, high, n, tasks, complete, items, baselines}, and each task's reading."""
+    base = record.summary("base_eval")
+    if base.get("core") is None:
+        return {}
+    found = {"core": base["core"]}
+    found |= {key.removeprefix("core_"): value for key, value in base.items() if key.startswith("core_")}
+    readings = {event.name: event for event in record.histories["base_eval"].evals}
+    cells = {name: {"n": event.n, **event.values} for name, event in readings.items() if name.startswith("core/")}
+    return found | {"cells": {name.removeprefix("core/"): cell for name, cell in cells.items()}}
 
 
 def notes(run: Run) -> str:

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from picollm.run import failures, measures, pipeline, report_html
+from picollm.run import failures, measures, report_html
 from picollm.run import manifest as facts_of
+from picollm.run import report_training as training
 from picollm.run.curves import number
 from picollm.run.folder import Run
 from picollm.run.manifest import MODELS, Record
-from picollm.run.report_blocks import Block, Chart, Command, Heading, Notes, Said, Table, Text, markdown
+from picollm.run.report_blocks import Block, Command, Heading, Notes, Said, Table, Text, markdown
 
-LONGEST_LIST = 12
-"""Entries of a nested table that are shown; the manifest has them all."""
 MOST_WARNINGS = 30
-MOST_SAMPLES = 6
-QUIET = ("low", "high")
-"""Ends of an interval: not curves of their own."""
-FIRST_CURVES = ("loss", "reward", "length", "entropy", "nll", "lr")
 
 
 def text_of(run: Run) -> str:
@@ -45,12 +40,12 @@ def blocks(record: Record, facts: dict[str, Any] | None = None) -> list[Block]:
         *_times(facts),
         *_environment(record, facts),
         *_choices(record),
-        *_data(facts),
-        *_mixtures(facts),
-        *_overlap(facts),
-        *_tokenizer(record),
-        *_training(record, facts),
-        *_samples(record),
+        *training.data(facts),
+        *training.mixtures(facts),
+        *training.overlap(facts),
+        *training.tokenizer(record),
+        *training.training(record, facts),
+        *training.samples(record),
         *_warnings(facts),
         *_again(facts),
     ]
@@ -75,6 +70,9 @@ def _headline(record: Record, facts: dict[str, Any]) -> list[Block]:
     found: list[Block] = [Heading(record.run.name, 1)]
     if facts["notes"]:
         found.append(Notes(facts["notes"]))
+    if record.origin:
+        origin = record.origin
+        found.append(Text(f"Everything before {origin.stage} was made by run {origin.run} and taken over."))
     params = record.summary("pretrain").get("params")
     if params:
         model, machine = facts["config"]["model"], facts["machine"]
@@ -97,10 +95,8 @@ def _results(facts: dict[str, Any]) -> list[Block]:
     rows = [[task, *(_accuracy(found[model].get(task)) for model in MODELS)] for task in tasks]
     if facts["chatcore"]:
         rows.append(["ChatCORE", *(_core(facts["chatcore"].get(model), "chatcore") for model in MODELS)])
-    if isinstance(base.get("core"), dict):
-        rows.append(["CORE", _core(base["core"], "core"), "–", "–", "–"])
-    elif "core" in base:
-        rows.append(["CORE", number(base["core"]), "–", "–", "–"])
+    if facts["core"]:
+        rows.append(["CORE", _core(facts["core"], "core"), "–", "–", "–"])
     if "bpb" in base:
         rows.append(["bits per byte", f"{base['bpb']:.4f}", "–", "–", "–"])
     if not rows:
@@ -113,7 +109,25 @@ def _results(facts: dict[str, Any]) -> list[Block]:
     )
     lines.append(Table(["task", *MODELS], rows))
     lines += [Text(f"{task} was left out: {reason}.") for task, reason in facts["skipped"].items()]
-    return lines
+    return [*lines, *_core_tasks(facts["core"])]
+
+
+def _core_tasks(core: dict[str, Any]) -> list[Block]:
+    """What CORE is the mean of."""
+    if not core:
+        return []
+    whole = "" if core.get("complete", True) and not core.get("items") else " It is not the whole metric: "
+    if whole:
+        whole += f"{core['tasks']} tasks, {core['items'] or 'all'} items of each at most."
+    rows = [
+        [task, _accuracy(cell), f"{100 * cell['baseline']:.1f} %", f"{cell['centered']:.3f}"]
+        for task, cell in core["cells"].items()
+    ]
+    return [
+        Heading("CORE by task", 3),
+        Text(f"Centred scores are (accuracy - baseline) / (1 - baseline); baselines: {core['baselines']}.{whole}"),
+        Table(["task", "accuracy", "baseline", "centred"], rows),
+    ]
 
 
 def _is_accuracy(cell: Any) -> bool:
@@ -257,157 +271,6 @@ def _choices(record: Record) -> list[Block]:
             figures = ", ".join(f"{key} {number(value)}" for key, value in choice.figures.items())
             rows.append([name, choice.what, choice.chosen, figures])
     return [Heading("Choices made by measuring"), Table(["stage", "what", "chosen", "figures"], rows)] if rows else []
-
-
-def _data(facts: dict[str, Any]) -> list[Block]:
-    rows = _flat(facts["data"])
-    identity = facts["stages"]["identity"]["summary"]
-    rows += [[f"identity {key}", str(value)] for key, value in identity.items() if not isinstance(value, dict | list)]
-    return [Heading("Data"), Table(["what", "value"], rows)] if rows else []
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[list[str]]:
-    """Nested tables as rows `tasks mmlu licence`; long ones as a count."""
-    rows: list[list[str]] = []
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and len(value) <= LONGEST_LIST:
-            rows += _flat(value, f"{name} ")
-        elif isinstance(value, dict | list) and len(value) > LONGEST_LIST:
-            rows.append([name, f"{len(value):,} entries, in run_manifest.json"])
-        elif isinstance(value, list):
-            rows.append([name, ", ".join(map(str, value))])
-        else:
-            rows.append([name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)])
-    return rows
-
-
-def _mixtures(facts: dict[str, Any]) -> list[Block]:
-    rows = []
-    for name in ("midtrain", "sft"):
-        summary = facts["stages"][name]["summary"]
-        tokens = summary.get("conversation_tokens", {})
-        everything = sum(tokens.values()) or 1
-        for task, count in summary.get("conversations", {}).items():
-            share = f"{100 * tokens.get(task, 0) / everything:.1f} %"
-            rows.append([name, task, f"{count:,}", f"{tokens.get(task, 0):,}", share])
-    if not rows:
-        return []
-    found: list[Block] = [
-        Heading("Mixtures"),
-        Table(["stage", "task", "conversations", "tokens", "share of the tokens"], rows),
-    ]
-    for name in ("midtrain", "sft"):
-        summary = facts["stages"][name]["summary"]
-        parts = [f"{summary[key]:,} {word}" for key, word in (("cut", "cut at a turn"), ("dropped", "dropped"))
-                 if summary.get(key)]  # fmt: skip
-        if parts:
-            found.append(Text(f"{name}: of the conversations longer than a row, {' and '.join(parts)}."))
-    return found
-
-
-def _overlap(facts: dict[str, Any]) -> list[Block]:
-    summary = facts["stages"]["tokenizer"]["summary"]
-    if not summary.get("overlap"):
-        return []
-    rows = [
-        [task, str(cell["items"]), str(cell["n"]), str(cell["overlapping"]), str(cell["near"]), str(cell["short"])]
-        for task, cell in summary["overlap"].items()
-    ]
-    return [
-        Heading("Held-out items in the training text"),
-        Text(
-            f"{100 * summary['overlap_sampled']:.0f} % of the training text was looked at. An item overlaps when any "
-            "of its n-grams of words is there, and is a near duplicate when 70 % of them are; too short ones are not "
-            "judged."
-        ),
-        Table(["task", "items", "n", "overlapping", "near duplicates", "too short"], rows),
-    ]
-
-
-def _tokenizer(record: Record) -> list[Block]:
-    summary = record.summary("tokenizer_eval")
-    if not summary.get("texts"):
-        return []
-    others = list(summary.get("others", {}))
-    rows = []
-    for name, cell in summary["texts"].items():
-        row = [name, f"{cell['bytes']:,}", f"{cell['tokens']:,}", f"{cell['bytes_per_token']:.2f}"]
-        row += [f"{cell[other]:.2f}" if cell.get(other) else "–" for other in others]
-        rows.append([*row, "yes" if cell["exact"] else "no"])
-    head = ["text", "bytes", "tokens", "bytes per token", *others, "round trip exact"]
-    found: list[Block] = [Heading("Tokenizer"), Table(head, rows)]
-    found += [Text(f"{name}: {state}.") for name, state in summary.get("others", {}).items()]
-    return found
-
-
-def _training(record: Record, facts: dict[str, Any]) -> list[Block]:
-    rows, curves, readings = [], list[Block](), []
-    for name in pipeline.CHECKPOINT_FOLDERS:
-        history = record.histories[name]
-        loss, speed = history.series.get("loss"), history.series.get("tok_s")
-        if loss is None or not loss.values:
-            continue
-        middle = sorted(speed.values)[len(speed.values) // 2] if speed and speed.values else float("nan")
-        rows.append([name, str(loss.steps[-1]), f"{loss.values[0]:.3f}", f"{loss.values[-1]:.3f}", f"{middle:,.0f}"])
-        read = dict.fromkeys(f"{event.name}/{key}" for event in history.evals for key in event.values)
-        counts = {event.name: event.n for event in history.evals}
-        shown = [key for key in read if key.rpartition("/")[2] not in QUIET]
-        for key in shown:
-            series = history.series[key]
-            n = counts.get(key.rpartition("/")[0])
-            readings.append([name, key, *_reading(series.steps[0], series.values[0]),
-                             *_reading(series.steps[-1], series.values[-1]), f"{n:,}" if n else "–"])  # fmt: skip
-        own = FIRST_CURVES if name == "rl" else FIRST_CURVES[:1]
-        for key in [*(key for key in own if key in history.series), *shown]:
-            series = history.series[key]
-            if len(series.steps) > 1:
-                curves.append(Chart(f"{name}: {key}", series.steps, series.values, _spike(facts, name, key)))
-    if not rows:
-        return []
-    found: list[Block] = [
-        Heading("Training"),
-        Table(["stage", "steps", "first loss", "last loss", "tok/s (median)"], rows),
-    ]
-    if readings:
-        head = ["stage", "reading", "at step", "first", "at step", "last", "n"]
-        found.append(Table(head, readings))
-    return [*found, *curves]
-
-
-def _reading(step: int, value: float) -> list[str]:
-    return [str(step), number(value) if value == value else "–"]
-
-
-def _spike(facts: dict[str, Any], stage: str, key: str) -> str:
-    """What midtraining said of the jump at its beginning."""
-    spike = facts["stages"][stage]["summary"].get("spike")
-    if key != "loss" or not isinstance(spike, dict) or spike.get("height") is None:
-        return ""
-    after = spike.get("recovered_step")
-    end = f"recovered at step {after}" if after is not None else "not recovered"
-    return f"(the jump at step {spike.get('step', 1)} is the new format: {number(spike['height'])} higher, {end})"
-
-
-def _samples(record: Record) -> list[Block]:
-    """Continuations by the base model, and of the training stages the first and the last of each prompt."""
-    found: list[Block] = []
-    for name, history in record.histories.items():
-        if name == "chat_eval" or not history.samples:
-            continue
-        kept = history.samples
-        if pipeline.stage(name).trains:
-            newest = {sample.prompt: sample for sample in kept}
-            oldest = {sample.prompt: sample for sample in reversed(kept)}
-            kept = [one for prompt in list(newest)[-MOST_SAMPLES // 2 :] for one in (oldest[prompt], newest[prompt])]
-            kept = list({id(sample): sample for sample in kept}.values())
-        found.append(Heading(f"Samples of {name}"))
-        for sample in kept[:MOST_SAMPLES]:
-            details = [f"{key} {number(value)}" for key, value in sample.details.items()
-                       if key in ("reward", "mean") and isinstance(value, int | float)]  # fmt: skip
-            about = [sample.model or "base", *([f"step {sample.step}"] if sample.step else []), *details]
-            found.append(Said(f"“{sample.prompt}”", sample.text, ", ".join(about)))
-    return found
 
 
 def _warnings(facts: dict[str, Any]) -> list[Block]:

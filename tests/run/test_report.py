@@ -30,8 +30,17 @@ def run(tmp_path: Path) -> Run:
     run = make(tmp_path, "finished", "r")
     mmlu = {"licence": "MIT", "files": {str(n): "x" for n in range(40)}}
     again(run, "dataset", {"source": "climbmix", "licence": "CC BY-NC", "documents": 12345, "tasks": {"mmlu": mmlu}})
-    again(run, "base_eval", {"bpb": 1.5, "core": {"core": 0.21, "low": 0.2, "high": 0.22, "n": 900}},
-          [ev.Sample(prompt="The list", text="is a list of the lists", step=0, model="base")])  # fmt: skip
+    core = {"core": 0.21, "core_low": 0.2, "core_high": 0.22, "core_n": 900, "core_tasks": 1, "core_items": 900,
+            "core_complete": False, "core_baselines": "eval_meta_data.csv sha256 12ab"}  # fmt: skip
+    piqa = {"accuracy": 0.6, "low": 0.57, "high": 0.63, "baseline": 0.5, "centered": 0.2}
+    again(run, "base_eval", {"bpb": 1.5, **core},
+          [ev.Eval(name="core/piqa", step=0, values=piqa, n=900),
+           ev.Sample(prompt="The list", text="is a list of the lists", step=0, model="base")])  # fmt: skip
+    source = {"source": "https://huggingface.co/datasets/openai/gsm8k", "licence": "MIT", "sha256": {"a": "1"}}
+    again(run, "sft", {"conversations": {"gsm8k": 70}, "conversation_tokens": {"gsm8k": 9000}, "cut": 3, "dropped": 1,
+                       "sources": {"gsm8k": source}}, [
+        ev.Metrics(step=n, values={"loss": 5.0 - n}) for n in range(1, 5)
+    ])  # fmt: skip
     again(run, "tokenizer_eval", {
         "texts": {"german": {"bytes": 100, "tokens": 50, "bytes_per_token": 2.0, "exact": True, "GPT-2": 2.5}},
         "others": {"GPT-2": "50,257 ids", "GPT-4": "not cached in /tmp"},
@@ -94,6 +103,10 @@ def test_every_section_is_there_with_what_the_stages_said(run: Run) -> None:
     assert "| tasks mmlu files | 40 entries, in run_manifest.json |" in found["Data"]
     assert "| german | 100 | 50 | 2.00 | 2.50 | – | yes |" in found["Tokenizer"]
     assert "GPT-4: not cached in /tmp." in found["Tokenizer"]
+    assert "| piqa | 60.0 % (57–63, n=900) | 50.0 % | 0.200 |" in results and "not the whole metric" in results
+    assert "eval_meta_data.csv sha256 12ab" in results.replace("\\", "")
+    assert "| gsm8k licence | MIT |" in found["Data"] and "| sft | gsm8k | 70 | 9,000 | 100.0 % |" in found["Mixtures"]
+    assert "sft: of the conversations longer than a row, 3 cut at a turn and 1 dropped." in found["Mixtures"]
     training = found["Training"]
     assert "| pretrain | 400 |" in training and "| pretrain | val/bpb | 50 |" in training
     assert "**pretrain: loss**" in training and "┤⠀" in training and "**rl: reward**" in training
@@ -103,8 +116,8 @@ def test_every_section_is_there_with_what_the_stages_said(run: Run) -> None:
 
 
 MANIFEST_KEYS = {
-    "format", "run", "profile", "written", "command", "machine", "versions", "config", "plan", "prompts", "notes",
-    "data", "seconds", "cost", "stages", "results", "chatcore", "skipped", "failures",
+    "format", "run", "profile", "origin", "written", "command", "machine", "versions", "config", "plan", "prompts",
+    "notes", "data", "seconds", "cost", "stages", "results", "core", "chatcore", "skipped", "failures",
 }  # fmt: skip
 STAGE_KEYS = {
     "state", "attempts", "seconds", "predicted_s", "dollars", "predicted_dollars", "ranks", "fingerprint", "inputs",
@@ -125,6 +138,7 @@ def test_the_manifest_key_by_key(run: Run) -> None:
     assert facts["config"] == msgspec.to_builtins(run.config()) and facts["plan"]["values"]
     assert facts["data"]["licence"] == "CC BY-NC" and facts["versions"]["python"] == "3.11"
     assert facts["results"]["sft"]["spelling"] == CELL and facts["results"]["base"]["bpb"] == 1.5
+    assert facts["core"]["core"] == 0.21 and facts["core"]["cells"]["piqa"]["centered"] == 0.2
     assert facts["chatcore"]["rl"] == CORE and facts["skipped"] == {"humaneval": "no sandbox here"}
     assert (run.dir / facts["failures"]["rl/spelling"]).exists()
     sft, pretrain = facts["stages"]["sft"], facts["stages"]["pretrain"]

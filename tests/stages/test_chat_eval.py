@@ -219,6 +219,27 @@ def test_a_task_that_cannot_be_judged_here_is_left_out_with_the_reason(bench: Be
     assert found["chatcore"]["sft"]["tasks"] == 2 and "programs" not in found["models"]["sft"]
 
 
+def test_what_a_task_needs_is_fetched_first_and_its_broken_rows_are_told(bench: Bench) -> None:
+    class Published(Capitals):
+        here = False
+
+        def fetch(self, mirrors: str = "", say: object = None, look: object = None) -> dict:
+            self.here = True
+            return {}
+
+        def problems(self, look: object = None) -> list[str]:
+            return ["published: test.parquet row 3: question is empty"]
+
+        def heldout(self) -> list:
+            assert self.here
+            return super().heldout()
+
+    bench.tasks["published"] = Published()
+    history = bench.attempt(1)
+    assert history.warnings == ["published: test.parquet row 3: question is empty"]
+    assert len([event for event in history.evals if event.name == "mid/published"]) == 1
+
+
 def test_each_task_may_have_its_own_number_of_items(bench: Bench) -> None:
     bench.run.set(["chat_eval.tasks={again = 3, capitals = 0}"])
     bench.attempt(1)
