@@ -45,6 +45,7 @@ def work(ctx: StageContext) -> Outcome:
     device_rows = ctx.config.machine.device_rows or ctx.config.pretrain.rows
     multiple = row_length if session.compute.compile else UNCOMPILED_MULTIPLE
     stats: dict[str, float] = {}
+    readings: dict[int, dict[str, float]] = {}
     collapse = Collapse()
 
     def question(number: int) -> Example:
@@ -92,7 +93,8 @@ def work(ctx: StageContext) -> Outcome:
     def read_heldout(step: int) -> None:
         ctx.phase("held-out reading")
         result = evaluate(task, engine, session.tokenizer, settings.eval_items, max_new_tokens=settings.max_tokens)
-        ctx.eval("heldout", step, {"accuracy": result.accuracy, "low": result.low, "high": result.high}, n=result.n)
+        readings[step] = {"accuracy": result.accuracy, "low": result.low, "high": result.high}
+        ctx.eval("heldout", step, readings[step], n=result.n)
         if settings.pass_items:
             found = sample_pass_at(
                 task, engine, session.tokenizer, settings.pass_items, ranks, sampling=sampling, seed=seed
@@ -112,25 +114,25 @@ def work(ctx: StageContext) -> Outcome:
         extra_metrics=lambda step: dict(stats),
         ahead=0,
     )
-    return Outcome(paths=outcome.paths, artifacts=outcome.artifacts, summary=outcome.summary | gained(ctx))
+    return Outcome(paths=outcome.paths, artifacts=outcome.artifacts, summary=outcome.summary | gained(ctx, readings))
 
 
-def gained(ctx: StageContext) -> dict[str, float]:
-    """Held-out accuracy before and after, from this stage's own events: a resumed attempt did not see the first."""
-    readings = {event.step: event for event in StageHistory(ctx.run, "rl").read_all().evals if event.name == "heldout"}
-    if len(readings) < 2:
+def gained(ctx: StageContext, readings: dict[int, dict[str, float]]) -> dict[str, float]:
+    """Held-out accuracy before and after; what this attempt did not read, an earlier one has noted in its events."""
+    evals = StageHistory(ctx.run, "rl").read_all().evals
+    known = {event.step: event.values for event in evals if event.name == "heldout"} | readings
+    if min(known) == max(known):
         return {}
-    first, last = readings[min(readings)].values, readings[max(readings)].values
-    before, low, high, after = first["accuracy"], first["low"], first["high"], last["accuracy"]
-    if before is None or low is None or high is None or after is None:
-        return {}
-    n = readings[max(readings)].n
+    first, last = known[min(known)], known[max(known)]
+    found = {"accuracy_before": first["accuracy"], "accuracy_before_low": first["low"],
+             "accuracy_before_high": first["high"], "accuracy": last["accuracy"]}  # fmt: skip
+    before, low, high, after = (float(value or 0.0) for value in found.values())
     verdict = "above" if after > high else "below" if after < low else "within"
     ctx.message(
-        f"held-out accuracy {before:.1%} before RL, {after:.1%} after (n = {n}): {verdict} the 95 % "
-        f"interval of SFT, {low:.1%} to {high:.1%}"
+        f"held-out accuracy {before:.1%} before RL, {after:.1%} after: {verdict} the 95 % interval of SFT, "
+        f"{low:.1%} to {high:.1%}"
     )
-    return {"accuracy_before": before, "accuracy_before_low": low, "accuracy_before_high": high, "accuracy": after}
+    return dict(zip(found, (before, low, high, after), strict=True))
 
 
 if __name__ == "__main__":
