@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--prompts", type=int, nargs="+", default=[32, 256], help="lengths")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
-    parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "int8"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
@@ -49,16 +49,16 @@ def main() -> None:
     for (name, rows, prompt), (first, step) in best.items():
         engine = engines[name]
         read = sum(p.numel() for n, p in engine.source.named_parameters() if "embed" not in n and "wte" not in n)
-        share = read * engine.dtype.itemsize / step / 1e9 / options.bandwidth if options.bandwidth else None
+        size = 1 if engine.model.int8 else engine.dtype.itemsize
+        share = read * size / step / 1e9 / options.bandwidth if options.bandwidth else None
         cells = (name, rows, prompt, f"{1000 * first:.1f} ms", f"{rows * prompt / first:,.0f}", f"{rows / step:,.0f}",
                  f"{1000 * step:.2f} ms", "" if share is None else f"{100 * share:.0f} %")  # fmt: skip
         print(" ".join(f"{cell:>14}" for cell in cells), flush=True)
 
 
 def make_engine(options: argparse.Namespace, device: Any, precision: str) -> Any:
-    import torch
-
     from picollm.infer.engine import Engine
+    from picollm.infer.precision import DTYPES
     from picollm.infer.rows import Mute
     from picollm.model.gpt import GPT
     from picollm.run.scaling import shape_for
@@ -66,8 +66,10 @@ def make_engine(options: argparse.Namespace, device: Any, precision: str) -> Any
     shape = shape_for(options.depth, options.vocab, options.seq, dim=options.dim, head_dim=options.head_dim)
     model = GPT(shape)
     model.init_weights(0)
-    dtype = getattr(torch, precision)
-    return Engine(model.to(device), Mute(shape.vocab_size), dtype=dtype, live=False, max_rows=max(options.rows))
+    return Engine(
+        model.to(device), Mute(shape.vocab_size), dtype=DTYPES[precision], int8=precision == "int8", live=False,
+        max_rows=max(options.rows),
+    )  # fmt: skip
 
 
 def measure(engine: Any, rows: int, prompt: int, tokens: int) -> tuple[float, float]:

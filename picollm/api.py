@@ -110,7 +110,14 @@ class Model:
         return render_prompt(messages, self.tokenizer, max_tokens=room)
 
 
-def load(source: str | Path, model: str = "", *, tokenizer: str | Path | None = None, device: str = "auto") -> Model:
+def load(
+    source: str | Path,
+    model: str = "",
+    *,
+    tokenizer: str | Path | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+) -> Model:
     """Load a trained model.
 
     Args:
@@ -119,9 +126,12 @@ def load(source: str | Path, model: str = "", *, tokenizer: str | Path | None = 
         model: which of the run's models: "base", "mid", "sft" or "rl"; by default the last that is finished.
         tokenizer: its folder; by default the one of the run that the checkpoint lies in.
         device: "auto" (cuda, else mps, else cpu), "cpu", "cuda" or "mps".
+        precision: of generating: "fp32", "bf16", "int8", or "auto", the fastest of the first two; by default fp32 on a
+            CPU and bf16 on a GPU.
 
     Raises:
-        UserError: no such run or checkpoint, nothing trained yet, damaged files, or another model's tokenizer.
+        UserError: no such run or checkpoint, nothing trained yet, damaged files, another model's tokenizer, or a
+            precision that does not run there.
     """
     path = Path(source).expanduser()
     if (path / "manifest.json").is_file():
@@ -133,7 +143,7 @@ def load(source: str | Path, model: str = "", *, tokenizer: str | Path | None = 
         checkpoint, found = _checkpoint_of(run, model), run.output("tokenizer", "tokenizer")
     found = Path(tokenizer).expanduser() if tokenizer else found
     tok = Tokenizer.load(found)
-    return Model(load_model(checkpoint, found, device=pick_device(device)), tok)
+    return Model(load_model(checkpoint, found, device=pick_device(device), precision=precision), tok)
 
 
 def _checkpoint_of(run: Run, model: str) -> Path:

@@ -20,6 +20,7 @@ TokenFile = Annotated[Path | None, typer.Option("--token-file", help="the token 
 WithToken = Annotated[bool, typer.Option("--with-token", help="ask for a token on loopback, too")]
 Origins = Annotated[list[str] | None, typer.Option("--allow-origin", help="a web origin whose pages may ask")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
+Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, bf16 or int8; default: the run's")]
 Keep = Annotated[int | None, typer.Option("--keep", min=1, help="most models in memory at once; default: all")]
 
 LOOPBACK, PORT = "127.0.0.1", 8000
@@ -33,10 +34,11 @@ def serve(
     with_token: WithToken = False,
     allow_origin: Origins = None,
     device: Device = "auto",
+    precision: Precision = None,
     keep: Keep = None,
 ) -> int:
     """An OpenAI-compatible API over the models of one or several runs, until Ctrl-C. docs/serving.md says more."""
-    start(run, host, port, token_file, with_token, allow_origin, device, keep)
+    start(run, host, port, token_file, with_token, allow_origin, device, precision, keep)
 
 
 def web(
@@ -47,15 +49,16 @@ def web(
     token_file: TokenFile = None,
     with_token: WithToken = False,
     device: Device = "auto",
+    precision: Precision = None,
     keep: Keep = None,
 ) -> int:
     """Talk to your models in a browser: the same server, with its page opened."""
-    start(run, host, port, token_file, with_token, None, device, keep, *(["--open"] if browser else []))
+    start(run, host, port, token_file, with_token, None, device, precision, keep, *(["--open"] if browser else []))
 
 
 def start(
     names: list[str] | None, host: str, port: int, token_file: Path | None, with_token: bool,
-    origins: list[str] | None, device: str, keep: int | None, *more: str,
+    origins: list[str] | None, device: str, precision: str | None, keep: int | None, *more: str,
 ) -> NoReturn:  # fmt: skip
     """Become the inference process. Raises `UserError` when there is nothing to serve, before torch is loaded."""
     argv = [sys.executable, "-m", "stages.serve", "--host", host, "--port", str(port), "--device", device, *more]
@@ -65,6 +68,7 @@ def start(
         argv += ["--allow-origin", origin]
     argv += ["--token-file", str(token_file.expanduser())] if token_file else []
     argv += ["--with-token"] if with_token else []
+    argv += ["--precision", precision] if precision else []
     argv += ["--keep", str(keep)] if keep is not None else []
     sys.stdout.flush()
     os.execve(sys.executable, argv, launch.child_environment())

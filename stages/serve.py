@@ -92,7 +92,7 @@ def serve_publicly(runs: list[Run], options: argparse.Namespace) -> None:
     token = choose_token(options.token_file, demanded=options.with_token or not loopback)
     origins = [check_origin(origin) for origin in options.allow_origin]
     ranks = start(choose_device(options.device, runs), threads=runs[0].config().machine.threads, deterministic="off")
-    models = RunModels(runs, device=ranks.device, keep=options.keep, say=_say)
+    models = RunModels(runs, device=ranks.device, precision=options.precision, keep=options.keep, say=_say)
     models.require()
     stopping = _on_signals()
     hosts = LOOPBACK_NAMES | {options.host.lower()} if loopback else None
@@ -192,6 +192,7 @@ def main() -> int:
     parser.add_argument("--with-token", action="store_true", help="ask for a token on loopback, too")
     parser.add_argument("--allow-origin", action="append", default=[], help="a web origin whose pages may ask")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "int8"], help="default: the run's setting")
     parser.add_argument("--keep", type=int, help="most models in memory at once")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     options = parser.parse_args()

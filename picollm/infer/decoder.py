@@ -9,13 +9,12 @@ Shape legend: B rows, T positions, D model width, V vocabulary, H query heads, G
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from picollm.infer.cache import Span
+from picollm.infer.products import Product, product
 from picollm.model.attention import attention
 from picollm.model.gpt import GPT, QK_SCALE, norm
 
@@ -25,18 +24,18 @@ class Decoder:
 
     Attributes:
         dtype: of weights and activations; logits are fp32.
+        int8: the matrices are kept and multiplied in 8 bits.
         windows: how far back each layer looks, None = everywhere.
     """
 
-    def __init__(self, model: GPT, dtype: torch.dtype) -> None:
+    def __init__(self, model: GPT, dtype: torch.dtype, *, int8: bool = False) -> None:
         self.shape, self.dtype, self.windows = model.shape, dtype, model.windows
         self.backend = model.attention_backend
         scaled = torch.stack([torch.cat([model.cos, model.cos], -1), torch.cat([-model.sin, model.sin], -1)], dim=1)
         self.rotary = (QK_SCALE * scaled).to(dtype)[:, :, None]  # (seq_len, 2, 1, C)
+        self.int8 = int8
         self._weights: dict[str, Tensor] = {}
-        # On a CPU, copies of the matrices: in the layout of its kernels, and transposed for products with one vector.
-        self._blocked: dict[str, Tensor] = {}
-        self._transposed: dict[str, Tensor] = {}
+        self._products: dict[str, Product] = {}  # of the matrices; on a CPU these are copies
         self.refresh(model)
 
     @property
@@ -64,11 +63,13 @@ class Decoder:
             elif held.data_ptr() != value.data_ptr():
                 held.copy_(value)
         matrices = {n: w for n, w in self._weights.items() if n.startswith(("blocks.", "lm_head")) and w.dim() == 2}
-        self._blocked, self._transposed = {}, {}
-        if self.device.type == "cpu" and self.dtype == torch.float32:
-            self._transposed = {n: w.t().contiguous() for n, w in matrices.items()}
-        if self.device.type == "cpu" and _blocked_products_work(self.dtype):
-            self._blocked = {n: torch.ops.mkldnn._reorder_linear_weight(w, None) for n, w in matrices.items()}
+        self._products = {n: product(w, int8=self.int8) for n, w in matrices.items()}
+
+    def forget_matrices(self) -> None:
+        """Drop those that products have copies of; there is no `refresh` any more."""
+        for name, multiply in self._products.items():
+            if multiply.copied:
+                del self._weights[name]
 
     def hidden(self, ids: Tensor, span: Span | None = None) -> Tensor:
         """Final normed activations (B, T, D), and the cache of `span` extended by these tokens.
@@ -78,7 +79,7 @@ class Decoder:
                 was read before: the smear looks back at it.
             span: where the tokens stand; None reads whole rows and keeps nothing.
         """
-        w, shape = self._weights, self.shape
+        w, products, shape = self._weights, self._products, self.shape
         H, G, C = shape.heads, shape.kv_heads, shape.head_dim
         lead = 0 if span is None or span.opens else 1
         e = norm(F.embedding(ids, w["wte.weight"]))
@@ -101,7 +102,7 @@ class Decoder:
         for i in range(shape.depth):
             name = f"blocks.{i}."
             x = torch.addcmul(x * w[f"resid_lambdas.{i}"], x0, w[f"x0_lambdas.{i}"])
-            y = self._product(norm(x), name + "attn.qkv")
+            y = products[name + "attn.qkv"](norm(x))
             v = y[..., qk_end:v_end].view(B, T, G, C)
             if shape.has_value_embed(i):
                 gate = torch.sigmoid(y[..., v_end:]).unsqueeze(-1)
@@ -109,9 +110,9 @@ class Decoder:
             qk = norm(y[..., :qk_end].view(B, T, H + G, C))
             qk = torch.addcmul(qk * cos, qk.roll(C // 2, -1), sin)
             a = self._attend(i, qk[:, :, :H], qk[:, :, H:], v, span)
-            x = x + self._product(a, name + "attn.proj.weight")
-            h = self._product(norm(x), name + "mlp.fc.weight").relu_()
-            x = x + self._product(h.square_(), name + "mlp.proj.weight")
+            x = x + products[name + "attn.proj.weight"](a)
+            h = products[name + "mlp.fc.weight"](norm(x)).relu_()
+            x = x + products[name + "mlp.proj.weight"](h.square_())
             if i == shape.depth // 2:
                 middle = x
         if shape.backout and middle is not None:
@@ -121,14 +122,7 @@ class Decoder:
     def logits(self, x_BTD: Tensor) -> Tensor:
         """fp32 logits (B, T, V), softcapped."""
         cap = self.shape.softcap
-        return self._product(x_BTD, "lm_head.weight").float().div_(cap).tanh_().mul_(cap)
-
-    def _product(self, x: Tensor, name: str) -> Tensor:
-        if x.numel() == x.shape[-1] and name in self._transposed:
-            return x @ self._transposed[name]
-        if name in self._blocked:
-            return torch.ops.mkldnn._linear_pointwise(x, self._blocked[name], None, "none", [], "")
-        return F.linear(x, self._weights[name])
+        return self._products["lm_head.weight"](x_BTD).float().div_(cap).tanh_().mul_(cap)
 
     def _attend(self, layer: int, q_BTHC: Tensor, k_BTGC: Tensor, v_BTGC: Tensor, span: Span | None) -> Tensor:
         """Attention over what the rows hold, these tokens included: (B, T, H * C)."""
@@ -145,14 +139,3 @@ class Decoder:
             last, mask = span.keys - 1, span.masks.get(window)
             out = attention(q_BTHC.transpose(1, 2), k, v, window=window, start=last, mask=mask, backend="sdpa")
         return out.transpose(1, 2).reshape(B, T, H * C)
-
-
-@functools.cache
-def _blocked_products_work(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's products with a matrix in its own layout run here, and are right; they need not pack it."""
-    x, w = torch.ones(4, 64, dtype=dtype), torch.eye(64, dtype=dtype)[:48]
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(w, None)
-        return torch.equal(torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""), F.linear(x, w))
-    except (AttributeError, RuntimeError):  # another build, another processor
-        return False

@@ -50,8 +50,8 @@ class Engine:
     Args:
         model: its weights are shared where their dtype fits and copied where not.
         tok: gives the ids that end an answer or call a tool, and the bytes of the rest.
-        dtype: of weights and cache; by default fp32 on a CPU (`benchmarks/infer.py` says what bf16 would do there),
-            bf16 on a GPU.
+        dtype: of weights and cache; by default fp32 on a CPU, bf16 on a GPU (`precision` chooses for a server).
+        int8: the matrices are multiplied in 8 bits (CPU only).
         live: the model may be trained between calls, so read the weights anew at each. Turn off to serve.
         max_rows: rows decoded together; others wait.
         ahead: tokens decoded before the host looks at them; by default 1 on a CPU, 8 on a GPU.
@@ -64,6 +64,7 @@ class Engine:
         tok: Vocabulary,
         *,
         dtype: torch.dtype | None = None,
+        int8: bool = False,
         live: bool = True,
         max_rows: int = 64,
         ahead: int | None = None,
@@ -79,7 +80,8 @@ class Engine:
         self.marks = Marks(tok)
         self.meta: dict[str, Any] = {}  # the checkpoint's, when it came from one
         self.source = model
-        self.model = Decoder(model, dtype or (torch.bfloat16 if model.device.type != "cpu" else torch.float32))
+        dtype = dtype or (torch.bfloat16 if model.device.type != "cpu" else torch.float32)
+        self.model = Decoder(model, dtype, int8=int8)
         self.scheduler = Scheduler(
             self.model,
             max_rows=max_rows,
@@ -94,7 +96,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        return self.source.device
+        return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,6 +107,15 @@ class Engine:
         """Take over the model's present weights."""
         with self.scheduler.lock:
             self.model.refresh(self.source)
+
+    def only_decode(self) -> None:
+        """Give back the memory of what decoding does not read: the model as it was given, and matrices that the
+        decoder has in a form of its own. From now on there is no `source` to measure a loss with, and no `refresh`.
+        """
+        self.live = False
+        self.model.forget_matrices()
+        for parameter in self.source.parameters():
+            parameter.data = parameter.new_empty(0)
 
     def generate(
         self,

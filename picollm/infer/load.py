@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from picollm.infer.engine import Engine
+from picollm.infer.precision import DTYPES, choose
 from picollm.text.tokenizer import Tokenizer
 from picollm.train import checkpoint
 
@@ -16,25 +17,32 @@ def load_model(
     tokenizer_dir: Path,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    precision: str | None = None,
     backend: str = "auto",
+    only_decode: bool = False,
 ) -> Engine:
     """An engine over the weights of one finished checkpoint (`.../step-000200`), with the optimizer left on disk.
 
     Args:
-        dtype: of weights and cache, see `Engine`. The fp32 originals are dropped when it is another.
+        precision: fp32, bf16, int8, or auto, see `picollm.infer.precision`; by default fp32 on a CPU, bf16 on a GPU.
+            The fp32 originals are dropped for bf16.
         backend: attention backend; changes speed only.
+        only_decode: take no more memory than answering needs, see `Engine.only_decode`.
 
     Raises:
-        UserError: files are missing or damaged, or the checkpoint was trained with another tokenizer.
+        UserError: files are missing or damaged, the checkpoint was trained with another tokenizer, or the precision
+            does not run there.
     """
     tok = Tokenizer.load(tokenizer_dir)
     model, meta = checkpoint.load_model(checkpoint_dir, device=device, tokenizer_hash=tok.hash)
     model.attention_backend = backend
-    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+    device = torch.device(device)
+    precision = choose(precision or ("fp32" if device.type == "cpu" else "bf16"), model.shape, device)
     cos, sin = model.cos, model.sin
-    model.to(dtype)
+    model.to(DTYPES[precision])
     model.cos, model.sin = cos, sin  # positions stay exact
-    engine = Engine(model.requires_grad_(False), tok, dtype=dtype, live=False)
+    engine = Engine(model.requires_grad_(False), tok, dtype=DTYPES[precision], int8=precision == "int8", live=False)
     engine.meta = meta
+    if only_decode:
+        engine.only_decode()
     return engine

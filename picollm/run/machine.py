@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import platform
 import shutil
 import threading
 from pathlib import Path
@@ -120,3 +121,12 @@ class MachineRecorder:
                     lines = self.file.read_bytes().splitlines(keepends=True)
                     self.file.write_bytes(b"".join(lines[len(lines) // 2 :]))
                 ev.append(self.file, read_machine(gpus, self.folder))
+
+
+def processor() -> str:
+    """The processor's name: as Linux has it, else as Python does."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

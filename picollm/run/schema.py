@@ -177,7 +177,7 @@ class MidtrainConfig(msgspec.Struct, kw_only=True):
     warmdown: Warmdown = 0.5
     final_lr: FinalLr = 0.2
     weight_decay: Decay = 0.0
-    reuse_moments: Moments = False
+    reuse_moments: Moments = True
     mixture: Mix = msgspec.field(default_factory=dict)
     custom: Annotated[str, _meta("your own conversations, .jsonl; empty: none")] = ""
     eval_every: ReadEvery = 30.0

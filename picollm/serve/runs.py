@@ -25,18 +25,18 @@ class RunModels:
     """Looks at the runs again now and then, for stages finish while we serve.
 
     Models are called base, mid, sft and rl; of several runs, `run/base` and so on. What cannot be served is said once,
-    with the command that makes it again.
+    with the command that makes it again. `precision` goes before that of the runs' settings.
     """
 
     def __init__(
-        self, runs: Sequence[Run], *, device: torch.device | str = "cpu", keep: int | None = None,
-        say: Callable[[str], None] = print,
+        self, runs: Sequence[Run], *, device: torch.device | str = "cpu", precision: str | None = None,
+        keep: int | None = None, say: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
         names = [run.name for run in runs]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise UserError(f"two runs are called {twice!r}; their models could not be told apart: rename a folder")
-        self.runs, self.device, self.say = list(runs), device, say
+        self.runs, self.device, self.precision, self.say = list(runs), device, precision, say
         self.hub = ModelHub(keep)
         self._seen: dict[str, str] = {}
         self._problems: dict[str, str] = {}
@@ -72,16 +72,17 @@ class RunModels:
                 self._seen[name] = done.artifacts["checkpoint"]
                 self.hub.add(
                     name,
-                    partial(self._load, folder, tokenizer, _cure(run, stage)),
+                    partial(self._load, run, folder, tokenizer, _cure(run, stage)),
                     run=run.name,
                     stage=stage,
                     checkpoint=folder.name,
                 )
                 self.say(f"{name}: {folder}")
 
-    def _load(self, folder: Path, tokenizer: Path, cure: str) -> Engine:
+    def _load(self, run: Run, folder: Path, tokenizer: Path, cure: str) -> Engine:
+        precision = self.precision or run.config().chat.precision
         try:
-            return load_model(folder, tokenizer, device=self.device)
+            return load_model(folder, tokenizer, device=self.device, precision=precision, only_decode=True)
         except UserError as error:
             raise UserError(f"{error}; {cure}") from None
 

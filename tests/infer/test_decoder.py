@@ -82,6 +82,16 @@ def test_new_weights_come_into_the_same_memory() -> None:
     torch.testing.assert_close(decoder.logits(decoder.hidden(ids)), model(ids), atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@torch.no_grad()
+def test_eight_bits_change_logits_little(seed: int) -> None:
+    model = tiny_model(seed, dim=64, heads=4, head_dim=16, scale=0.1)
+    ids = torch.arange(60).view(3, 20)
+    eight, exact = Decoder(model, torch.float32, int8=True), model(ids)
+    off = (eight.logits(eight.hidden(ids)) - exact).norm() / exact.norm()
+    assert 0 < off < 0.05
+
+
 def test_a_cache_grows_with_what_it_holds() -> None:
     shape = tiny_model().shape
     cache = KVCache(shape, 2, 64)
@@ -99,8 +109,8 @@ def test_a_cache_grows_with_what_it_holds() -> None:
 def test_products_without_the_layout_of_the_cpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = tiny_model(), torch.arange(40).view(2, 20)
     usual = Decoder(model, dtype)
-    monkeypatch.setattr("picollm.infer.decoder._blocked_products_work", lambda dtype: False)
+    monkeypatch.setattr("picollm.infer.products._blocked_products_work", lambda dtype: False)
     plain = Decoder(model, dtype)
-    assert not plain._blocked
+    assert not any(multiply.copied for multiply in plain._products.values())
     error = 2e-4 if dtype == torch.float32 else 0.2
     torch.testing.assert_close(usual.logits(usual.hidden(ids)), plain.logits(plain.hidden(ids)), atol=error, rtol=error)

@@ -44,3 +44,21 @@ def test_another_tokenizer_is_refused(made: tuple[Path, Path, Tokenizer], tmp_pa
 def test_missing_checkpoint_is_named(made: tuple[Path, Path, Tokenizer], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         load_model(tmp_path / "nowhere", made[1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "auto"])
+def test_only_to_decode_it_says_the_same_with_less_memory(
+    made: tuple[Path, Path, Tokenizer], precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PICOLLM_HOME", str(tmp_path / "home"))
+    path, folder, tok = made
+    whole = load_model(path, folder, precision=precision)
+    slim = load_model(path, folder, precision=precision, only_decode=True)
+    prompts = [render_prompt([{"role": "user", "content": text}], tok) for text in ("the cat?", "mat", "on the mat")]
+    sampling = Sampling(max_tokens=12, temperature=0.8)
+    together = slim.generate(prompts, sampling)
+    assert [a.ids for a in together] == [a.ids for a in whole.generate(prompts, sampling)]
+    if precision in ("fp32", "int8"):  # in bf16 a near tie may fall otherwise in another batch
+        assert [a.ids for a in together] == [slim.generate([prompt], sampling)[0].ids for prompt in prompts]
+    assert sum(p.numel() for p in slim.source.parameters()) == 0
+    assert whole.model.int8 == slim.model.int8 == (precision == "int8")

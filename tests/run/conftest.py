@@ -145,7 +145,7 @@ def release(run: Run, name: str) -> None:
     (run.dir / f"{name}.released").touch()
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "") -> Any:
     """Wait for a condition; fails the test with `what` when it does not come true."""
     end = time.monotonic() + seconds
     while not (value := condition()):

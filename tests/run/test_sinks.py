@@ -10,10 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,17 +18,10 @@ from picollm.run import config, lease, sinks
 from picollm.run import events as ev
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
+from tests.run.conftest import until
 
 ROOT = Path(__file__).resolve().parents[2]
 BOTH = ["log.tensorboard=true", "log.wandb=offline"]
-
-
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited {seconds} s in vain"
-        time.sleep(0.05)
-    return value
 
 
 class Stage:

@@ -19,6 +19,7 @@ from picollm.run.errors import UserError
 from picollm.serve.api import ModelHub, create_app, serve
 from picollm.serve.listen import bind_unix
 from tests.infer.fakes import ByteTokenizer, scripted_engine, tiny_model
+from tests.run.conftest import until
 from tests.serve.running import Running
 
 TOK = ByteTokenizer()
@@ -42,13 +43,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     yield running
     running.end()
     assert not running.uds.exists()
-
-
-def until(what, seconds: float = 5.0) -> bool:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + seconds
-    while not what() and time.monotonic() < end:
-        time.sleep(0.02)
-    return bool(what())
 
 
 def test_socket_is_private_and_needs_no_token(server: Running) -> None:
@@ -89,11 +83,11 @@ def test_hanging_up_stops_generation(server: Running, stream: bool) -> None:
         sock.connect(str(server.uds))
         sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                      + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)  # fmt: skip
-        assert until(lambda: server.hub.worker.busy == 1)
+        until(lambda: server.hub.worker.busy == 1)
         if stream:
             assert sock.recv(100).startswith(b"HTTP/1.1 200")
     begun = time.monotonic()
-    assert until(lambda: server.hub.worker.busy == 0)
+    until(lambda: server.hub.worker.busy == 0)
     assert time.monotonic() - begun < 1.5  # the whole answer would take 2 s
 
 
@@ -105,7 +99,7 @@ def test_a_stop_ends_open_streams(server: Running) -> None:
         with pytest.raises(httpx.HTTPError):
             if "[DONE]" in "".join(answer.iter_lines()):
                 raise httpx.ReadError("ended in time")
-    assert until(lambda: not server.thread.is_alive())
+    until(lambda: not server.thread.is_alive())
 
 
 def test_addresses_that_cannot_be_used(tmp_path_factory: pytest.TempPathFactory) -> None:

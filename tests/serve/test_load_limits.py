@@ -18,6 +18,7 @@ from picollm.serve.api import Limits, ModelHub
 from picollm.serve.hub import ModelHub as Hub
 from picollm.serve.hub import Unavailable
 from tests.infer.fakes import ByteTokenizer, scripted_engine, tiny_model
+from tests.run.conftest import until
 from tests.serve.running import Running
 
 HI = [{"role": "user", "content": "hi"}]
@@ -82,7 +83,7 @@ def test_an_answer_that_takes_too_long_ends(start: Make) -> None:
             lines = [line for line in stream.iter_lines() if line]
     assert stream.status_code == 200 and "longer than 0.5 s" in lines[-1] and len(lines) > 3
     assert ask(server, max_tokens=3).status_code == 200
-    assert not server.hub.worker.busy and server.app.state.gate.active == 0
+    until(lambda: not server.hub.worker.busy and server.app.state.gate.active == 0)
 
 
 def test_a_request_that_does_not_arrive_is_given_up(start: Make) -> None:

@@ -8,10 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -21,17 +19,10 @@ from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.text.tokenizer import train_tokenizer
 from stages import serve
+from tests.run.conftest import until
 from tests.serve.tiny_run import make
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited {seconds} s in vain"
-        time.sleep(0.05)
-    return value
 
 
 @pytest.fixture(scope="module")
