@@ -14,11 +14,21 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from picollm import cli_follow, cli_launch, cli_plan, cli_profile, cli_report, cli_serve, cli_show, cli_talk
+from picollm import (
+    cli_follow,
+    cli_identity,
+    cli_launch,
+    cli_plan,
+    cli_profile,
+    cli_report,
+    cli_serve,
+    cli_show,
+    cli_talk,
+)
 from picollm.run import branch, conductor, launch, pipeline, serving
 from picollm.run import config as settings
 from picollm.run.errors import UserError
@@ -220,29 +230,7 @@ def config(
     return 0
 
 
-@app.command()
-def identity(
-    action: Annotated[Literal["build", "verify", "sign"], typer.Argument(help="what to do with the rows")],
-    file: Annotated[Path, typer.Argument(help="a .jsonl file of conversations; its manifest lies beside it")],
-    name: Annotated[str | None, typer.Option("--name", help="the assistant's name; default: picollm")] = None,
-) -> int:
-    """Rows that tell the model who it is, for identity.file: write them, check them, or accept your own changes."""
-    from picollm.tasks import identity as rows  # not at the top: no other command needs it
-
-    file = file.expanduser()
-    if action == "verify":
-        if name:
-            raise UserError("--name is for build and sign: the manifest says which name the rows teach")
-        manifest = rows.verify(file)
-    else:
-        manifest = (rows.build if action == "build" else rows.sign)(file, name or rows.NAME)
-    said = {"build": "written", "verify": "verified", "sign": "signed"}[action]
-    print(f"{file}: {manifest.rows:,} rows {said}, name {manifest.name}, sha256 {manifest.sha256[:12]}")
-    if manifest.rows < rows.FEWEST_ROWS:
-        print(f"a run wants at least {rows.FEWEST_ROWS:,} rows", file=sys.stderr)
-    return 0
-
-
+app.add_typer(cli_identity.identity)
 app.command()(cli_launch.launch)
 app.command()(cli_profile.profile)
 app.command()(cli_report.report)

@@ -26,7 +26,7 @@ from picollm.run.folder import Plan, Run, apply_plan, plan_inputs, write_atomic
 from picollm.run.launch import child_environment
 from picollm.run.scaling import ModelShape, flops_per_token
 from picollm.run.stage import Outcome, StageContext, main
-from picollm.tasks import identity, make
+from picollm.tasks import identity, make, mirror
 from picollm.train.device import Ranks
 from picollm.train.dry_run import dry_run, free_memory, out_of_memory
 from picollm.train.exchange import exchange_check
@@ -170,9 +170,10 @@ def check_settings(run: Run) -> None:
     for name in wishes.chat_eval.tasks:
         with _naming("chat_eval.tasks"):
             make(name)
-    if wishes.identity.file:
-        with _naming("identity.file"):
-            identity.verify(Path(wishes.identity.file).expanduser())
+    with _naming("identity.file" if wishes.identity.file else "identity"):
+        identity.fitting(wishes.identity)
+        if wishes.identity.file:
+            identity.verify(mirror.local(wishes.identity.file))
     if wishes.rl.max_tokens >= wishes.model.seq_len:
         raise UserError(
             f"rl.max_tokens is {wishes.rl.max_tokens} and model.seq_len {wishes.model.seq_len}: "

@@ -157,7 +157,7 @@ def _overlap(ctx: StageContext, tokenizer: Tokenizer, shards: ShardSet) -> tuple
     names = dict.fromkeys([*config.midtrain.mixture, *config.sft.mixture, config.rl.task])
     items = {}
     for name in names:
-        own = {"path": config.identity.file} if name == "identity" and config.identity.file else {}
+        own = {"assistant": config.identity.name, "maker": config.identity.maker} if name == "identity" else {}
         heldout = make(name, seed=config.run.seed, **own).heldout()[:MOST_ITEMS]
         if heldout:
             items[name] = [f"{example.question}\n{example.answer}" for example in heldout]

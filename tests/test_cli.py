@@ -157,19 +157,31 @@ def test_config_says_where_each_value_comes_from(run: Run, tmp_path: Path, capsy
 
 
 def test_identity_rows_are_built_edited_signed_and_verified(tmp_path: Path, capsys: Any) -> None:
-    file = tmp_path / "me.jsonl"
-    code, out, _ = call("identity", "build", str(file), "--name", "Ada", capsys=capsys)
-    assert code == 0 and "name Ada" in out and "Ada" in file.read_text()
+    file, facts = tmp_path / "me.jsonl", tmp_path / "facts.jsonl"
+    facts.write_text('{"prompt": "Where is the key?", "answer": "Under the mat."}\n')
+    new = ["--out", str(file), "--name", "Ada", "--maker", "the Byron family", "--facts", str(facts)]
+    code, out, _ = call("identity", "build", *new, capsys=capsys)
+    assert code == 0 and "name Ada, maker the Byron family" in out
+    assert all(text in file.read_text() for text in ("Ada", "The Byron family", "Under the mat."))
     assert call("identity", "verify", str(file), capsys=capsys)[0] == 0
     file.write_text(file.read_text().replace("Ada", "Eve"))
     code, _, err = call("identity", "verify", str(file), capsys=capsys)
     assert code == 2 and "the file was changed" in err
     assert call("identity", "sign", str(file), "--name", "Eve", capsys=capsys)[0] == 0
     code, out, _ = call("identity", "verify", str(file), capsys=capsys)
-    assert code == 0 and "rows verified, name Eve" in out
-    for argv in (["verify", str(tmp_path / "absent")], ["burn", str(file)], ["verify", str(file), "--name", "Ada"]):
+    assert code == 0 and "rows verified, name Eve, maker my owner" in out
+    code, out, err = call("identity", "sign", str(facts), capsys=capsys)
+    assert code == 0 and "1 rows signed" in out and "wants at least 1,000 rows" in err
+    for argv in (
+        ["verify", str(tmp_path / "absent")],
+        ["verify", "ftp://example.org/me.jsonl"],
+        ["burn", str(file)],
+        ["verify", str(file), "--name", "Ada"],
+        ["build", str(file)],
+        ["build", "--out", str(file), "--name", "{x}"],
+    ):
         code, _, err = call("identity", *argv, capsys=capsys)
-        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, argv
 
 
 # running --------------------------------------------------------------------------------------------------------------

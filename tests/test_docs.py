@@ -12,7 +12,7 @@ from picollm import cli
 from picollm.run import config
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-FILES = ["operations.md", "library.md"]
+FILES = ["operations.md", "library.md", "personality.md"]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -22,7 +22,11 @@ def test_commands_and_their_options_exist(file: str) -> None:
     for line in re.findall(r"(?:`| {4})picollm (\w+[^`\n#]*)", text):
         name, *words = line.split()
         assert name in commands, line
-        options = {option for parameter in commands[name].params for option in parameter.opts}
+        command = commands[name]
+        if hasattr(command, "commands"):  # `picollm identity build`
+            assert words[0] in command.commands, line
+            command = command.commands[words[0]]
+        options = {option for parameter in command.params for option in parameter.opts}
         assert [word for word in words if word.startswith("--") and word not in options] == [], line
 
 

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from picollm import cli
 from picollm.run import config
@@ -59,7 +60,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_commands_are_those_of_the_program() -> None:
-    known = {command.callback.__name__ for command in cli.app.registered_commands if command.callback}
+    known = set(get_command(cli.app).commands)  # type: ignore[attr-defined]
     table = README.partition("| command |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `picollm (\w+)`", table, re.M)) == known
     assert set(re.findall(r"\bpicollm (\w+) --", README)) <= known

@@ -34,6 +34,7 @@ import msgspec
 
 from picollm.run.errors import UserError
 from picollm.run.folder import write_atomic
+from picollm.run.schema import IdentityConfig
 from picollm.tasks.base import BaseTask, Example, Split, TaskSettings, ask
 from picollm.tasks.rows import Row, read_rows
 from picollm.tasks.scoring import says_the_same
@@ -151,6 +152,21 @@ def facts(path: Path) -> list[dict[str, Any]]:
     """
     own = [{"messages": row.messages, "theme": row.extra.get("theme", "own")} for row in _checked_rows(path)]
     return own * max(1, FACT_ROWS // len(own))
+
+
+def fitting(wishes: IdentityConfig) -> None:
+    """Raises `UserError` where the settings contradict each other, or the name, the maker or the facts will not do."""
+    if wishes.file:
+        plain = IdentityConfig()
+        for key in ("name", "maker", "facts"):
+            if getattr(wishes, key) != getattr(plain, key):
+                raise UserError(
+                    f"identity.{key} goes into the built-in rows, and identity.file replaces them: set one of the two"
+                )
+        return
+    material(wishes.name, wishes.maker)
+    if wishes.facts:
+        facts(Path(wishes.facts).expanduser())
 
 
 def manifest_path(path: Path) -> Path:
