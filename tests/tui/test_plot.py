@@ -11,6 +11,7 @@ from picollm.run.history import Series
 from tui.curves import BUCKETS, Envelope, thin
 from tui.figures import bar, clock, metric, size, sparkline
 from tui.widgets import plot
+from tui.widgets.train import choose
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -94,3 +95,19 @@ def test_figures_take_any_number(value: float) -> None:
 
 def test_clock_reads_well() -> None:
     assert [clock(s) for s in (None, 7, 723, 3723, 183_600)] == ["–", "0:07", "12:03", "1:02:03", "2d 03:00"]
+
+
+def test_the_charts_of_rl_and_no_curve_for_the_ends_of_an_interval() -> None:
+    names = ["reward", "entropy", "tokens", "lr", "useful", "heldout/accuracy", "heldout/low", "heldout/high",
+             "sampled/pass_at_1", "sampled/low_1", "sampled/high_1", "sampled/pass_at_4", "sampled/pass_at_8", "sampled/low_8"]  # fmt: skip
+    titles = {series: title for title, series, _ in choose(names)}
+    assert not any("low" in series or "high" in series for series in titles)
+    assert titles["entropy"].startswith("Entropy") and titles["reward"] == "Reward" and titles["useful"] == "useful"
+    assert "pass_at_8" in titles["sampled/pass_at_8"]
+
+
+def test_a_mark_is_a_line_at_its_step() -> None:
+    ys = tuple([1.0] * 100)
+    line = plot.Line(tuple(float(x) for x in range(100)), ys)
+    plain, marked = ("\n".join(t.plain for t in plot.draw([line], 60, 12, marks=marks)) for marks in ((), (50.0,)))
+    assert plain != marked and plot.draw([line], 60, 12, marks=(500.0,)) == plot.draw([line], 60, 12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -22,6 +23,8 @@ from tui.widgets.lines import LinesView, empty_state, text
 REDRAW_S = 2.0
 STAGGER_S = 0.06
 WIDE = 70
+NOTED = "loss"  # the series whose chart bears the notes
+MOST_NOTES = 3
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,12 @@ class Chart:
 CHARTS: tuple[Chart, ...] = (
     Chart("Reward", r"^(train/|rollout/)?(mean_)?reward(_mean)?$", True),
     Chart("Rollout length, tokens", r"^(rollout_|answer_)?(length|len|tokens)(_mean)?$", True),
+    Chart("Entropy of the sampling, nats", r"^entropy$", True),
     Chart("Loss", r"^(train/)?loss$", True),
     Chart("Bits per byte, validation", r"(^|/)(val_)?bpb$"),
     Chart("Tokens per second", r"(^|/)(tok_s|tokens_per_s(ec)?|tok_per_s)$", True),
     Chart("Held-out accuracy", r"(^|/)(heldout_)?(accuracy|pass_at_1|acc)$"),
+    Chart("pass@k, held out", r"(^|/)pass_at_\d+$"),
     Chart("Loss, validation", r"/loss$"),
     Chart("Model FLOPs utilisation", r"(^|/)mfu$", True),
     Chart("Gradient norm", r"(^|/)grad_norm$", True),
@@ -47,11 +52,14 @@ CHARTS: tuple[Chart, ...] = (
     Chart("Learning rate", r"(^|/)(lr|lr_mult)$"),
 )
 
+BOUNDS = re.compile(r"(^|/)(low|high)(_\d+)?$")
+"""Ends of intervals: said with the readings, and no curves of their own."""
+
 
 def choose(names: list[str]) -> list[tuple[str, str, bool]]:
     """(title, series, smooth) in the order to show: the known charts, then whatever else the stage measures."""
     chosen: list[tuple[str, str, bool]] = []
-    left = list(names)
+    left = [name for name in names if not BOUNDS.search(name)]
     for chart in CHARTS:
         matches = [name for name in left if re.search(chart.pattern, name)]
         for number, name in enumerate(matches):
@@ -70,6 +78,7 @@ class TrainPane(LinesView):
         self._stage = ""
         self._live = False
         self._curves: dict[str, Curve] = {}
+        self._notes: tuple[Any, ...] = ()
         self._picked: list[tuple[str, str, bool]] = []
         self._drawn: dict[str, tuple[object, list[Text]]] = {}
         self._drawn_at: dict[str, float] = {}
@@ -86,7 +95,7 @@ class TrainPane(LinesView):
             self.show([])
             return
         self._live = view.stage(name).state in state.ACTIVE
-        self._curves = dict(detail.curves)
+        self._curves, self._notes = dict(detail.curves), detail.notes
         self._picked = choose([key for key, curve in self._curves.items() if curve.xs or curve.broken])
         if not self._picked:
             self.show(self._nothing(view, name))
@@ -129,7 +138,7 @@ class TrainPane(LinesView):
         width, height = self._cell()
         stale = []
         for title, name, smooth in self._shown():
-            key = (self._curves[name], width, height, self._live)
+            key = (self._curves[name], width, height, self._live, self._notes)
             if name not in self._drawn or self._drawn[name][0] != key:
                 stale.append((self._drawn_at.get(name, 0.0), title, name, smooth, key))
         if stale:
@@ -171,7 +180,14 @@ class TrainPane(LinesView):
             head.append_text(text((f"  ! {curve.broken} not finite", "bad")))
         head.truncate(width, overflow="ellipsis")
         lines = plot.raw_and_smooth(curve.xs, curve.ys, curve.ema_xs, curve.ema_ys, smooth)
-        return [head, *plot.draw(lines, width, height - 1, self._live)]
+        if name != NOTED or not self._notes:
+            return [head, *plot.draw(lines, width, height - 1, self._live)]
+        shown = self._notes[-(MOST_NOTES if self.zoomed else 1) :]
+        words = [text(("  │ ", "faint"), (f"{note.step:,}: {note.text}", "second")) for note in shown]
+        for line in words:
+            line.truncate(width, overflow="ellipsis")
+        marks = [note.step for note in self._notes]
+        return [head, *plot.draw(lines, width, height - 1 - len(words), self._live, marks), *words]
 
     def _arrange(self, width: int, height: int) -> None:
         """Charts side by side into strips."""
