@@ -196,6 +196,8 @@ class Follower:
                     self.metrics.setdefault(status.name, {}).update(event.values)
                 elif isinstance(event, ev.Warning):
                     self._say(f"{status.name:14} warning: {event.text}")
+                elif isinstance(event, ev.Note):
+                    self._say(f"{status.name:14} step {event.step}: {event.text}")
                 elif isinstance(event, ev.Ready):
                     self._say(f"{status.name:14} can be used already; it goes on")
                 elif isinstance(event, ev.Phase):

@@ -31,6 +31,9 @@ READINGS = 240
 REPORT_LIMIT = 2 << 20
 
 
+NOTES = 8  # kept for the curves, the newest ones
+
+
 class RunChanged(Message):
     """The run as a whole."""
 
@@ -128,6 +131,7 @@ class _StageReader:
             samples=tuple(history.samples[-12:]),
             choices=tuple(history.choices),
             warnings=tuple(history.warnings[-20:]),
+            notes=tuple(history.notes[-NOTES:]),
             checkpoints=tuple(history.checkpoints[-6:]),
             summary=dict(history.finished.summary) if history.finished else {},
             curves=dict(self.curves),

@@ -87,6 +87,7 @@ class Detail:
     samples: tuple[Any, ...] = ()
     choices: tuple[Any, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[Any, ...] = ()
     checkpoints: tuple[Any, ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)

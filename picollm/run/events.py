@@ -121,6 +121,13 @@ class Message(Event):
     text: str
 
 
+class Note(Event):
+    """Something worth pointing at on the curves, at a step, with what it means."""
+
+    step: int
+    text: str
+
+
 class Ready(Event):
     """What the stage makes can be used from now on, though the stage goes on making it: the same keys, places and
     hashes as in the later `Finished`. Later stages that can start early do (`pipeline.Stage.early`)."""
@@ -205,6 +212,7 @@ AnyEvent = (
     | Checkpoint
     | Warning
     | Message
+    | Note
     | Ready
     | Finished
     | Failed

@@ -49,6 +49,7 @@ class StageHistory:
         self.choices: list[ev.Choice] = []
         self.checks: list[ev.Check] = []
         self.warnings: list[str] = []
+        self.notes: list[ev.Note] = []
         self.checkpoints: list[ev.Checkpoint] = []
         self.finished: ev.Finished | None = None
         self.started: list[ev.Started] = []
@@ -105,13 +106,15 @@ class StageHistory:
                 self.checkpoints.append(event)
             case ev.Warning():
                 self.warnings.append(event.text)
+            case ev.Note():
+                self.notes.append(event)
             case ev.Started():
                 self.started.append(event)
                 self.checks.clear()
                 self.finished = None
                 if not pipeline.stage(self.name).trains:  # it starts from nothing, and says no `Resumed`
                     self.series.clear()
-                    self.evals, self.samples, self.warnings = [], [], []
+                    self.evals, self.samples, self.warnings, self.notes = [], [], [], []
             case ev.Finished():
                 self.finished = event
 
@@ -131,4 +134,5 @@ class StageHistory:
             series.cut(step)
         self.evals = [event for event in self.evals if event.step <= step]
         self.samples = [event for event in self.samples if event.step <= step]
+        self.notes = [event for event in self.notes if event.step <= step]
         self.checkpoints = [event for event in self.checkpoints if event.step <= step]

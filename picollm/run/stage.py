@@ -128,6 +128,12 @@ class StageContext:
         if self.rank == 0:
             print(text, flush=True)
 
+    def note(self, step: int, text: str) -> None:
+        """A word about a step, which the app writes at the curve."""
+        self.emit(ev.Note(step=step, text=text))
+        if self.rank == 0:
+            print(f"step {step}: {text}", flush=True)
+
     def rank0_first(self, work: Callable[[], Item]) -> Item:
         """What `work` gives: done by rank 0 first, and then by the others, which find what it left or only check it.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 from picollm.model.gpt import GPT
@@ -13,6 +15,9 @@ from picollm.train.device import Ranks, peak_flops
 from picollm.train.loop import Report
 from picollm.train.step import ForwardBackward
 from picollm.train.watch import Watch
+
+RECENT = 8
+"""Steps whose median is the loss at which a stage ended, for the next one to compare with: one batch tells little."""
 
 
 class Context(Protocol):
@@ -27,6 +32,7 @@ class Context(Protocol):
     def resumed(self, step: int, path: str = "") -> None: ...
     def warning(self, text: str) -> None: ...
     def message(self, text: str) -> None: ...
+    def note(self, step: int, text: str) -> None: ...
     def stop_requested(self) -> bool: ...
     def relative(self, path: Path) -> str: ...
 
@@ -51,6 +57,7 @@ class Meter:
         self.peak = peak_flops(run.compute.dtype, ranks.device) * ranks.world
         self.compiling = run.compiled
         self.loss, self.tokens, self.skipped = float("nan"), 0, 0
+        self.recent: deque[float] = deque(maxlen=RECENT)
         self.speeds: list[float] = []
         self.earlier_tok_s = 0.0
         self.neighbours: Neighbours | None = None
@@ -61,7 +68,8 @@ class Meter:
     def figures(self) -> dict[str, Any]:
         """What a checkpoint remembers, so that an attempt with little or nothing left to do has something to say."""
         found = {"loss": self.loss, "tokens": self.tokens, "tok_s": self.median_tok_s()}
-        return found | {"parent_loss": self.watch.parent_loss}
+        found["usual_loss"] = median(self.recent) if self.recent else self.loss
+        return found | {"parent_loss": self.watch.parent_loss, "opening": self.watch.opening}
 
     def restore(self, figures: dict[str, Any]) -> None:
         loss = figures.get("loss")
@@ -70,6 +78,8 @@ class Meter:
         self.earlier_tok_s = float(figures.get("tok_s") or 0.0)
         parent = figures.get("parent_loss")
         self.watch.parent_loss = None if parent is None else float(parent)
+        if (opening := figures.get("opening")) is not None:
+            self.watch.opening = [(int(step), float(loss)) for step, loss in opening]
 
     def mfu(self, tok_s: float) -> float:
         return tok_s * self.flops / self.peak
@@ -95,6 +105,7 @@ class Meter:
             values["skipped"] = float(r.skipped)
         else:
             self.loss = r.loss
+            self.recent.append(r.loss)
             values |= {"loss": r.loss, "grad_norm": r.grad_norm}
         if self.extra is not None:
             values |= self.extra(r.step)
@@ -104,7 +115,10 @@ class Meter:
             for notice in self.watch.step(
                 r.step, tokens=r.tokens, loss=r.loss, grad_norm=r.grad_norm, seconds=r.seconds, timed=timed
             ):
-                (self.ctx.warning if notice.warning else self.ctx.message)(notice.text)
+                if notice.step:
+                    self.ctx.note(notice.step, notice.text)
+                else:
+                    (self.ctx.warning if notice.warning else self.ctx.message)(notice.text)
 
     def _who(self) -> str:
         """Who else is busy, counted since the first time it was asked."""

@@ -59,7 +59,8 @@ class TrainSettings:
 class Summary:
     """How the stage went; `hash` is the sha256 of the weights, `tok_s` the median over the steps of this attempt.
 
-    `tokens` are those of all attempts, `spike` is how the loss of midtraining began. An attempt with nothing left to do has the `loss` and `tok_s` of the one before.
+    `tokens` are those of all attempts, `spike` is how the loss of midtraining began.
+    An attempt with nothing left to do has the `loss` and `tok_s` of the one before.
     """
 
     step: int

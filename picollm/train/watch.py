@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
+from picollm.run.spike import FIRST, Spike, opening_spike
+
 WINDOW = 64
 """Steps of recent past that a step is compared with; half of them must be there first."""
 NEAR_GUESSING = 0.93
@@ -25,18 +27,23 @@ SPIKE_PATIENCE, MOST_SPIKES = 100, 5
 RISE_BLOCK, RISE_SHARE = 50, 0.07
 """The loss rises when the medians of two blocks of steps in a row are this share above the best block's."""
 EXPLODED, EXPLODED_STEPS = 10.0, 3
-MIXTURE_STEPS, SAME, FALLEN = 30, 1.05, 0.93
-"""Midtraining begins above `SAME` × the loss that pretraining ended at, or has fallen to `FALLEN` by step 30."""
+MIXTURE_STEPS, FALLEN, MOST_OPENING = 30, 0.93, 1000
+"""Midtraining begins above where pretraining ended (`spike.SHARE`), or has fallen to `FALLEN` by step 30. A jump that
+has not come down after the last of these many steps is not followed any further."""
 SLOW, SLOW_STEPS, SLOW_SECONDS = 0.7, 20, 10.0
 """Slow: the median of so many steps is below this share of the plan; told when it stays so for these seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One line for the person. A warning asks for something to be done; what is not one is only worth knowing."""
+    """One line for the person. A warning asks for something to be done; what is not one is only worth knowing.
+
+    `step`: where on the curve it belongs; 0: nowhere.
+    """
 
     text: str
     warning: bool = True
+    step: int = 0
 
 
 @dataclass
@@ -59,6 +66,7 @@ class Watch:
         warmup: steps until the full learning rate.
         planned_tok_s: tokens per second that the plan counts on; 0 when unknown.
         parent_loss: loss in nats at which the stage before ended; None when unknown.
+        opening: (step, loss) from the first step of midtraining until its jump is over; None: not seen.
         who: asked when training is slow, first to begin looking ("" then), and SLOW_SECONDS later for an answer.
     """
 
@@ -67,6 +75,7 @@ class Watch:
     warmup: int = 0
     planned_tok_s: float = 0.0
     parent_loss: float | None = None
+    opening: list[tuple[int, float]] | None = None
     who: Callable[[], str] = lambda: ""
     _said: set[str] = field(default_factory=set)
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
@@ -79,8 +88,8 @@ class Watch:
     _high_norms: int = 0
     _slow_for: float = -1.0
     _spike: _Spike | None = None
+    _settled: bool = False
     _spikes: int = 0
-    _opening: list[float] | None = None
 
     def step(
         self, step: int, *, tokens: int, loss: float, grad_norm: float, seconds: float, timed: bool = True
@@ -106,35 +115,42 @@ class Watch:
             self._said.add(key)
             yield Notice(text)
 
+    def spike(self) -> Spike | None:
+        """The jump at the beginning of midtraining; None where there was none, or nobody saw the beginning."""
+        if self.opening is None or self.parent_loss is None:
+            return None
+        return opening_spike(self.parent_loss, [step for step, _ in self.opening], [loss for _, loss in self.opening])
+
     def _mixture(self, step: int, loss: float) -> Iterator[Notice]:
         if self.stage != "midtrain" or self.parent_loss is None:
             return
         if step == 1:
-            self._opening = []
-        if self._opening is None:  # resumed: the beginning was seen by an earlier attempt
+            self.opening, self._settled = [], False
+        if self.opening is None or self._settled:
             return
-        self._opening.append(loss)
-        first = max(self._opening[:2])
-        if len(self._opening) == 2 and first > SAME * self.parent_loss:
-            yield Notice(
-                f"loss spiked to {first:.2f} where pretraining ended at {self.parent_loss:.2f}: the new format, as it "
-                "should be",
-                warning=False,
-            )
-        recovered = sum(self._opening[-3:]) / 3 < self.parent_loss if len(self._opening) >= 3 else False
-        if first > SAME * self.parent_loss and recovered:
-            yield Notice(f"loss is below pretraining's last since step {step}", warning=False)
-            self._opening = None
-        elif len(self._opening) == MIXTURE_STEPS:
-            if first <= SAME * self.parent_loss and median(self._opening[-10:]) > FALLEN * first:
+        self.opening.append((step, loss))
+        spike, seen = self.spike(), len(self.opening)
+        first = max(value for _, value in self.opening[:FIRST])
+        if spike is not None:
+            if seen == FIRST:
+                yield Notice(
+                    f"loss spiked to {spike.top:.2f} where pretraining ended at {spike.before:.2f}: the new format, as "
+                    "it should be",
+                    warning=False,
+                    step=spike.step,
+                )
+            if spike.recovered_step == step:
+                yield Notice(f"loss is below pretraining's last since step {step}", warning=False, step=step)
+            self._settled = spike.recovered_step is not None or seen == MOST_OPENING
+        elif seen == MIXTURE_STEPS:
+            self._settled = True
+            if median(value for _, value in self.opening[-10:]) > FALLEN * first:
                 yield from self._once(
                     "mixture",
                     f"midtraining began at a loss of {first:.2f}, where pretraining ended ({self.parent_loss:.2f}), "
                     "and has not fallen since: its rows look like the text before; check midtrain.mixture and the rows "
                     "this stage said it mixed",
                 )
-            if first <= SAME * self.parent_loss:
-                self._opening = None
 
     def _guessing(self, step: int, loss: float) -> Iterator[Notice]:
         guess = math.log(self.vocab_size)
@@ -167,7 +183,9 @@ class Watch:
             self._spike = _Spike(step - SPIKE_STEPS + 1, usual, back, loss)
             self._spikes += 1
             if self._spikes <= MOST_SPIKES:
-                yield Notice(f"loss spike at step {self._spike.begun}: {usual:.2f} to {loss:.2f}", warning=False)
+                yield Notice(
+                    f"loss spike at step {self._spike.begun}: {usual:.2f} to {loss:.2f}", False, self._spike.begun
+                )
 
     def _recovering(self, spike: _Spike, step: int, loss: float) -> Iterator[Notice]:
         spike.top = max(spike.top, loss)
@@ -178,6 +196,7 @@ class Watch:
                 yield Notice(
                     f"loss spike of step {spike.begun} (up to {spike.top:.2f}) is over since step {step - 2}",
                     warning=False,
+                    step=step - 2,
                 )
         elif step - spike.begun >= SPIKE_PATIENCE and not spike.given_up:
             spike.given_up = True

@@ -152,3 +152,19 @@ def test_slower_than_planned_says_who_else_is_there() -> None:
 def test_nearly_as_fast_as_planned_is_fast_enough() -> None:
     found, who = slow(0.25)
     assert found == {} and who.times == 0
+
+
+def test_a_resumed_midtraining_goes_on_watching_its_jump() -> None:
+    losses = [7.1, 6.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.9]
+    whole, first = Watch("midtrain", VOCAB, parent_loss=3.8), Watch("midtrain", VOCAB, parent_loss=3.8)
+    said(whole, losses)
+    said(first, losses[:4])
+    assert first.spike() is not None and first.spike().recovered_step is None  # type: ignore[union-attr]
+    second = Watch("midtrain", VOCAB, parent_loss=3.8, opening=first.opening)
+    notices = [
+        notice
+        for step, loss in enumerate(losses[4:], 5)
+        for notice in second.step(step, tokens=TOKENS, loss=loss, grad_norm=0.3, seconds=1.0)
+    ]
+    assert second.spike() == whole.spike()
+    assert [notice.step for notice in notices] == [7] and "since step 7" in notices[0].text

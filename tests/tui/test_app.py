@@ -179,3 +179,14 @@ async def test_other_runs_can_be_opened(a_run, an_app) -> None:
         names = [run.name for run in Run.all()]
         await pilot.press(*["down"] * names.index("failed"), "enter")
         await until(pilot, lambda: app.main.view.name == "failed" and "failed" in shown(app).splitlines()[0])
+
+
+async def test_a_note_is_written_at_the_curve(a_run, an_app) -> None:
+    run = a_run("finished")
+    file = run.events_file("midtrain", max(run.attempts("midtrain")))
+    lines = file.read_bytes().split(b"\n")
+    word = b'{"type":"note","step":2,"text":"loss spiked to 7.10","v":1,"seq":9999,"time":1.0}'
+    file.write_bytes(b"\n".join([*lines[:-2], word, *lines[-2:]]))
+    app = an_app("finished", tab="train", stage="midtrain")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "2: loss spiked to 7.10" in app.main.plain)

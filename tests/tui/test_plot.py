@@ -99,7 +99,8 @@ def test_clock_reads_well() -> None:
 
 def test_the_charts_of_rl_and_no_curve_for_the_ends_of_an_interval() -> None:
     names = ["reward", "entropy", "tokens", "lr", "useful", "heldout/accuracy", "heldout/low", "heldout/high",
-             "sampled/pass_at_1", "sampled/low_1", "sampled/high_1", "sampled/pass_at_4", "sampled/pass_at_8", "sampled/low_8"]  # fmt: skip
+             "sampled/pass_at_1", "sampled/low_1", "sampled/high_1", "sampled/pass_at_4",
+             "sampled/pass_at_8", "sampled/low_8"]  # fmt: skip
     titles = {series: title for title, series, _ in choose(names)}
     assert not any("low" in series or "high" in series for series in titles)
     assert titles["entropy"].startswith("Entropy") and titles["reward"] == "Reward" and titles["useful"] == "useful"

@@ -67,10 +67,10 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def draw(lines: Sequence[Line], width: int, height: int, live: bool = False) -> list[Text]:
+def draw(lines: Sequence[Line], width: int, height: int, live: bool = False, marks: Sequence[float] = ()) -> list[Text]:
     """A chart of exactly `height` lines of at most `width` cells; blank when there is nothing finite to draw.
 
-    `live` leaves room at the right for what comes.
+    `live` leaves room at the right for what comes; `marks` are xs with a faint vertical line.
     """
     blank = [Text("") for _ in range(height)]
     if width < 12 or height < 4:
@@ -101,6 +101,9 @@ def draw(lines: Sequence[Line], width: int, height: int, live: bool = False) -> 
     across = [index / (max(2, min(5, width // 16)) - 1) for index in range(max(2, min(5, width // 16)))]
     plotext.xticks(across, [count(round(_between(x_low, x_high, share))) for share in across])
     plotext.ticks_color(_rgb(FAINT))
+    for mark in marks:
+        if x_low <= mark <= x_high:
+            plotext.vertical_line(_unit(mark, x_low, x_high), color=_rgb(FAINT))
     for line, xs, ys in cleaned:
         unit_xs = [_unit(x, x_low, x_high) for x in xs]
         unit_ys = [_unit(y, y_low, y_high) for y in ys]
