@@ -8,6 +8,8 @@ from typing import Any
 
 from picollm.data.chat_loader import ChatLoader
 from picollm.data.publish import sha256
+from picollm.evals.identity import identity_check, verdict
+from picollm.infer.engine import Engine
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.stage import Outcome, StageContext
@@ -65,6 +67,27 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
         inputs, targets, weights, denom = loader.batch(step)
         return session.split(Batch.from_numpy(inputs, targets, weights, denom), settings.rows)
 
+    summary: dict[str, Any] = {}
+
+    def who(step: int) -> None:
+        """All ranks ask together."""
+        found = identity_check(Engine(session.model, tok), tok, identity)
+        ctx.eval("identity_check", step, {"accuracy": found.accuracy, "low": found.low, "high": found.high}, n=found.n)
+        ctx.message(verdict(found))
+        summary["identity"] = {key: getattr(found, key) for key in ("accuracy", "low", "high", "n")}
+
+    evals = [Every(0, reader.read, seconds=settings.eval_every, at_start=True)]
+    if ctx.name == "sft" and any(settings.mixture[name] for name in settings.mixture if name.startswith("identity")):
+        evals.append(Every(0, who))
+    summary |= {
+        "conversations": mixed.rows,
+        "conversation_tokens": mixed.tokens,
+        "cut": mixed.cut,
+        "dropped": mixed.dropped,
+        "sources": mixed.sources,
+        "epochs": loader.epoch(settings.steps),
+        "fullness": loader.fullness,
+    }
     return session.train(
         batches,
         Schedule(settings.steps, 0, settings.warmdown, settings.final_lr),
@@ -72,17 +95,9 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
         weight_decay=settings.weight_decay,
         reuse_moments=settings.reuse_moments,
         parent=parent,
-        evals=[Every(0, reader.read, seconds=settings.eval_every, at_start=True)],
+        evals=evals,
         extra_metrics=lambda step: {"epoch": loader.epoch(step)},
-        summary={
-            "conversations": mixed.rows,
-            "conversation_tokens": mixed.tokens,
-            "cut": mixed.cut,
-            "dropped": mixed.dropped,
-            "sources": mixed.sources,
-            "epochs": loader.epoch(settings.steps),
-            "fullness": loader.fullness,
-        },
+        summary=summary,
         content=content,
     )
 

@@ -34,6 +34,15 @@ def test_training_learns(smoke: Run) -> None:
     assert loss.values[-1] < loss.values[0] - 0.5
 
 
+def test_after_sft_it_is_asked_who_it_is(smoke: Run) -> None:
+    history = StageHistory(smoke, "sft").read_all()
+    [found] = [event for event in history.evals if event.name == "identity_check"]
+    assert found.step == 10 and found.n >= 200
+    assert found.values["low"] <= found.values["accuracy"] <= found.values["high"]
+    assert any(text.startswith("identity: ") for text in history.messages)
+    assert "identity_check" not in {event.name for event in StageHistory(smoke, "midtrain").read_all().evals}
+
+
 def test_a_second_run_repeats_nothing(workplace: Workplace, smoke: Run) -> None:
     before = {name: smoke.attempts(name) for name in pipeline.NAMES}
     again = workplace.picollm("run", "--run", "smoke")
