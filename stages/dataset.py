@@ -1,4 +1,8 @@
-"""Dataset: gather the raw text, drop duplicates, set validation documents aside; or name and download the Hub's."""
+"""Dataset: gather the raw text, drop duplicates, set validation documents aside; or name and download the Hub's.
+
+The published rows that the run's tasks need, and the bundle of CORE, are fetched and read here, too: what cannot be had
+is known now, and not when hours of training are done.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,58 @@ from typing import Any
 from picollm.data import hub, hub_shards, hub_text, own_text, pydocs
 from picollm.data.documents import Document
 from picollm.data.shards import write_text
+from picollm.evals import core_bundle
 from picollm.run.folder import picollm_home
 from picollm.run.stage import Outcome, StageContext, main, watched
+from picollm.tasks import TASKS, Task, make
+from picollm.tasks.hub_task import HubTask
 
 MEGABYTE = 1_000_000
 
 
 def work(ctx: StageContext) -> Outcome:
     source = ctx.config.data.source
-    return _from_hub(ctx, hub.SOURCES[source]) if source in hub.SOURCES else _from_here(ctx, source)
+    tasks = _tasks(ctx)
+    fetched = _fetch(ctx, tasks)
+    outcome = _from_hub(ctx, hub.SOURCES[source]) if source in hub.SOURCES else _from_here(ctx, source)
+    _check(ctx, tasks)
+    core_bundle.bundle_of(ctx)
+    if fetched:
+        outcome.summary["tasks"] = fetched
+    return outcome
+
+
+def _tasks(ctx: StageContext) -> list[Task]:
+    """Those of the run that are made from published rows."""
+    config = ctx.config
+    names = dict.fromkeys([*config.midtrain.mixture, *config.sft.mixture, config.rl.task, *config.chat_eval.tasks])
+    published = [name for name in names if issubclass(TASKS.get(name.partition(":")[0], type), HubTask)]  # type: ignore[arg-type]
+    return [make(name, seed=config.run.seed) for name in published]
+
+
+def _fetch(ctx: StageContext, tasks: list[Task]) -> dict[str, Any]:
+    """By task, where its rows are from: address, commit, licence, files with their sha256."""
+
+    def look(got: int, everything: int) -> None:
+        ctx.progress(got // MEGABYTE, max(1, everything // MEGABYTE))
+        ctx.raise_if_stopped()
+
+    if tasks:
+        ctx.phase("tasks")
+    return {task.name: task.fetch(ctx.config.data.mirrors, ctx.message, look) for task in tasks}
+
+
+def _check(ctx: StageContext, tasks: list[Task]) -> None:
+    """Read every row of the tasks once, and warn of those that cannot be used."""
+
+    def look(done: int, rows: int) -> None:
+        ctx.progress(done, rows)
+        ctx.raise_if_stopped()
+
+    if tasks:
+        ctx.phase("check tasks")
+    for problem in (line for task in tasks for line in task.problems(look)):
+        ctx.warning(problem)
 
 
 def _from_here(ctx: StageContext, source: str) -> Outcome:

@@ -2,7 +2,8 @@
 
 Memory: 2 bytes a token with a vocabulary of up to 32,768, else 4, and 16 bytes a conversation; SmolTalk (460,000
 conversations, about 0.4 billion tokens) takes 0.8 GB. A task that is large and can say what it is made from
-(`Task.fingerprint`) is rendered once, by several processes, into a folder that all runs and ranks map into memory:
+(`Task.fingerprint`) is rendered once, published rows by several processes, into a folder that all runs and ranks map
+into memory:
 
     $PICOLLM_HOME/conversations/<hash>/   tokens.bin, index.npy, manifest.json
 """
@@ -26,7 +27,7 @@ from picollm.text.chat import render
 from picollm.text.tokenizer import Tokenizer
 
 FORMAT = 1
-LARGE = 20_000  # examples from which on a task is rendered by processes and kept
+LARGE = 20_000  # examples from which on what was rendered is kept
 PER_PROCESS = 10_000
 MOST_PROCESSES = 8  # each holds a decoded row group or two
 NEWS_S = 0.2
@@ -84,10 +85,9 @@ def portion(
     """
     examples = task.train()
     count = min(count, len(examples))
-    source = task.fingerprint() if count >= LARGE else ""
-    if not source:
+    if not is_kept(task, count):
         return _pack(count, _rendered(examples, range(count), tok, max_tokens, lambda done: look(done, count)), tok)
-    key = f"conversations {FORMAT} {source} {count} {max_tokens} {tok.hash}"
+    key = f"conversations {FORMAT} {task.fingerprint()} {count} {max_tokens} {tok.hash}"
     folder = picollm_home() / "conversations" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if problem_with(folder):
         publish(folder, lambda into: _fill(into, spec, given, examples, count, tok, max_tokens, look))
@@ -96,12 +96,17 @@ def portion(
     return Portion(tokens, np.load(folder / "index.npy"))
 
 
+def is_kept(task: Task, count: int) -> bool:
+    """Whether that many of its examples are rendered into a folder that all runs and ranks share."""
+    return count >= LARGE and bool(task.fingerprint()) and len(task.train()) >= LARGE
+
+
 def _fill(
     into: Path, spec: str, given: Mapping[str, Any], examples: Sequence[Example], count: int, tok: Tokenizer,
     max_tokens: int, look: Look,
 ) -> dict[str, Any]:  # fmt: skip
-    """Render in processes, each a share of the places in the order of the files; then one file of all."""
-    most = max(1, min(tok.threads, MOST_PROCESSES, -(-count // PER_PROCESS)))
+    """Render the places, published rows in processes that each take a share of the files; then one file of all."""
+    most = max(1, min(tok.threads, MOST_PROCESSES, -(-count // PER_PROCESS))) if isinstance(examples, Examples) else 1
     places = _in_file_order(examples, range(count))
     bounds = [count * i // most for i in range(most + 1)]
     parts = into / "parts"
@@ -111,10 +116,13 @@ def _fill(
     try:
         for part in range(most):
             np.save(parts / f"{part}.places.npy", np.array(places[bounds[part] : bounds[part + 1]], dtype=np.int64))
-            workers.start(part, parts, part, spec, dict(given), max_tokens)
-        while left:
+            if most > 1:
+                workers.start(part, parts, part, spec, dict(given), max_tokens)
+        while left and most > 1:
             left -= set(workers.finished(NEWS_S))  # type: ignore[arg-type]
             look(round(count * (most - len(left) + workers.under_way) / most), count)
+        if most == 1:
+            _render_part(look, parts, 0, examples, tok, max_tokens)
     finally:
         workers.stop()
     index = np.zeros((count, 3), dtype=np.int64)
@@ -141,18 +149,23 @@ def _fill(
 
 
 def render_part(look: Look, parts: Path, part: int, spec: str, given: Mapping[str, Any], max_tokens: int) -> None:
-    """One process's share of `_fill`: reads its places, leaves `<part>.tokens` and `<part>.index.npy`."""
+    """One process's share of `_fill`."""
     from picollm.tasks import make
 
-    tok, places = Tokenizer.load(parts), np.load(parts / f"{part}.places.npy")
+    _render_part(look, parts, part, make(spec, given).train(), Tokenizer.load(parts), max_tokens)
+
+
+def _render_part(
+    look: Look, parts: Path, part: int, examples: Sequence[Example], tok: Tokenizer, max_tokens: int
+) -> None:
+    """Reads `<part>.places.npy`, leaves `<part>.tokens` and `<part>.index.npy`."""
+    places = np.load(parts / f"{part}.places.npy")
     index, at = np.zeros((len(places), 3), dtype=np.int64), 0
-    by_place = {int(place): row for row, place in enumerate(places)}
+    rendered = _rendered(examples, places.tolist(), tok, max_tokens, lambda done: look(done, len(places)))
     with open(parts / f"{part}.tokens", "wb") as out:
-        for place, tokens, fate in _rendered(
-            make(spec, given).train(), places.tolist(), tok, max_tokens, lambda done: look(done, len(places))
-        ):
+        for row, (_, tokens, fate) in enumerate(rendered):  # the places are in the order of the files already
             out.write(tokens.tobytes())
-            index[by_place[place]] = at, len(tokens), fate
+            index[row] = at, len(tokens), fate
             at += len(tokens)
     np.save(parts / f"{part}.index.npy", index)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from picollm.run.errors import UserError
 from picollm.tasks import make
-from picollm.tasks.conversations import CUT, DROPPED, Conversations, Portion, portion
+from picollm.tasks.conversations import CUT, DROPPED, Conversations, Portion, is_kept, portion
 from picollm.text.tokenizer import Tokenizer
 
 Look = Callable[[int, int], None]
@@ -87,7 +87,8 @@ def prepare(
         given = {"seed": seed, **_files(name, "", identity)}
         task = make(name, given)
         task.fetch(say=say)
-        if task.fingerprint():
+        task.problems(look)
+        if is_kept(task, count):
             portion(name, given, task, count, tok, max_tokens, look)
 
 

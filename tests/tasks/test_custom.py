@@ -79,6 +79,41 @@ def test_several_bad_rows_are_counted(tmp_path):
         make("custom", path=path)
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_file_is_a_list_of_rows(tmp_path, indent):
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([{"prompt": "Dog?", "answer": "Biscuit."}, {"messages": chat}, chat], indent=indent))
+    assert sorted(e.answer for e in make("custom", path=path).train()) == ["Biscuit.", "Hello!", "Hello!"]
+    path.write_text(json.dumps(chat, indent=indent))
+    assert [e.answer for e in make("custom", path=path).train()] == ["Hello!"]
+    path.write_text(json.dumps({"prompt": "Dog?", "answer": "Biscuit."}, indent=indent))
+    assert [e.answer for e in make("custom", path=path).train()] == ["Biscuit."]
+
+
+def test_a_json_file_may_have_a_value_a_line(tmp_path):
+    path = write(tmp_path / "mine.json", [{"prompt": f"{i}?", "answer": f"{i}."} for i in range(3)])
+    assert len(make("custom", path=path).train()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[{"prompt": "a", "answer": "b"}, {"prompt": "c"}]', "mine.json row 2: expected the key"),
+        ('[\n  {"prompt": "a",\n   "answer": }\n]', "mine.json line 3: not JSON (Expecting value"),
+        ("[]", "no rows"),
+        ("", "no rows"),
+        ('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "mine.json line 2: expected the key"),
+    ],
+)
+def test_a_bad_json_file_is_named(tmp_path, text, says):
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        make("custom", path=path)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_no_rows_is_never_silent(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         make("custom", path=tmp_path / "absent.jsonl")
