@@ -33,6 +33,7 @@ LIGHT_WORK = {"doctor": 1.4, "identity": 2.2, "tokenizer_eval": 2.2, "report": 1
 READ_STARTS_PER_MB = 4.8
 LEARN_STARTS_PER_MB = 2.4
 EVAL_TASKS, EVAL_PROMPTS, TASK_TOKENS = 7, 9, 48
+CORE_TASKS, CORE_ITEMS, CORE_TOKENS = 22, 3700, 800  # items of a task and tokens read for one, on average
 MIX_S_PER_START = 10.0
 """Reading the documentation and rendering a mixture, in light starts."""
 LOAD_SHARE = 1.8
@@ -298,6 +299,10 @@ def _fixed_seconds(
     decode = measured.decode_flops_s / per_token
     few = 0.25  # a handful of rows decode at about a quarter of the speed of a full batch
     seconds["base_eval"] = 2.4 * measured.torch_s + val_tokens * per_token / 3 / measured.train_flops_s
+    if config.base_eval.core:
+        items = CORE_TASKS * min(config.base_eval.core_items or CORE_ITEMS, CORE_ITEMS)
+        core_tokens = items * min(CORE_TOKENS, chosen.seq_len)
+        seconds["base_eval"] += core_tokens * per_token / 3 / measured.train_flops_s
     seconds["base_eval"] += EVAL_PROMPTS * config.base_eval.sample_tokens / (few * decode)
     evals = config.chat_eval
     answers = EVAL_TASKS * evals.items * ANSWER_SHARE * (evals.max_tokens or TASK_TOKENS) / decode
