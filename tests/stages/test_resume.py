@@ -56,7 +56,7 @@ def test_stopped_and_resumed_equals_undisturbed(workplace: Workplace, smoke: Run
     assert tensors(run, stage) == tensors(smoke, stage)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "rl"])
+@pytest.mark.parametrize("stage", ["pretrain", "midtrain", "sft", "rl"])
 def test_two_ranks_killed_and_resumed(workplace: Workplace, smoke: Run, stage: str) -> None:
     twin = workplace.copy(smoke, f"ranks-{stage}")
     twin.set(["launch.nproc=2"])
@@ -72,6 +72,16 @@ def test_two_ranks_killed_and_resumed(workplace: Workplace, smoke: Run, stage: s
     one = StageHistory(smoke, stage).read_all().series["loss"].values
     two = StageHistory(run, stage).read_all().series["loss"].values
     assert two[0] == pytest.approx(one[0], abs=2e-3)
+    if stage in ("midtrain", "sft"):
+        (start, end), (start_2, end_2) = held_out_losses(smoke, stage), held_out_losses(run, stage)
+        assert start_2 == pytest.approx(start, abs=2e-3) and end_2 == pytest.approx(end, abs=5e-2)
+
+
+def held_out_losses(run: Run, stage: str) -> tuple[float, float]:
+    """The first and the last reading."""
+    series = StageHistory(run, stage).read_all().series["val/loss"]
+    assert series.steps[0] == 0 and series.steps[-1] == STEPS[stage]
+    return series.values[0], series.values[-1]
 
 
 @pytest.mark.parametrize("resumed", [1, 3])
@@ -104,3 +114,13 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(workplace: Workplace, smo
     run.set(["sft.lr=0.5"])
     assert workplace.launch(run, "sft").wait(timeout=120) == 2
     assert "start over with --fresh" in run.status("sft").reason
+
+
+def test_a_run_on_the_base_of_another_makes_the_same(workplace: Workplace, smoke: Run) -> None:
+    done = workplace.picollm("run", "--from", "sft", "--base", str(smoke.dir), "--run", "branched")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = workplace.run("branched")
+    assert {status.state for status in run.statuses()} == {"done"}
+    assert run.status("midtrain").reason == "from smoke" and run.inherited("sft") is None
+    assert tensors(run, "midtrain") == tensors(smoke, "midtrain")
+    assert tensors(run, "sft") == tensors(smoke, "sft")
