@@ -6,7 +6,6 @@ What is measured of CORE is kept in `eval/core.partial.json` task by task; a res
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,21 @@ from picollm.data.loader import ValLoader
 from picollm.data.shards import ShardSet
 from picollm.evals.bpb import text_loss
 from picollm.evals.core import TOKENS_AT_ONCE, core, evaluate_task
-from picollm.evals.core_bundle import Bundle, fetched
+from picollm.evals.core_bundle import Bundle, bundle_of
 from picollm.evals.samples import base_samples, prompts_for
 from picollm.infer.engine import Engine
 from picollm.infer.load import load_model
-from picollm.run.errors import StopRequested, UserError
-from picollm.run.folder import picollm_home, write_atomic
+from picollm.run.errors import StopRequested
+from picollm.run.folder import write_atomic
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.text.tokenizer import Tokenizer
 from picollm.train.device import Ranks
 from picollm.train.session import start_ranks
 
-MEGABYTE = 1_000_000
-
 
 def work(ctx: StageContext) -> Outcome:
     # Before the ranks join: getting it may take long. Rank 0 has it and gives the others their rows.
-    bundle = ctx.rank0_first(lambda: open_bundle(ctx) if ctx.rank == 0 else None)
+    bundle = ctx.rank0_first(lambda: bundle_of(ctx) if ctx.rank == 0 else None)
     ctx.phase("load")
     ranks = start_ranks(ctx)
     tokenizer = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
@@ -70,43 +67,6 @@ def work(ctx: StageContext) -> Outcome:
         summary={"bpb": loss.bpb, "loss": loss.loss, "val_bytes": loss.bytes, "val_tokens": loss.tokens}
         | {key if key == "core" else f"core_{key}": value for key, value in found.items()},
     )
-
-
-def open_bundle(ctx: StageContext) -> Bundle | None:
-    """The bundle that the settings ask for, all of it read once: what is damaged shows before anything is measured.
-
-    None without one. What 'auto' cannot get is a warning, for nothing later needs CORE; a path that is wrong an error.
-    """
-    settings = ctx.config.base_eval
-
-    def downloaded(got: int, total: int) -> None:
-        ctx.progress(got // MEGABYTE, max(1, total // MEGABYTE))
-        ctx.raise_if_stopped()
-
-    def wait(seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            ctx.raise_if_stopped()
-            time.sleep(min(0.2, seconds))
-
-    if not settings.core:
-        return None
-    ctx.phase("CORE bundle")
-    try:
-        automatic = settings.core == "auto"
-        path = Path(settings.core).expanduser()
-        bundle = Bundle(
-            fetched(settings.core_url, picollm_home(), ctx.message, downloaded, wait) if automatic else path
-        )
-        for task in bundle.tasks:
-            bundle.rows(task)
-            ctx.raise_if_stopped()
-    except UserError as error:
-        if not automatic:
-            raise
-        ctx.warning(f"CORE is not measured: {error}; then picollm run --only base_eval --fresh")
-        return None
-    return bundle
 
 
 def measure_core(

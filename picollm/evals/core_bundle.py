@@ -25,6 +25,8 @@ from typing import IO, Any
 import msgspec
 
 from picollm.run.errors import UserError
+from picollm.run.folder import picollm_home
+from picollm.run.stage import StageContext
 
 CONFIG_FILE, BASELINE_FILE, DATA_FOLDER = "core.yaml", "eval_meta_data.csv", "eval_data"
 FIELDS: dict[str, dict[str, type]] = {
@@ -34,6 +36,7 @@ FIELDS: dict[str, dict[str, type]] = {
 }
 OPTIONS = {"multiple_choice": "choices", "schema": "context_options"}
 
+MEGABYTE = 1_000_000
 ATTEMPTS = 4
 BACKOFF_S = 1.0
 TIMEOUT_S = 30.0
@@ -121,6 +124,44 @@ class Bundle:
             raise UserError(f"{self._name(name)} is missing; base_eval.core must name a whole CORE bundle") from None
         except (OSError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"cannot read {self._name(name)}: {error}; get the bundle again") from None
+
+
+def bundle_of(ctx: StageContext) -> Bundle | None:
+    """The bundle that `base_eval.core` asks for, all of it read once, so that what is damaged shows before anything is
+    measured; None without one.
+
+    What 'auto' cannot get is a warning, for nothing later needs CORE. Raises UserError for a path that is wrong.
+    """
+    settings = ctx.config.base_eval
+    automatic = settings.core == "auto"
+
+    def downloaded(got: int, total: int) -> None:
+        ctx.progress(got // MEGABYTE, max(1, total // MEGABYTE))
+        ctx.raise_if_stopped()
+
+    def wait(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            ctx.raise_if_stopped()
+            time.sleep(min(0.2, seconds))
+
+    if not settings.core:
+        return None
+    ctx.phase("CORE bundle")
+    try:
+        path = Path(settings.core).expanduser()
+        if automatic:
+            path = fetched(settings.core_url, picollm_home(), ctx.message, downloaded, wait)
+        bundle = Bundle(path)
+        for task in bundle.tasks:
+            bundle.rows(task)
+            ctx.raise_if_stopped()
+    except UserError as error:
+        if not automatic:
+            raise
+        ctx.warning(f"CORE cannot be measured: {error}; once that is mended: picollm run --only base_eval --fresh")
+        return None
+    return bundle
 
 
 def _tasks(config: bytes, baselines: dict[str, float], where: str) -> list[CoreTask]:

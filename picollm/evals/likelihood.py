@@ -70,8 +70,9 @@ def scores(model: Decoder, questions: Sequence[Sequence[Option]], tokens_at_once
     shared: list[tuple[int, list[_Row]]] = []
     for q, options in enumerate(questions):
         rows = [_Row((q, o), option) for o, option in enumerate(options)]
-        prefix = min(common_prefix([option.ids for option in options]), *(option.start - 1 for option in options))
-        if len(options) > 1 and prefix >= SHARED_FROM:
+        before = min((option.start - 1 for option in options), default=0)
+        prefix = min(before, common_prefix([option.ids for option in options])) if len(options) > 1 else 0
+        if prefix >= SHARED_FROM:
             shared.append((prefix, rows))
         else:
             whole += rows

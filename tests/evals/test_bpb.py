@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from picollm.data.loader import ValLoader
+from picollm.data.shards import Tokens
 from picollm.evals.bpb import bits_per_byte, text_loss
 from picollm.run.errors import UserError
 from tests.infer.fakes import tiny_model
@@ -80,3 +82,52 @@ def test_every_batch_is_told_and_may_be_the_last():
 def test_text_without_bytes_is_an_error():
     with pytest.raises(UserError, match="validation text is empty"):
         bits_per_byte(tiny_model(), [], SIZES)
+
+
+class Bytes:
+    """A vocabulary of single bytes, or of pairs where the text has them."""
+
+    def __init__(self, pairs: bool) -> None:
+        self.pairs = sorted({TEXT[i : i + 2] for i in range(0, len(TEXT) - 1, 3)}) if pairs else []
+        self.sizes = np.array([1] * 256 + [0] + [2] * len(self.pairs))
+
+    def encode(self, text: bytes) -> list[int]:
+        ids, at = [256], 0  # bos
+        while at < len(text):
+            pair = text[at : at + 2]
+            known = pair in self.pairs
+            ids.append(257 + self.pairs.index(pair) if known else text[at])
+            at += 2 if known else 1
+        return ids
+
+
+TEXT = " ".join(f"The {n} words of the text that was set aside, naïvely." for n in range(30)).encode()
+
+
+@pytest.mark.parametrize("T", [7, 16, 4000])
+def test_two_tokenizers_are_measured_on_the_same_bytes(T):
+    found = []
+    for tok in (Bytes(pairs=False), Bytes(pairs=True)):
+        ids = np.array(tok.encode(TEXT), np.uint16)
+        model = tiny_model(vocab_size=len(tok.sizes), seq_len=T)
+        with torch.no_grad():
+            model.lm_head.weight.zero_()  # every token costs ln V
+        val = ValLoader(SimpleNamespace(val=Tokens([ids], [np.array([0, len(ids)])])), T, rows=3)
+        loss = text_loss(model, val, tok.sizes)
+        found.append(loss)
+        assert loss.bytes == len(TEXT)
+        assert loss.bpb == pytest.approx((len(ids) - 1) * math.log2(len(tok.sizes)) / len(TEXT), rel=1e-5)
+    assert found[0].tokens > found[1].tokens
+    assert found[1].loss > found[0].loss and found[1].bpb < found[0].bpb  # per token it seems worse, per byte it is not
+
+
+def test_the_windows_and_ranks_change_neither_text_nor_bytes():
+    tok = Bytes(pairs=True)
+    ids = np.array(tok.encode(TEXT), np.uint16)
+    shards = SimpleNamespace(val=Tokens([ids[:100], ids[100:]], [np.array([0, 100]), np.array([0, len(ids) - 100])]))
+    seen = set()
+    for T, rows, world in ((16, 2, 1), (16, 4, 2), (33, 3, 3)):
+        targets = [y[w > 0] for rank in range(world) for _, y, w in ValLoader(shards, T, rows, rank=rank, world=world)]
+        counts = np.bincount(np.concatenate(targets), minlength=len(tok.sizes))
+        seen.add((int(counts @ tok.sizes), counts.tobytes()))
+    assert len(seen) == 1 and next(iter(seen))[0] == len(TEXT)

@@ -39,7 +39,7 @@ def questions(sizes: list[tuple[int, list[int]]]) -> list[list[Option]]:
     return made
 
 
-SIZES = st.lists(st.tuples(st.integers(1, 90), st.lists(st.integers(1, 38), min_size=1, max_size=4)), max_size=5)
+SIZES = st.lists(st.tuples(st.integers(1, 90), st.lists(st.integers(1, 38), max_size=4)), max_size=5)
 
 
 @settings(max_examples=25, deadline=None)

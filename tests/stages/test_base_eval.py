@@ -170,7 +170,7 @@ def test_the_bundle_is_downloaded_and_its_absence_is_a_warning(bench: Bench) -> 
         run = bench.run("base_eval.core=auto", f"base_eval.core_url={url}/nothing.zip")
         done = bench.attempt(run, 1)
         [warning] = StageHistory(run, "base_eval").read_all().warnings
-        assert "CORE is not measured: cannot get the CORE bundle from 127.0.0.1" in warning and "404" in warning
+        assert "CORE cannot be measured: cannot get the CORE bundle from 127.0.0.1" in warning and "404" in warning
         assert "core" not in done.summary and "bpb" in done.summary
     with LoopbackHub() as hub:
         hub.add("some/core", {"b.zip": (bench.folder / "b.zip").read_bytes()})

@@ -11,13 +11,18 @@ import pytest
 from picollm.data.hub import SOURCES
 from picollm.data.pydocs import documents
 from picollm.run import pipeline, plan, scaling
+from tests import published
+from tests.evals.bundle import write_bundle, zip_bundle
 from tests.hub import LoopbackHub, parquet
 from tests.stages.conftest import Workplace
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PER_FILE = 150
-MIXTURE = '{ docs_qa = 60, docs_choice = 20, spelling = 60, counting = 20, "arithmetic:digits=3" = 60, identity = 60 }'
+MIXTURE = (
+    "{ smoltalk = 60, mmlu = 30, gsm8k = 60, simple_spelling = 40, spelling_bee = 20, "
+    '"arithmetic:digits=3" = 20, identity = 60, course = 20 }'
+)
 MINIATURE = {
     "model.depth": 2,
     "model.dim": 64,
@@ -58,6 +63,10 @@ def place(tmp_path: Path) -> Iterator[Workplace]:
         for place, number in enumerate((0, 1, source.shards - 1)):
             data = parquet(texts[place * PER_FILE : (place + 1) * PER_FILE])
             hub.add(source.repo, {source.name(number): data}, card={"license": "cc-by-nc-4.0"})
+        published.publish(hub)
+        packed = zip_bundle(write_bundle(tmp_path / "core"), tmp_path / "eval_bundle.zip")
+        hub.add("some/core", {"eval_bundle.zip": packed.read_bytes()})
+        found.env["PICOLLM_BASE_EVAL__CORE_URL"] = f"{hub.url}/datasets/some/core/resolve/main/eval_bundle.zip"
         yield found
 
 
@@ -84,6 +93,18 @@ def test_a_profile_from_text_to_report(place: Workplace, profile: str) -> None:
     assert shape.depth == 2
     manifest = json.loads((run.dir / "run_manifest.json").read_text())
     assert 0 < manifest["results"]["base"]["bpb"] < 8
+    base_eval = run.finished("base_eval").summary  # type: ignore[union-attr]
+    assert ("core" in base_eval) == (profile != "workshop")
+    if profile != "workshop":
+        assert (base_eval["core_tasks"], base_eval["core_n"]) == (3, 13) and "core_baselines" in base_eval
     assert "not for commercial use" in manifest["stages"]["dataset"]["summary"]["licence"]
+    tasks = manifest["stages"]["dataset"]["summary"]["tasks"]
+    assert tasks["smoltalk"]["licence"] == "Apache 2.0" and len(tasks["gsm8k"]["sha256"]) == 2
+    assert {"smoltalk", "mmlu", "gsm8k", "arc_easy"} <= tasks.keys()
+    assert len(list((place.home / "hub" / "pinned").glob("*.json"))) == (4 if profile == "workshop" else 5)
+    asked = json.loads((run.dir / "eval" / "chat_eval.json").read_text())["models"]["sft"]
+    assert {"mmlu", "gsm8k", "spelling_bee", "arc_easy"} <= asked.keys() and "smoltalk" not in asked
+    assert all(cell["n"] == 8 for name, cell in asked.items() if name in ("mmlu", "gsm8k", "arc_easy"))
+    assert config.rl.task == ("arithmetic:digits=3,operations=2" if profile == "workshop" else "gsm8k")
     text = place.picollm("plan", "--run", "mini")
     assert text.returncode == 0 and "matrices and lm_head" in text.stdout and "dry run" in text.stdout
