@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -190,3 +191,13 @@ async def test_a_note_is_written_at_the_curve(a_run, an_app) -> None:
     app = an_app("finished", tab="train", stage="midtrain")
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: "2: loss spiked to 7.10" in app.main.plain)
+
+
+async def test_what_another_run_made_says_so(a_run, an_app) -> None:
+    run = a_run("finished")
+    taken = {"run": "other", "dir": "/runs/other", "attempt": max(run.attempts("midtrain"))}
+    origin = {"run": "other", "dir": "/runs/other", "stage": "sft", "made": "", "stages": {"midtrain": taken}}
+    (run.dir / "base.json").write_text(json.dumps(origin))
+    app = an_app("finished", tab="stage", stage="midtrain")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "from other" in app.main.plain)

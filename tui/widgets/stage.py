@@ -43,7 +43,8 @@ def blocks(view: state.RunView, name: str, detail: state.Detail | None) -> list[
     found += [heading(row.title, _place(name)), text(row.purpose), Text("")]
     facts: list[tuple[str, RenderableType | str]] = [("Expect", row.expect), ("State", _state(status))]
     if status.reason:
-        facts.append(("Why", Text(status.reason, style=tone(state.LOOKS[status.state].tone))))
+        label = "Made" if status.state == "done" else "Why"  # made: "from x", where another run made it
+        facts.append((label, Text(status.reason, style=tone(state.LOOKS[status.state].tone))))
     facts += [*_time(status), *_needs(view, row)]
     if view.notice and view.active is None:
         facts.append(("Conductor", Text(view.notice, style=tone("warn"))))
