@@ -1,7 +1,7 @@
 """Rendered conversations in little memory: one array of tokens for each task, and which of them come in what order.
 
-Memory: 2 bytes a token with a vocabulary of up to 32,768, else 4, and 16 bytes a conversation; SmolTalk (460,000
-conversations, about 0.4 billion tokens) takes 0.8 GB. A task that is large and can say what it is made from
+Memory: 2 bytes a token with a vocabulary of up to 32,768, else 4, and 24 bytes a conversation; SmolTalk (460,000
+conversations, about 0.35 billion tokens) takes 0.7 GB. A task that is large and can say what it is made from
 (`Task.fingerprint`) is rendered once, published rows by several processes, into a folder that all runs and ranks map
 into memory:
 
