@@ -65,6 +65,7 @@ def work(ctx: StageContext) -> Outcome:
         paths={"core": "eval/core.json"} if found else {},
         artifacts={"bpb": f"{loss.bpb:.6f}"} | ({"core": f"{found['core']:.6f}"} if found else {}),
         summary={"bpb": loss.bpb, "loss": loss.loss, "val_bytes": loss.bytes, "val_tokens": loss.tokens}
+        | {"val_text": shards.manifest["text"]}  # what was read, by content and whatever the tokenizer
         | {key if key == "core" else f"core_{key}": value for key, value in found.items()},
     )
 

@@ -45,7 +45,7 @@ class Bench:
         self.bundle = write_bundle(folder / "bundle")
         self.before: Callable[[str], None] = lambda label: None
         text = np.frombuffer(b"Some text that was set aside. " * 9, np.uint8)
-        shards = SimpleNamespace(val=Tokens([text], [np.array([0, len(text)])]))
+        shards = SimpleNamespace(val=Tokens([text], [np.array([0, len(text)])]), manifest={"text": "its hash"})
         monkeypatch.setattr(base_eval, "start_ranks", lambda ctx: Ranks(torch.device("cpu")))
         monkeypatch.setattr(base_eval, "Tokenizer", SimpleNamespace(load=lambda path: Sized()))
         monkeypatch.setattr(base_eval, "ShardSet", SimpleNamespace(open=lambda path: shards))
@@ -109,6 +109,7 @@ def test_without_a_bundle_there_is_no_core(bench: Bench) -> None:
     (run.dir / "eval" / "core.json").write_text("of other settings")
     done = bench.attempt(run, 1)
     assert evals(run) == ["val"] and "core" not in done.summary and not done.paths
+    assert done.summary["val_text"] == "its hash"
     assert not (run.dir / "eval" / "core.json").exists()
 
 
