@@ -31,22 +31,24 @@ ALWAYS_MADE = ("doctor",)  # it looks at the machine as it is now
 def branch(base: Run, name: str, stage: str, changes: dict[str, Any]) -> Run:
     """Lay out run `name`, where everything before `stage` is what `base` made; `changes` are settings by dotted key.
 
+    What is not done in `base`, though `stage` is not made from it, is left to be made.
+
     Preflight's plan is taken over as long as the settings that it was made from are the same. If they are not, it is
     left to be made, and the sizes of what is taken over are written down as settings.
 
-    Raises `UserError` when a stage before is not done in `base`, a setting would make it stale, its weights are not
-    those that it finished with, or the new run exists; nothing is left behind then.
+    Raises `UserError` when what `stage` is made from is not done in `base`, a setting would make it stale, its weights
+    are not those that it finished with, or the new run exists; nothing is left behind then.
     """
     before = pipeline.NAMES[: pipeline.NAMES.index(pipeline.stage(stage).name)]
     final = name_of_new(name)
     states = {status.name: status for status in base.statuses()}
     done = [other for other in before if states[other].state == "done" or states[other].lost]
-    for other in pipeline.before(stage):
-        if other not in (*done, "doctor", "preflight"):
+    for other in _made_from(stage):
+        if other not in done:
             why = f" ({states[other].reason})" if states[other].reason else ""
             raise UserError(
                 f"{base.dir}: '{other}' is {states[other].state}{why}, and '{stage}' is made from what it makes; "
-                f"make it first: picollm run --run {base.name}"
+                f"make it first: picollm run --run {base.dir} --from {other}"
             )
     wishes = settings.flat(base.wishes())
     if changes.get("run.profile", wishes["run.profile"]) != wishes["run.profile"]:
@@ -82,6 +84,15 @@ def branch(base: Run, name: str, stage: str, changes: dict[str, Any]) -> Run:
     finally:
         shutil.rmtree(draft.dir, ignore_errors=True)
     return Run(final)
+
+
+def _made_from(stage: str) -> tuple[str, ...]:
+    """The stages whose artifacts go into this one, directly or not, in pipeline order."""
+    found = set(pipeline.stage(stage).needs)
+    for other in reversed(pipeline.NAMES):
+        if other in found:
+            found |= set(pipeline.stage(other).needs)
+    return tuple(other for other in pipeline.NAMES if other in found)
 
 
 def _planned(base: Run, taken: list[str]) -> dict[str, Any]:

@@ -126,6 +126,13 @@ def test_what_cannot_be_taken_over_is_refused(with_tokenizer: Run, stage: str, s
     assert [path.name for path in with_tokenizer.dir.parent.iterdir()] == ["r"]
 
 
+def test_what_only_comes_before_is_left_to_be_made(with_tokenizer: Run) -> None:
+    with_tokenizer.set(["base_eval.sample_tokens=9"])
+    assert state(with_tokenizer, "base_eval") == "stale"
+    new = branch(with_tokenizer, "n", "sft", {})
+    assert states(new)["base_eval"] == "ready" and states(new)["midtrain"] == "done"
+
+
 def test_two_runs_of_one_name_are_refused(with_tokenizer: Run) -> None:
     branch(with_tokenizer, "n", "sft", {})
     with pytest.raises(UserError, match="run 'n' exists already"):
