@@ -124,6 +124,8 @@ def from_c() -> list[DocEntry]:
         except ImportError:
             continue
         for name, value in sorted(vars(module).items()):
+            if module_name == "sys":  # torch's ranks put a hook of their own in the place of sys.excepthook
+                value = vars(module).get(f"__{name}__", value)
             alias = isinstance(value, type) and value.__module__ == "builtins"  # os.error is OSError
             if not name.startswith("_") and not alias:
                 for entry in _runtime(value, f"{public}.{name}", public):

@@ -146,3 +146,11 @@ def test_a_python_without_documentation(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UserError, match=r"data\.source"):
         pydocs.documents()
     pydocs._corpus.cache_clear()
+
+
+def test_a_hook_put_in_the_place_of_pythons_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joining torch's ranks replaces `sys.excepthook`; one rank and two must read the same."""
+    before = pydocs_read.from_c()
+    assert "sys.excepthook" in {entry.name for entry in before}
+    monkeypatch.setattr(sys, "excepthook", lambda *what: None)
+    assert pydocs_read.from_c() == before
