@@ -65,9 +65,15 @@ def work(ctx: StageContext) -> Outcome:
         paths={"core": "eval/core.json"} if found else {},
         artifacts={"bpb": f"{loss.bpb:.6f}"} | ({"core": f"{found['core']:.6f}"} if found else {}),
         summary={"bpb": loss.bpb, "loss": loss.loss, "val_bytes": loss.bytes, "val_tokens": loss.tokens}
-        | {"val_text": shards.manifest["text"]}  # what was read, by content and whatever the tokenizer
+        | {"val_text": pinned(shards)}
         | {key if key == "core" else f"core_{key}": value for key, value in found.items()},
     )
+
+
+def pinned(shards: ShardSet) -> str:
+    """What was read, whatever the tokenizer: a Hub file by name, or the hash of the text that it is part of."""
+    files = shards.manifest.get("val")
+    return ", ".join(part["file"] for part in files) if files else shards.manifest["text"]
 
 
 def measure_core(

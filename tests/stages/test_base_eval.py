@@ -113,6 +113,12 @@ def test_without_a_bundle_there_is_no_core(bench: Bench) -> None:
     assert not (run.dir / "eval" / "core.json").exists()
 
 
+def test_the_text_read_is_named(bench: Bench) -> None:
+    hub = {"text": "hash of all files", "val": [{"file": "shard_06542.parquet", "shard": "abc"}]}
+    assert base_eval.pinned(SimpleNamespace(manifest=hub)) == "shard_06542.parquet"
+    assert base_eval.pinned(SimpleNamespace(manifest={"text": "its hash"})) == "its hash"
+
+
 def test_a_resumed_attempt_measures_what_is_left(bench: Bench) -> None:
     run = bench.run(f"base_eval.core={bench.bundle}")
     whole = bench.attempt(run, 1).summary
