@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -24,8 +25,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-
-import httpx
 
 from picollm.run import config, launch
 from picollm.run import events as ev
@@ -74,7 +73,7 @@ def random_run(folder: Path) -> Run:
 
 @contextmanager
 def serving(run: Run) -> Iterator[str]:
-    """`picollm serve` on a free port; yields its address."""
+    """`picollm serve` on a free port; yields its host:port."""
     argv = [sys.executable, "-m", "stages.serve", "--host", "127.0.0.1", "--run", str(run.dir), "--device", "cpu"]
     with subprocess.Popen(argv, env=launch.child_environment(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -82,72 +81,74 @@ def serving(run: Run) -> Iterator[str]:
         if line is None:
             raise UserError("the server ended before it listened")
         try:
-            yield line.split()[-1].rstrip("/")
+            yield line.split()[-1].removeprefix("http://").rstrip("/")
         finally:
             process.terminate()
 
 
-async def ask(client: httpx.AsyncClient, model: str, prompt: str, tokens: int, expected: str | None) -> Answered:
-    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": tokens,
-            "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
-    begun = last = time.perf_counter()
-    text, gaps, first, made, reason = "", [], 0.0, 0, None
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        if response.status_code != 200:
-            return Answered(wrong=f"status {response.status_code}: {(await response.aread()).decode()[:200]}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            now, piece = time.perf_counter(), json.loads(line[6:])
-            if "error" in piece:
-                return Answered(wrong=piece["error"]["message"])
-            made = (piece.get("usage") or {}).get("completion_tokens", made)
-            for choice in piece["choices"]:
-                reason = choice["finish_reason"] or reason
-                if said := choice["delta"].get("content"):
-                    text += said
-                    if first:
-                        gaps.append(now - last)
-                    else:
-                        first = now - begun
-                    last = now
+async def ask(address: str, model: str, prompt: str, tokens: int, expected: str | None) -> Answered:
+    """Stream one answer over a connection of its own, in HTTP/1.0: what comes is read line by line and understood
+    when all is there. A client library would need more time for a piece than the server, on the same cores.
+    """
+    body = json.dumps({
+        "model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": tokens,
+        "stream": True, "stream_options": {"include_usage": True},
+    })  # fmt: skip
+    token = os.environ.get("PICOLLM_TOKEN")
+    head = ["POST /v1/chat/completions HTTP/1.0", f"Host: {address}", "Content-Type: application/json",
+            f"Content-Length: {len(body)}", *([f"Authorization: Bearer {token}"] if token else [])]  # fmt: skip
+    begun = time.perf_counter()
+    reader, writer = await asyncio.open_connection(*address.rsplit(":", 1))
+    try:
+        writer.write("\r\n".join([*head, "", body]).encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
+        if answer.split(maxsplit=2)[1] != b"200":
+            return Answered(wrong=f"{answer.splitlines()[0].decode()}: {(await reader.read()).decode()[:200]}")
+        lines = [(time.perf_counter(), line) async for line in reader if line.startswith(b"data: {")]
+    finally:
+        writer.close()
+    text, said_at, made, reason = "", [], 0, None
+    for now, line in lines:
+        piece = json.loads(line[6:])
+        if "error" in piece:
+            return Answered(wrong=piece["error"]["message"])
+        made = (piece.get("usage") or {}).get("completion_tokens", made)
+        for choice in piece["choices"]:
+            reason = choice["finish_reason"] or reason
+            if said := choice["delta"].get("content"):
+                text += said
+                said_at.append(now)
+    gaps = [later - before for before, later in itertools.pairwise(said_at)]
     wrong = "" if expected in (None, text) else f"{prompt!r}: {text!r} instead of {expected!r}"
+    first = said_at[0] - begun if said_at else 0.0
     return Answered(text, first, gaps, made, "the answer was cut off" if reason is None else wrong)
-
-
-def connect(address: str, clients: int) -> httpx.AsyncClient:
-    headers = {"Authorization": f"Bearer {token}"} if (token := os.environ.get("PICOLLM_TOKEN")) else {}
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    return httpx.AsyncClient(base_url=address, headers=headers, timeout=120, limits=limits)
 
 
 async def alone(address: str, model: str, tokens: int) -> dict[str, str]:
     """What each prompt is answered when nobody else asks."""
     expected = {}
-    async with connect(address, 1) as client:
-        for k in range(24):
-            prompt = " ".join(random.Random(k).choices(WORDS, k=1 + k % 6))
-            answer = await ask(client, model, prompt, tokens, None)
-            if answer.wrong:
-                raise UserError(f"no answer to {prompt!r}: {answer.wrong}")
-            expected[prompt] = answer.text
+    for k in range(24):
+        prompt = " ".join(random.Random(k).choices(WORDS, k=1 + k % 6))
+        answer = await ask(address, model, prompt, tokens, None)
+        if answer.wrong:
+            raise UserError(f"no answer to {prompt!r}: {answer.wrong}")
+        expected[prompt] = answer.text
     return expected
 
 
 async def measure(address: str, model: str, clients: int, seconds: float, tokens: int, expected: dict[str, str]) -> str:
     """One line of the table. Raises UserError when an answer was lost or is another than the prompt has alone."""
     done: list[Answered] = []
-    async with connect(address, clients) as client:
-        begun = time.perf_counter()
+    begun = time.perf_counter()
 
-        async def one(seed: int) -> None:
-            rng, prompts = random.Random(seed), list(expected)
-            while time.perf_counter() - begun < seconds:
-                prompt = rng.choice(prompts)
-                done.append(await ask(client, model, prompt, tokens, expected[prompt]))
+    async def one(seed: int) -> None:
+        rng, prompts = random.Random(seed), list(expected)
+        while time.perf_counter() - begun < seconds:
+            prompt = rng.choice(prompts)
+            done.append(await ask(address, model, prompt, tokens, expected[prompt]))
 
-        await asyncio.gather(*(one(k) for k in range(clients)))
-        spent = time.perf_counter() - begun
+    await asyncio.gather(*(one(k) for k in range(clients)))
+    spent = time.perf_counter() - begun
     wrong = [answer.wrong for answer in done if answer.wrong]
     firsts, gaps = [answer.first_s for answer in done if answer.first_s], [gap for a in done for gap in a.gaps_s]
     line = (
@@ -186,7 +187,7 @@ def main() -> None:
             print(asyncio.run(line), flush=True)
 
     if options.url:
-        table(options.url.rstrip("/"))
+        table(options.url.removeprefix("http://").rstrip("/"))
         return
     with (
         tempfile.TemporaryDirectory(prefix="serve_load") as folder,
