@@ -78,15 +78,15 @@ class Reader:
         self.session, self.held = session, held
         self.rows = max(1, session.eval_rows(rows) // session.ranks.world)
         self.all_tokens = all_tokens
-        self._engine: Engine | None = None
 
     def read(self, step: int) -> float | None:
         """Returns the loss in nats per counted token; None when nothing is held out."""
         loss = self._loss(step) if self.held.conversations else None
+        if not self.held.asked:
+            return loss
+        engine = Engine(self.session.model, self.session.tokenizer)  # not kept: training needs the memory
         for name, (task, items) in self.held.asked.items():
-            if self._engine is None:
-                self._engine = Engine(self.session.model, self.session.tokenizer)
-            result = evaluate(task, self._engine, self.session.tokenizer, examples=items)
+            result = evaluate(task, engine, self.session.tokenizer, examples=items)
             self.session.ctx.eval(
                 name, step, {"accuracy": result.accuracy, "low": result.low, "high": result.high}, n=result.n
             )
