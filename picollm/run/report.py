@@ -6,6 +6,7 @@ loses no other.
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from picollm.run import failures, measures, report_html
@@ -162,7 +163,7 @@ def _wrong(record: Record) -> list[Block]:
         Heading("Wrong answers"),
         Text(f"How many are kept (at most {failures.MOST_KEPT:,} of a task), and one of {last} from each task."),
         Table(["task", *MODELS], rows),
-        Command(f"picollm report --run {record.run.name} --failures {last}/{tasks[0]}"),
+        Command(f"picollm report --run {record.run.name} --failures {shlex.quote(f'{last}/{min(counts[last])}')}"),
     ]
     examples = [[task, rows[0]["prompt"], rows[0]["expected"], rows[0]["got"] or "(nothing)"]
                 for task, rows in sorted(counts[last].items()) if rows]  # fmt: skip
