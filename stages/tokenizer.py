@@ -154,7 +154,7 @@ def _overlap(ctx: StageContext, tokenizer: Tokenizer, shards: ShardSet) -> tuple
     """What of the held-out items of the run's tasks the training text has already, and the share of it looked at."""
     ctx.phase("overlap")
     config = ctx.config
-    names = dict.fromkeys([*config.midtrain.mixture, *config.sft.mixture, config.rl.task])
+    names = dict.fromkeys([*config.midtrain.mixture, *config.sft.mixture, config.rl.task, *config.chat_eval.tasks])
     items = {}
     for name in names:
         own = {"assistant": config.identity.name, "maker": config.identity.maker} if name == "identity" else {}

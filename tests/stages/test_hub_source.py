@@ -16,6 +16,7 @@ from picollm.data.pydocs import documents
 from picollm.run import events as ev
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
+from tests import published
 from tests.hub import LoopbackHub, parquet
 from tests.stages.conftest import Workplace, wait_for
 
@@ -157,4 +158,23 @@ def test_who_waits_is_told_when_the_one_before_fails(place: Place) -> None:
     assert place.work.launch(run, "dataset").wait(timeout=60) == 2
     reason = run.status("dataset").reason
     assert "cannot get shard_00002.parquet" in reason and "404 not found" in reason
+    assert TOKEN not in place.said()
+
+
+def test_rows_of_tasks_that_cannot_be_had_or_used_are_known_before_training(place: Place) -> None:
+    rows = published.gsm8k(20)
+    rows[4] = rows[4] | {"answer": "I do not know."}
+    published.publish(place.hub, gsm8k=rows)
+    file = "main/train-00000-of-00001.parquet"
+    place.hub.fault(file, "missing", times=None, method="")
+    run = place.make("tasks", "sft.mixture={ gsm8k = 20 }")
+    assert place.work.launch(run, "dataset").wait(timeout=200) == 2
+    reason = run.status("dataset").reason
+    assert f"cannot get {file} of openai/gsm8k" in reason and "404 not found" in reason
+    place.hub.faults.clear()
+    place.do(run, "dataset")
+    said = [e.text for e in ev.tail_events(run.events_file("dataset", 2)) if isinstance(e, ev.Warning)]
+    assert said == [f"gsm8k: 1 of 20 rows cannot be used: {file} row 5: answer has no number after ####"]
+    kept = run.finished("dataset").summary["tasks"]["gsm8k"]  # type: ignore[union-attr]
+    assert kept["licence"] == "MIT" and len(kept["revision"]) == 40 and len(kept["sha256"][file]) == 64
     assert TOKEN not in place.said()
