@@ -29,6 +29,7 @@ _NEW = 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000  # mount, 
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 _KEPT_FLAGS = {os.ST_NOEXEC: _NOEXEC, os.ST_NOATIME: 1024, os.ST_NODIRATIME: 2048, os.ST_RELATIME: 1 << 21}
 _MNT_DETACH = 2
+_CHANGE_UID = 1 << 0 | 1 << 6 | 1 << 7  # CAP_CHOWN, CAP_SETGID, CAP_SETUID
 _PDEATHSIG, _SECCOMP, _NO_NEW_PRIVS = 1, 22, 38  # prctl
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
@@ -99,9 +100,9 @@ def enclose(level: str, folder: str, file_bytes: int, max_files: int) -> None:
     are inside the new pid namespace.
     """
     places = _places()
-    becomes_nobody = os.geteuid() == 0 and _is_mapped(NOBODY)
+    becomes_nobody = _can_become_nobody()
     if level == NAMESPACES:
-        _namespaces(folder, places, file_bytes, max_files)
+        becomes_nobody &= not _namespaces(folder, places, file_bytes, max_files)
         _relocate({place: place for place in places})
     else:
         os.chdir(folder)
@@ -138,12 +139,16 @@ def lock(memory_bytes: int, cpu_seconds: int, file_bytes: int) -> None:
     _seccomp()
 
 
-def _is_mapped(number: int) -> bool:
-    """Whether a uid and gid exist in this user namespace: a container may know root alone."""
+def _can_become_nobody() -> bool:
+    """Whether this is a root that may change its uid: a container may know root alone, or take its capabilities."""
+    with open("/proc/self/status") as rows:
+        capabilities = next(int(row.split()[1], 16) for row in rows if row.startswith("CapEff:"))
+    if os.geteuid() != 0 or ~capabilities & _CHANGE_UID:
+        return False
     for name in ("uid_map", "gid_map"):
         with open(f"/proc/self/{name}") as rows:
             ranges = [tuple(map(int, row.split())) for row in rows]
-        if not any(start <= number < start + count for start, _, count in ranges):
+        if not any(start <= NOBODY < start + count for start, _, count in ranges):
             return False
     return True
 
@@ -178,10 +183,12 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, data: 
     _checked(result, f"mount {target}")
 
 
-def _namespaces(root: str, places: list[str], file_bytes: int, max_files: int) -> None:
+def _namespaces(root: str, places: list[str], file_bytes: int, max_files: int) -> bool:
+    """Build the root and go there; whether it took a user namespace, which knows this uid alone."""
     uid, gid = os.geteuid(), os.getegid()
     libc = _libc()
-    if libc.unshare(_NEW) < 0:  # not root, or a root without the capability
+    unprivileged = libc.unshare(_NEW) < 0  # not root, or a root without the capability
+    if unprivileged:
         _checked(libc.unshare(_NEW | _CLONE_NEWUSER), "unshare")
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
@@ -194,9 +201,11 @@ def _namespaces(root: str, places: list[str], file_bytes: int, max_files: int) -
     for link in ("/lib", "/lib64"):  # the loader's names for /usr/lib where the two are one
         if os.path.islink(link):
             os.symlink(os.readlink(link), root + link)
-    with open("/proc/self/mountinfo") as rows:
-        points = [row.split()[4].encode().decode("unicode_escape") for row in rows]
+    with open("/proc/self/mountinfo", "rb") as rows:  # spaces are written as \\040, all else as the bytes they are
+        points = [os.fsdecode(row.split()[4].decode("unicode_escape").encode("latin-1")) for row in rows]
     inside = [point for point in points if point.startswith(root + "/")]
+    if not {root + place for place in places} <= set(inside):
+        raise OSError(errno.ENOENT, "mount: the libraries are not where they were put")
     os.mkdir(root + "/tmp")
     for point in [*inside, root]:
         has = os.statvfs(point).f_flag
@@ -208,6 +217,7 @@ def _namespaces(root: str, places: list[str], file_bytes: int, max_files: int) -
     _checked(libc.syscall(machine()[1], b".", b"."), "pivot_root")
     _checked(libc.umount2(b".", _MNT_DETACH), "umount")
     os.chdir("/tmp")
+    return unprivileged
 
 
 def _landlock(places: list[str]) -> None:
