@@ -183,7 +183,9 @@ CHEATS = {
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_cheats_do_not_pass(level: str, cheat: str) -> None:
     tests = "def check(f):\n    import random\n    assert f(1) == 2\n    assert f(5) == 6\n"
-    outcome = sandbox.run(CHEATS[cheat], tests=tests, entry_point="f", level=level, timeout=SLOW)
+    outcome = sandbox.run(
+        CHEATS[cheat], tests=tests, entry_point="f", level=level, timeout=SLOW, memory_bytes=100 * 2**20
+    )
     assert not outcome.passed and outcome.reason
 
 
@@ -405,6 +407,24 @@ def test_memory_output_processes_and_files_are_limited(level: str, program: str,
     assert not outcome.passed and reason in outcome.reason, outcome
     assert "no verdict" not in outcome.reason
     assert len(outcome.output) <= sandbox.OUTPUT
+
+
+def test_a_temporary_folder_of_any_name(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "ein schöner \\ Ort\n日本"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    program = """
+import os
+def f(x):
+    try:
+        os.open(os.path.dirname(os.__file__) + '/harm.py', os.O_WRONLY | os.O_CREAT)
+    except OSError as error:
+        return error.errno in (13, 30) and open('note', 'w').write('text')
+"""
+    tests = "def check(f):\n    assert f(0) == 4, f(0)\n"
+    outcome = sandbox.run(program, tests=tests, entry_point="f", level=level, timeout=SLOW)
+    assert outcome.passed, outcome.reason
+    assert list(folder.iterdir()) == []
 
 
 def test_folders_in_folders_are_cleaned_away(level: str) -> None:
