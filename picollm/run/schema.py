@@ -179,7 +179,7 @@ class MidtrainConfig(msgspec.Struct, kw_only=True):
     weight_decay: Decay = 0.0
     reuse_moments: Moments = True
     mixture: Mix = msgspec.field(default_factory=dict)
-    custom: Annotated[str, _meta("your own conversations, .jsonl; empty: none")] = ""
+    custom: Annotated[str, _meta("your own conversations, .jsonl or .json; empty: none")] = ""
     eval_every: ReadEvery = 30.0
     eval_items: ReadItems = 0
     save_every: SaveEvery = 30.0
@@ -194,7 +194,7 @@ class SftConfig(msgspec.Struct, kw_only=True):
     weight_decay: Decay = 0.0
     reuse_moments: Moments = False
     mixture: Mix = msgspec.field(default_factory=dict)
-    custom: Annotated[str, _meta("your own conversations, .jsonl; empty: none")] = ""
+    custom: Annotated[str, _meta("your own conversations, .jsonl or .json; empty: none")] = ""
     eval_every: ReadEvery = 30.0
     eval_items: ReadItems = 16
     save_every: SaveEvery = 30.0
