@@ -25,7 +25,7 @@ def test_every_stage_is_done_and_the_manifest_holds_real_values(smoke: Run) -> N
             if isinstance(cell, dict):
                 assert cell["n"] >= 8 and cell["low"] <= cell["accuracy"] <= cell["high"]
     report = (smoke.dir / "report" / "report.md").read_text()
-    assert "| task | base | mid | sft | rl |" in report and "## Time, planned and spent" in report
+    assert "| task | base | mid | sft | rl |" in report and "## Time and cost, planned and spent" in report
 
 
 def test_training_learns(smoke: Run) -> None:
