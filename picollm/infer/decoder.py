@@ -113,9 +113,9 @@ class Decoder:
             x = x + products[name + "attn.proj.weight"](a)
             h = products[name + "mlp.fc.weight"](norm(x)).relu_()
             x = x + products[name + "mlp.proj.weight"](h.square_())
-            if i == shape.depth // 2:
+            if i == shape.backout_layer:
                 middle = x
-        if shape.backout and middle is not None:
+        if middle is not None:
             x = x - w["backout_lambda"] * middle
         return norm(x)
 

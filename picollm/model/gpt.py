@@ -162,7 +162,7 @@ class GPT(nn.Module):
         if shape.smear:
             self.smear_gate = Linear(min(SMEAR_GATE_CHANNELS, shape.dim), 1)
             self.smear_lambda = nn.Parameter(torch.zeros(1))
-        if shape.backout:
+        if shape.backout_layer is not None:
             self.backout_lambda = nn.Parameter(torch.zeros(1))
         self.register_buffer("cos", torch.empty(shape.seq_len, shape.head_dim // 2), persistent=False)
         self.register_buffer("sin", torch.empty(shape.seq_len, shape.head_dim // 2), persistent=False)
@@ -272,9 +272,9 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, value_embed, rotary, use_reentrant=False, preserve_rng_state=False, **how)
             else:
                 x = block(x, value_embed, rotary, **how)
-            if i == shape.depth // 2:
+            if i == shape.backout_layer:
                 middle = x
-        if shape.backout and middle is not None:
+        if middle is not None:
             x = x - self.backout_lambda.to(x.dtype) * middle
         return norm(x)
 

@@ -92,6 +92,7 @@ STAGES: tuple[Stage, ...] = (
         trains=True,
         early=True,
         typical_s=100,
+        version=2,
     ),
     Stage(
         name="base_eval",

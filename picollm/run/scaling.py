@@ -53,6 +53,14 @@ class ModelShape(msgspec.Struct, frozen=True):
         """Value embeddings sit on alternate layers, the last one included."""
         return self.value_embeds and layer % 2 == (self.depth - 1) % 2
 
+    @property
+    def backout_layer(self) -> int | None:
+        """The layer whose output is subtracted in part at the end: the middle one, but never the last.
+
+        The last one's output minus a growing part of itself would vanish and turn its sign.
+        """
+        return min(self.depth // 2, self.depth - 2) if self.backout and self.depth > 1 else None
+
     def windows(self) -> tuple[int, ...]:
         """How many positions back each layer may look: "S" a quarter of T (in steps of 128), "L" all of it."""
         short = min(self.seq_len, math.ceil(self.seq_len / 4 / 128) * 128)
@@ -129,7 +137,7 @@ def num_params(shape: ModelShape) -> dict[str, int]:
         "matrices": matrices,
         "resid": shape.depth,
         "x0": shape.depth,
-        "smear": (SMEAR_CHANNELS + 1 if shape.smear else 0) + (1 if shape.backout else 0),
+        "smear": (SMEAR_CHANNELS + 1 if shape.smear else 0) + (0 if shape.backout_layer is None else 1),
     }
     return {**groups, "total": sum(groups.values()), "scaling": groups["matrices"] + groups["lm_head"]}
 

@@ -125,7 +125,7 @@ class ModelConfig(msgspec.Struct, kw_only=True):
     window_pattern: Annotated[str, _meta("L full, S quarter context, tiled over the layers", pattern="^[SL]+$")] = "L"
     value_embeds: Annotated[bool, _meta("value embeddings on alternate layers")] = True
     smear: Annotated[bool, _meta("mix in the previous token's embedding")] = True
-    backout: Annotated[bool, _meta("subtract part of the middle layer at the end")] = True
+    backout: Annotated[bool, _meta("subtract part of the middle layer at the end (not with one layer)")] = True
 
 
 class PretrainConfig(msgspec.Struct, kw_only=True):

@@ -136,6 +136,20 @@ def test_bf16_copy_of_the_weights_runs() -> None:
     assert torch.allclose(m(ids(2, 40)), half, atol=0.5)
 
 
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_backing_out_more_changes_little_at_a_time(depth: int) -> None:
+    m = lively(GPT(shape(depth=depth)))
+    with torch.no_grad():
+        before, after = (m.backout_lambda.fill_(share) and m(ids(2, 32)) for share in (0.99, 1.01))
+    assert (after - before).norm() < 0.2 * before.norm()  # were the last layer backed out, all signs would turn at 1
+
+
+def test_one_layer_has_no_middle() -> None:
+    m = lively(GPT(shape(depth=1)))
+    assert not any("backout" in name for name, _ in m.named_parameters())
+    assert m(ids(1, 8)).isfinite().all()
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     m = lively(GPT(shape()))
     m(ids(2, 40)).square().sum().backward()
