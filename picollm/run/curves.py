@@ -15,7 +15,7 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
 def points(steps: Sequence[int], values: Sequence[float], buckets: int = MOST_BUCKETS) -> list[tuple[int, float]]:
-    """(step, value) of the finite values, at most two of a bucket, its lowest and its highest, in order."""
+    """(step, value) of the finite values in order: the first, the last, and the lowest and highest of each bucket."""
     found = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
     if len(found) <= 2 * buckets:
         return found
@@ -24,8 +24,7 @@ def points(steps: Sequence[int], values: Sequence[float], buckets: int = MOST_BU
         part = found[bucket * len(found) // buckets : (bucket + 1) * len(found) // buckets]
         ends = {min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])}
         kept += sorted(ends)
-    kept[-1] = found[-1]
-    return kept
+    return list(dict.fromkeys([found[0], *kept, found[-1]]))
 
 
 def lines(steps: Sequence[int], values: Sequence[float], width: int = WIDTH, height: int = HEIGHT) -> list[str]:

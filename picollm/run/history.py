@@ -55,6 +55,7 @@ class StageHistory:
         self.started: list[ev.Started] = []
         self.version = 0
         self.seconds = 0.0
+        self.spans: list[tuple[float, float]] = []  # unix times between which each attempt was at work
         self._before = 0.0
         self._last_time = 0.0
         self._attempt = 0
@@ -125,9 +126,13 @@ class StageHistory:
         elif isinstance(event, ev.Started):
             self._before = self.seconds
             self.seconds += event.age
+            self.spans.append((event.time - event.age, event.time))
         else:
             self.seconds += max(0.0, event.time - self._last_time)
         self._last_time = event.time
+        if self.spans:
+            begin = self.spans[-1][0]
+            self.spans[-1] = begin, begin + self.seconds - self._before
 
     def _resume(self, step: int) -> None:
         for series in self.series.values():

@@ -11,15 +11,15 @@ import json
 import math
 import platform
 import time
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import psutil
 
 from picollm.run import config as settings
+from picollm.run import estimate, failures, gpus, machine, pipeline
 from picollm.run import events as ev
-from picollm.run import failures, gpus, pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
@@ -41,12 +41,15 @@ class Record:
         self.finished = {name: run.finished(name) for name in self.statuses}
         self.histories: dict[str, StageHistory] = {}
         self.seconds: dict[str, float | None] = {}
+        spans: list[tuple[float, float]] = []
         for name in self.statuses:
-            done = _finished(run, name)
+            done = run.finished_attempt(name)
             attempts = run.attempts(name)
             history = self.histories[name] = StageHistory(run, name, until=done).read_all()
             whole = history if done is None or done == attempts[-1] else StageHistory(run, name).read_all()
             self.seconds[name] = round(whole.seconds, 3) if whole.started else None
+            spans += whole.spans
+        self.wall_s = round(together(spans), 3)
         self.machine = _machine(run)
 
     def summary(self, stage: str) -> dict[str, Any]:
@@ -59,7 +62,11 @@ def manifest(record: Record) -> dict[str, Any]:
     """Plain JSON values; the keys are described in docs/evaluation.md."""
     run, chat = record.run, record.summary("chat_eval")
     price = hourly(record)
-    stages = {name: _stage(record, name, price["dollars_per_hour"]) for name in record.statuses}
+    hour = price["dollars_per_hour"]
+    stages = {name: _stage(record, name, hour) for name in record.statuses}
+    predicted_s = estimate.eta_seconds(
+        record.config, {name: stage["predicted_s"] or 0.0 for name, stage in stages.items()}
+    )
     return finite(
         {
             "format": FORMAT,
@@ -75,8 +82,9 @@ def manifest(record: Record) -> dict[str, Any]:
             "prompts": run.prompts(),
             "notes": notes(run),
             "data": record.summary("dataset"),
-            "seconds": sum(seconds or 0.0 for seconds in record.seconds.values()),
-            "cost": price | {"dollars": _total(stages, "dollars"), "predicted": _total(stages, "predicted_dollars")},
+            "seconds": record.wall_s,
+            "predicted_s": predicted_s,
+            "cost": price | {"dollars": _dollars(record.wall_s, hour), "predicted": _dollars(predicted_s, hour)},
             "stages": stages,
             "results": results(record),
             "core": core(record),
@@ -138,9 +146,8 @@ def command(run: Run) -> str:
 def versions(record: Record) -> dict[str, str]:
     """Of Python and the packages, as the newest attempts had them."""
     found = {"picollm-tui": importlib.metadata.version("picollm-tui")}
-    for history in record.histories.values():
-        if history.started:
-            found |= history.started[-1].versions
+    for started in sorted((h.started[-1] for h in record.histories.values() if h.started), key=lambda one: one.time):
+        found |= started.versions
     return found
 
 
@@ -188,8 +195,8 @@ def _stage(record: Record, name: str, per_hour: float | None) -> dict[str, Any]:
         "attempts": len(record.run.attempts(name)),
         "seconds": seconds,
         "predicted_s": predicted,
-        "dollars": seconds * per_hour / 3600 if seconds and per_hour else None,
-        "predicted_dollars": predicted * per_hour / 3600 if predicted and per_hour else None,
+        "dollars": _dollars(seconds, per_hour),
+        "predicted_dollars": _dollars(predicted, per_hour),
         "ranks": started.world if started else None,
         "fingerprint": started.fingerprint if started else None,
         "inputs": started.inputs if started else {},
@@ -202,15 +209,17 @@ def _stage(record: Record, name: str, per_hour: float | None) -> dict[str, Any]:
     }
 
 
-def _finished(run: Run, name: str) -> int | None:
-    """Its newest attempt that finished, by number."""
-    ended = (n for n in reversed(run.attempts(name)) if any(isinstance(e, ev.Finished) for e in run.ends(name, n)[1]))
-    return next(ended, None)
+def _dollars(seconds: float | None, per_hour: float | None) -> float | None:
+    return seconds * per_hour / 3600 if seconds and per_hour else None
 
 
-def _total(stages: dict[str, dict[str, Any]], key: str) -> float | None:
-    known = [stage[key] for stage in stages.values() if stage[key] is not None]
-    return sum(known) if known else None
+def together(spans: Iterable[tuple[float, float]]) -> float:
+    """How long at least one of the spans lasted: stages that work at the same time are paid for once."""
+    total, reached = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _machine(run: Run) -> dict[str, Any]:
@@ -229,7 +238,7 @@ def _machine(run: Run) -> dict[str, Any]:
         )
     return {
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": machine.processor(),
         "cores": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "memory_used": max((reading.memory_used for reading in readings), default=None),
@@ -241,17 +250,6 @@ def _machine(run: Run) -> dict[str, Any]:
 
 def _mean(values: list[float]) -> float | None:
     return round(sum(values) / len(values), 1) if values else None
-
-
-def _processor() -> str:
-    """Its name as Linux has it, else what Python knows."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return platform.processor() or platform.machine()
 
 
 def as_json(facts: dict[str, Any]) -> str:

@@ -230,15 +230,14 @@ def _times(facts: dict[str, Any]) -> list[Block]:
         off = f"{100 * (spent / planned - 1):+.0f} %" if spent and planned else "–"
         row = [name, stage["state"], str(stage["attempts"]), clock(planned), clock(spent), off]
         rows.append(row + ([dollars(stage["predicted_dollars"]), dollars(stage["dollars"])] if priced else []))
-    planned = sum(stage["predicted_s"] or 0 for stage in facts["stages"].values())
-    total = ["total", "", "", clock(planned), clock(facts["seconds"]), ""]
+    total = ["total", "", "", clock(facts["predicted_s"]), clock(facts["seconds"]), ""]
     rows.append(total + ([dollars(cost["predicted"]), dollars(cost["dollars"])] if priced else []))
     head = ["stage", "state", "attempts", "planned", "spent", "off", *(["planned $", "spent $"] if priced else [])]
     rate = f"Cost at {dollars(cost['dollars_per_hour'])} per hour: {cost['source']}." if priced else ""
     return [
         Heading("Time and cost, planned and spent"),
         Table(head, rows),
-        Text(rate or f"Cost: {cost['source']}."),
+        Text((rate or f"Cost: {cost['source']}.") + " In the total, what was at work at the same time counts once."),
     ]
 
 
@@ -253,7 +252,7 @@ def _environment(record: Record, facts: dict[str, Any]) -> list[Block]:
         rows.append(["in use while it ran", f"{_bytes(machine['memory_used'])} at most, CPU {machine['cpu']} % (mean)"])
     for gpu in machine["gpus"]:
         used = f"{_bytes(gpu['memory_used'])} of {_bytes(gpu['memory_total'])} at most"
-        rows.append(["GPU", f"{gpu['name']}, {used}, {number(gpu['utilisation'] or 0)} % busy (mean)"])
+        rows.append(["GPU", f"{gpu['name']}, {used}, {_busy(gpu['utilisation'])}"])
     rows += [[f"version of {name}", text] for name, text in facts["versions"].items()]
     ranks = {name: stage["ranks"] for name, stage in facts["stages"].items() if (stage["ranks"] or 1) > 1}
     if ranks:
@@ -263,6 +262,10 @@ def _environment(record: Record, facts: dict[str, Any]) -> list[Block]:
     if checks:
         found.append(Table(["check", "state", "found"], [[check.name, check.status, check.found] for check in checks]))
     return found
+
+
+def _busy(percent: float | None) -> str:
+    return "how busy is not known" if percent is None else f"{number(percent)} % busy (mean)"
 
 
 def _choices(record: Record) -> list[Block]:

@@ -59,7 +59,8 @@ def escape(text: str) -> str:
 def _html(block: Block) -> str:
     match block:
         case Heading():
-            return f'<h{block.level} id="{_anchor(block.text)}">{escape(block.text)}</h{block.level}>'
+            anchor = f' id="{_anchor(block.text)}"' if block.level == 2 else ""  # others may be anybody's words
+            return f"<h{block.level}{anchor}>{escape(block.text)}</h{block.level}>"
         case Text():
             return f"<p>{escape(block.text)}</p>"
         case Notes():

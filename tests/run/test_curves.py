@@ -16,8 +16,16 @@ def test_a_spike_survives_thinning():
     steps, values = list(range(1, 100_001)), [2.0] * 100_000
     values[77_777], values[5_000] = 9.5, 0.5
     kept = curves.points(steps, values)
-    assert (77_778, 9.5) in kept and (5_001, 0.5) in kept and kept[-1][0] == 100_000 and len(kept) <= 600
+    assert (77_778, 9.5) in kept and (5_001, 0.5) in kept and kept[-1][0] == 100_000 and len(kept) <= 602
     assert [step for step, _ in kept] == sorted({step for step, _ in kept})
+
+
+def test_the_ends_stay_and_cost_no_extreme():
+    steps, values = list(range(1, 100_001)), [2.0] * 100_000
+    values[5], values[9], values[-9], values[-5] = 0.5, 9.5, 0.25, 9.75
+    kept = curves.points(steps, values)
+    assert kept[:3] == [(1, 2.0), (6, 0.5), (10, 9.5)] and kept[-3:] == [(99_992, 0.25), (99_996, 9.75), (100_000, 2.0)]
+    assert curves.lines(steps, values)[-1].split() == ["1", "100000"]
 
 
 def test_a_falling_curve_is_drawn_from_the_upper_left_to_the_lower_right():

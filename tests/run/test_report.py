@@ -117,7 +117,7 @@ def test_every_section_is_there_with_what_the_stages_said(run: Run) -> None:
 
 MANIFEST_KEYS = {
     "format", "run", "profile", "origin", "written", "command", "machine", "versions", "config", "plan", "prompts",
-    "notes", "data", "seconds", "cost", "stages", "results", "core", "chatcore", "skipped", "failures",
+    "notes", "data", "seconds", "predicted_s", "cost", "stages", "results", "core", "chatcore", "skipped", "failures",
 }  # fmt: skip
 STAGE_KEYS = {
     "state", "attempts", "seconds", "predicted_s", "dollars", "predicted_dollars", "ranks", "fingerprint", "inputs",
@@ -144,8 +144,16 @@ def test_the_manifest_key_by_key(run: Run) -> None:
     sft, pretrain = facts["stages"]["sft"], facts["stages"]["pretrain"]
     assert sft["artifacts"] and sft["fingerprint"] and sft["inputs"]["run.seed"] == 1337 and sft["ranks"] == 1
     assert pretrain["readings"]["val"]["step"] == 400 and pretrain["readings"]["val"]["n"] == 20480
-    assert facts["seconds"] == pytest.approx(sum(stage["seconds"] or 0 for stage in facts["stages"].values()))
+    first = sum(stage["seconds"] or 0 for stage in facts["stages"].values()) - 5 * 9
+    assert facts["seconds"] == pytest.approx(first + 9)  # five stages were made again, all at the same time
     assert facts["stages"]["dataset"]["attempts"] == 2 and facts["stages"]["dataset"]["seconds"] > 9
+
+
+def test_versions_are_those_of_the_newest_attempt(run: Run) -> None:
+    record = Record(run)
+    record.histories["tokenizer"].started[-1].versions = {"python": "3.13", "torch": "2.13"}
+    record.histories["tokenizer"].started[-1].time = 1_900_000_000.0
+    assert manifest.versions(record)["python"] == "3.13"
 
 
 def test_numbers_that_json_does_not_have_are_null(run: Run) -> None:
@@ -208,6 +216,31 @@ def test_cost_on_gpus_and_without(run: Run) -> None:
     assert "no price is known of Some Card" in manifest.hourly(record)["source"]
     run.set(["report.price=2.5"])
     assert manifest.hourly(Record(run))["dollars_per_hour"] == 2.5
+
+
+def test_stages_at_work_at_the_same_time_are_paid_for_once(tmp_path: Path) -> None:
+    """Files that arrive while training has begun, an attempt that was stopped, and one later."""
+    run = make(tmp_path, "empty", "r")
+    for stage, begin, seconds in (("dataset", 100.0, 3600.0), ("pretrain", 700.0, 7200.0), ("sft", 9000.0, 50.0)):
+        script = start(run, stage, begin, run.config())
+        script.say(ev.Phase(name="work"), seconds / 2)
+        script.say(ev.Finished(seconds=seconds), seconds / 2)
+        script.write()
+    run.set(["report.price=3.6", "data.source=climbmix", "data.shards=9", "data.first_shards=4"])
+    facts = manifest.manifest(Record(run))
+    assert facts["seconds"] == 7200 + 600 + 50 and facts["cost"]["dollars"] == pytest.approx(7.85)
+    assert facts["stages"]["dataset"]["dollars"] == pytest.approx(3.6)
+    planned = {name: stage["predicted_s"] or 0.0 for name, stage in facts["stages"].items()}
+    assert facts["predicted_s"] == sum(planned.values()) - planned["dataset"] / 2 > 0
+    assert "made" not in report.text_of(run).partition("##")[0]
+    found = sections(report.text_of(run))["Time and cost, planned and spent"]
+    assert "| 2 h 10 min |" in next(line for line in found.splitlines() if line.startswith("| total"))
+
+
+def test_a_gpu_that_does_not_say_how_busy_it_is(run: Run) -> None:
+    record = Record(run)
+    record.machine["gpus"] = [{"name": "Card", "memory_total": 1 << 30, "memory_used": 1, "utilisation": None}]
+    assert "how busy is not known" in str(report.blocks(record)) and "0 % busy" not in str(report.blocks(record))
 
 
 @pytest.mark.parametrize(
@@ -281,6 +314,8 @@ def test_what_models_and_people_write_is_never_markup(run: Run) -> None:
 
 
 def test_headings_of_a_page_are_its_contents() -> None:
-    found = Page(page("t", [Heading("Run", 1), Heading("Time & cost"), Text("x < y")]))
+    prompts = [Heading("time cost", 3), Heading("天", 3)]
+    found = Page(page("t", [Heading("Run", 1), Heading("Time & cost"), Text("x < y"), *prompts]))
+    assert [value for name, value in found.attributes if name == "id"] == ["time-cost"]
     assert ("href", "#time-cost") in found.attributes and ("id", "time-cost") in found.attributes
     assert "x < y" in found.text

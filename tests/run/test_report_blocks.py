@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from picollm.run.report_blocks import Chart, Command, Said, Table, Text, markdown
+from picollm.run.report_blocks import Chart, Command, Said, Table, Text, markdown, visible
 
 READER = MarkdownIt("commonmark").enable("table").enable("strikethrough")
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text(
@@ -48,11 +48,13 @@ def no_controls(text: str) -> str:
 
 
 @given(ANY)
+@example("\x1f")
+@example("a __b__ c")
 def test_an_answer_is_shown_as_it_is(text: str) -> None:
     kinds, texts = read(markdown([Said("who", text)]))
     assert kinds <= PLAIN | {"strong"}
     shown = squeezed("".join(texts))
-    assert shown == "who" + (no_controls(text) if text.strip() else "(nothing)")
+    assert shown == "who" + (no_controls(text) if visible(text).strip() else "(nothing)")
 
 
 @given(ANY)
@@ -61,6 +63,13 @@ def test_so_is_a_paragraph_and_a_cell(text: str) -> None:
     assert kinds <= PLAIN and squeezed("".join(texts)) == "x" + no_controls(text)
     kinds, texts = read(markdown([Table(["head", "b"], [["x" + text, "y"]])]))
     assert kinds <= PLAIN and squeezed(texts[2]) == "x" + no_controls(text) and len(texts) == 4
+
+
+def test_names_between_underscores_are_no_emphasis() -> None:
+    for text in ("def __init__(self):", "a__b", "___", "_private and snake_case", "**kw __all__ *args"):
+        kinds, texts = read(markdown([Said("who", text), Table(["head"], [["x" + text]])]))
+        assert kinds <= PLAIN | {"strong"} and squeezed(texts[1]) == squeezed(text)
+        assert squeezed(texts[3]) == "x" + squeezed(text)
 
 
 def test_lines_stay_lines_and_indents_stay() -> None:
