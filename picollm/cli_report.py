@@ -49,6 +49,8 @@ def report(
 
 def _failures(run: Run, wanted: str, limit: int, as_json: bool) -> str:
     if wanted in pipeline.MODEL_STAGES and wanted in (kept := failures.kept(run)):
+        if as_json:
+            raise UserError(f"--json is for the answers to one task: --failures {wanted}/{next(iter(kept[wanted]))}")
         rows = [["wrong answers", ""], *([f"{wanted}/{task}", f"{len(failures.read(file)):,}"]
                                          for task, file in kept[wanted].items())]  # fmt: skip
         return cli_show.table(rows, right=(1,))

@@ -6,8 +6,8 @@ answers are kept in `eval/failures/<model>/<task>.jsonl` (`picollm report --fail
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,8 @@ def work(ctx: StageContext) -> Outcome:
         ctx.warning(problem)
     ranks = start_ranks(ctx)
     tokenizer = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
-    folder, settings = ctx.run.dir / "eval", ctx.config.chat_eval
-    file = folder / "chat_eval.json"
+    settings = ctx.config.chat_eval
+    file = ctx.run.dir / "eval" / "chat_eval.json"
     unfinished = file.with_suffix(".partial.json")
     table, samples = ranks.share(_kept(ctx, unfinished) if ctx.rank == 0 else None)
     questions = ranks.share(ctx.run.prompts())
@@ -94,7 +94,7 @@ def work(ctx: StageContext) -> Outcome:
             raise StopRequested()
 
     if ctx.rank == 0 and not table:
-        shutil.rmtree(folder / failures.FOLDER, ignore_errors=True)
+        failures.start_over(ctx.run)
     for model, stage in pipeline.MODEL_STAGES.items():
         cells = table[model] = {name: cell for name, cell in table.get(model, {}).items() if name in items}
         for name, cell in cells.items():
@@ -135,6 +135,7 @@ def work(ctx: StageContext) -> Outcome:
     if ctx.rank == 0:
         found = {"models": table, "chatcore": cores, "skipped": skipped, "settings": msgspec.to_builtins(settings)}
         write_atomic(file, json.dumps(found, indent=1))
+        failures.finish(ctx.run)
         unfinished.unlink(missing_ok=True)
     ranks.close()
     keys = ("n", "correct", "accuracy", "low", "high", "baseline", "kind", "sampling", "seconds")
@@ -144,8 +145,18 @@ def work(ctx: StageContext) -> Outcome:
     }
     return Outcome(
         paths={"results": "eval/chat_eval.json"},
+        artifacts={"results": digest(table, samples, skipped)},
         summary={"models": summary, "chatcore": cores, "skipped": skipped},
     )
+
+
+def digest(table: dict[str, dict[str, Any]], samples: dict[str, Any], skipped: dict[str, str]) -> str:
+    """sha256 of all that was found but the times it took: by it the report knows whether it is of these results."""
+    cells = {
+        model: {name: {key: value for key, value in cell.items() if key != "seconds"} for name, cell in tasks.items()}
+        for model, tasks in table.items()
+    }
+    return hashlib.sha256(json.dumps([cells, samples, skipped], sort_keys=True).encode()).hexdigest()
 
 
 def _kept(ctx: StageContext, file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
@@ -165,7 +176,7 @@ def _cell(ctx: StageContext, model: str, name: str, result: Result) -> dict[str,
     """The result as it is kept: the wrong answers in a file of their own, the first of them here."""
     cell = result.as_dict()
     if ctx.rank == 0:
-        failures.write(ctx.run, model, name, cell["failures"])
+        failures.write(ctx.run, model, name, cell["failures"], failures.UNFINISHED)
     return cell | {"failures": cell["failures"][:KEPT_FAILURES]}
 
 

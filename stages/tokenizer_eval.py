@@ -3,6 +3,7 @@ of GPT-2's and GPT-4's vocabularies where this machine has them."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 
@@ -61,7 +62,9 @@ def work(ctx: StageContext) -> Outcome:
         raise UserError(f"decode(encode(text)) differs on {', '.join(broken)}: train the tokenizer again")
     for name, (_, state) in known.items():
         ctx.message(f"vocabulary of {name}: {state}")
-    return Outcome(summary={"texts": table, "others": {name: state for name, (_, state) in known.items()}})
+    found = {"texts": table, "others": {name: state for name, (_, state) in known.items()}}
+    digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    return Outcome(artifacts={"results": digest}, summary=found)
 
 
 if __name__ == "__main__":

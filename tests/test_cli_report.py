@@ -57,6 +57,8 @@ def test_wrong_answers_are_shown(run: Run, capsys: pytest.CaptureFixture[str]) -
     code, out, _ = ask(capsys, "--failures", "sft/arithmetic:digits=3", "--limit", "0", "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert len(rows) == 25 and rows[0] == ROW
+    code, _, err = ask(capsys, "--failures", "sft", "--json")
+    assert code == 2 and "--failures sft/arithmetic:digits=3" in err
     code, out, _ = ask(capsys, "--failures", "sft")
     assert code == 0 and [line.split() for line in out.splitlines()[1:]] == [
         ["sft/arithmetic:digits=3", "25"],

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -16,20 +18,35 @@ from picollm.run.errors import UserError
 from picollm.run.folder import Run, write_atomic
 
 FOLDER = "failures"
+UNFINISHED = "failures.partial"
+"""Where an evaluation collects them until it is done."""
 MOST_KEPT = 1000
 """Wrong answers kept of one task and model."""
 LONGEST_NAME = 150
 
 
-def write(run: Run, model: str, task: str, rows: list[dict[str, Any]]) -> Path:
-    """Replace what is kept of a model and task."""
+def write(run: Run, model: str, task: str, rows: list[dict[str, Any]], folder: str = FOLDER) -> Path:
+    """Replace what is kept of a model and task; `folder`: or collected, see `finish`."""
     name = quote(task, safe=",=")
     if len(name) > LONGEST_NAME:  # a file system has its limit
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
-    file = run.dir / "eval" / FOLDER / model / f"{name}.jsonl"
+    file = run.dir / "eval" / folder / model / f"{name}.jsonl"
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomic(file, lines.encode(errors="replace"))
     return file
+
+
+def start_over(run: Run) -> None:
+    """Forget what an evaluation that did not end had collected."""
+    shutil.rmtree(run.dir / "eval" / UNFINISHED, ignore_errors=True)
+
+
+def finish(run: Run) -> None:
+    """What was collected takes the place of what was kept. Again, after a crash, it changes nothing."""
+    collected = run.dir / "eval" / UNFINISHED
+    if collected.exists():
+        shutil.rmtree(run.dir / "eval" / FOLDER, ignore_errors=True)
+        os.rename(collected, run.dir / "eval" / FOLDER)
 
 
 def kept(run: Run) -> dict[str, dict[str, Path]]:

@@ -26,6 +26,8 @@ from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run, write_atomic
 from picollm.run.machine import visible_gpus
 
+PARTIAL = {"base_eval": "core.partial.json", "chat_eval": "chat_eval.partial.json"}
+"""What evaluations go on from, in `eval/`."""
 KILL_AFTER_S = 3.0
 SIGN_EVERY_S = 10.0
 
@@ -214,8 +216,8 @@ def _forget(run: Run, name: str) -> None:
     if name in pipeline.CHECKPOINT_FOLDERS:
         for path in (run.dir / pipeline.CHECKPOINT_FOLDERS[name]).glob("step-*"):
             path.rename(path.with_name(f".removing-{path.name}-{time.time_ns()}"))
-    elif name == "chat_eval":
-        (run.dir / "eval" / "chat_eval.partial.json").unlink(missing_ok=True)
+    elif name in PARTIAL:
+        (run.dir / "eval" / PARTIAL[name]).unlink(missing_ok=True)
 
 
 def kill_stage(run: Run, name: str) -> bool:

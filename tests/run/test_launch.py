@@ -243,18 +243,20 @@ def test_a_launcher_that_comes_too_late_repeats_nothing(run: Run, capsys: pytest
 
 
 def test_a_fresh_attempt_killed_before_its_first_word_leaves_nothing_to_resume_from(run: Run) -> None:
-    folder, partial = run.dir / "rl_checkpoints", run.dir / "eval" / "chat_eval.partial.json"
-    for path in (folder / "step-000100" / "meta.json", folder / "step-000200" / "meta.json", partial):
+    folder = run.dir / "rl_checkpoints"
+    partial = [run.dir / "eval" / f"{what}.partial.json" for what in ("chat_eval", "core")]
+    for path in (folder / "step-000100" / "meta.json", folder / "step-000200" / "meta.json", *partial):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
-    for name in ("rl", "chat_eval"):
+    for name in ("rl", "chat_eval", "base_eval"):
         script(run, **{name: {"exit": 9}})
         assert launch.start_launcher(run, name).wait(20) == 9
-    assert len(list(folder.glob("step-*"))) == 2 and partial.exists()
-    for name in ("rl", "chat_eval"):
+    assert len(list(folder.glob("step-*"))) == 2 and all(path.exists() for path in partial)
+    for name in ("rl", "chat_eval", "base_eval"):
         script(run, **{name: {"exit": 9}})
         assert launch.start_launcher(run, name, fresh=True).wait(20) == 9
-    assert all(path.name.startswith(".removing-step-") for path in folder.iterdir()) and not partial.exists()
+    assert all(path.name.startswith(".removing-step-") for path in folder.iterdir())
+    assert not any(path.exists() for path in partial)
 
 
 @pytest.mark.slow

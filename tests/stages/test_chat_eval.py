@@ -61,7 +61,7 @@ class Bench:
         ctx = stages_of.StageContext(self.run, "chat_eval", number, fresh)
         ctx.emit(stages_of._started(ctx))
         try:
-            chat_eval.work(ctx)
+            self.outcome = chat_eval.work(ctx)
         finally:
             ctx.close()
         return self.history()
@@ -144,6 +144,17 @@ def test_a_partial_file_that_is_no_use_is_left_aside(bench: Bench, spoilt: str) 
     all_there(bench.attempt(1))
 
 
+def test_the_results_have_a_hash_that_the_report_is_made_from(bench: Bench) -> None:
+    def hashed(number: int) -> str:
+        bench.attempt(number, fresh=True)
+        return bench.outcome.artifacts["results"]
+
+    once = hashed(1)
+    assert hashed(2) == once
+    bench.reply = lambda prompt: "no idea"
+    assert hashed(3) != once
+
+
 def test_a_fresh_start_keeps_nothing(bench: Bench) -> None:
     bench.before = kill_at("rl")
     with pytest.raises(Killed):
@@ -195,6 +206,23 @@ def test_the_wrong_answers_are_all_kept_by_model_and_task(bench: Bench) -> None:
     bench.reply = None
     bench.attempt(2, fresh=True)
     assert failures.read(failures.find(bench.run, "sft/capitals")[1]) == []
+
+
+def test_an_evaluation_made_again_takes_the_wrong_answers_when_it_is_done(bench: Bench) -> None:
+    def rows() -> list[int]:
+        return [len(failures.read(file)) for tasks in failures.kept(bench.run).values() for file in tasks.values()]
+
+    bench.reply = lambda prompt: "no idea"
+    bench.attempt(1)
+    assert rows() == [8] * 8
+    bench.reply, bench.before = None, kill_at("sft")
+    with pytest.raises(Killed):
+        bench.attempt(2, fresh=True)
+    assert rows() == [8] * 8, "attempt 1 is still the newest that finished"
+    bench.before = lambda model: None
+    bench.attempt(3)
+    assert bench.loaded == ["sft", "rl"] and rows() == [0] * 8
+    assert not (bench.run.dir / "eval" / failures.UNFINISHED).exists()
 
 
 def test_a_task_of_any_name_has_a_file(tmp_path: Path) -> None:
