@@ -37,11 +37,10 @@ from collections.abc import Callable
 from typing import Any
 
 from picollm.evals.chat import wilson
-from picollm.evals.core_bundle import CoreTask
+from picollm.evals.core_bundle import CoreTask, refuse_few
 from picollm.evals.likelihood import Option, Score, common_prefix, cropped, scores
 from picollm.infer.engine import Engine
 from picollm.infer.rows import Vocabulary
-from picollm.run.errors import UserError
 from picollm.train.device import Ranks
 
 Row = dict[str, Any]
@@ -123,11 +122,7 @@ def evaluate_task(
     rows = list(rows)
     random.Random(1337).shuffle(rows)
     rows = rows[:items] if items else rows
-    if len(rows) <= task.shots:
-        raise UserError(
-            f"CORE: {task.label} shows {task.shots} solved examples and has {len(rows)} items; "
-            "raise base_eval.core_items"
-        )
+    refuse_few(task, len(rows))
     budget = tokens_at_once or TOKENS_AT_ONCE[engine.device.type]
     if engine.live:
         engine.refresh()

@@ -153,15 +153,26 @@ def bundle_of(ctx: StageContext) -> Bundle | None:
         if automatic:
             path = fetched(settings.core_url, picollm_home(), ctx.message, downloaded, wait)
         bundle = Bundle(path)
+        counts = {}
         for task in bundle.tasks:
-            bundle.rows(task)
+            counts[task] = len(bundle.rows(task)[0])
             ctx.raise_if_stopped()
     except UserError as error:
         if not automatic:
             raise
         ctx.warning(f"CORE cannot be measured: {error}; once that is mended: picollm run --only base_eval --fresh")
         return None
+    for task, count in counts.items():
+        refuse_few(task, min(count, settings.core_items or count))
     return bundle
+
+
+def refuse_few(task: CoreTask, items: int) -> None:
+    """Raises UserError for fewer items than the solved examples and one more."""
+    if items <= task.shots:
+        raise UserError(
+            f"CORE: {task.label} shows {task.shots} solved examples and has {items} items; raise base_eval.core_items"
+        )
 
 
 def _tasks(config: bytes, baselines: dict[str, float], where: str) -> list[CoreTask]:
@@ -258,7 +269,7 @@ def fetched(
                 wait(pause)
             try:
                 reason, again = _download(url, part, on_bytes)
-            except (httpx.TransportError, httpx.InvalidURL) as error:
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
                 reason, again = f"{type(error).__name__}: {error}".split("\n")[0][:200], True
             if not reason:
                 os.replace(part, target)
@@ -288,6 +299,8 @@ def _download(url: str, part: Path, on_bytes: Callable[[int, int], None]) -> tup
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with httpx.stream("GET", url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as answer:
         status = answer.status_code
+        if status == 416:  # what is here is whole already, or of another file: the next attempt begins anew
+            part.unlink(missing_ok=True)
         if status not in (200, 206):
             return f"{status} {answer.reason_phrase}".strip(), status >= 500 or status in (408, 416, 429)
         if status == 200:

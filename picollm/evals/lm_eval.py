@@ -34,7 +34,11 @@ try:
     from lm_eval import simple_evaluate, utils
     from lm_eval.api.model import LM
 except ModuleNotFoundError as error:
-    raise UserError(f"lm-eval cannot be used: {error.name} is not installed; pip install 'picollm-tui[eval]'") from None
+    missing = f"lm-eval cannot be used: {error.name} is not installed; pip install 'picollm-tui[eval]'"
+    if __name__ == "__main__":
+        print(f"error: {missing}", file=sys.stderr)
+        sys.exit(2)
+    raise UserError(missing) from None
 
 MAX_TOKENS = 256  # of an answer, where a task does not say
 

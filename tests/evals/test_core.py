@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
@@ -220,6 +221,15 @@ def test_a_cut_download_goes_on_where_it_was(served, tmp_path):
     assert hub.requests[-1].range == f"bytes={len(data) // 2}-"
 
 
+@pytest.mark.parametrize("more", [b"", b"of a longer file"])
+def test_what_was_whole_when_it_was_killed_is_no_dead_end(served, tmp_path, more):
+    _, url, data = served
+    part = tmp_path / "home" / "core" / f"{core_bundle.hashlib.sha256(url.encode()).hexdigest()[:16]}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(data + more)
+    assert fetched(url, tmp_path / "home", wait=lambda s: None).read_bytes() == data
+
+
 def test_what_cannot_be_had_is_one_line(served, tmp_path, monkeypatch):
     hub, url, _ = served
     hub.fault("eval_bundle.zip", "missing", times=None)
@@ -230,6 +240,16 @@ def test_what_cannot_be_had_is_one_line(served, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set; put it at"):
         fetched(url, tmp_path / "home")
+
+
+def test_redirects_without_end_are_one_line(tmp_path, monkeypatch):
+    def download(*_):
+        raise httpx.TooManyRedirects("Exceeded maximum allowed redirects.")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(core_bundle, "_download", download)
+    with pytest.raises(UserError, match=r"cannot get the CORE bundle from example\.org: TooManyRedirects"):
+        fetched("https://example.org/b.zip", tmp_path, wait=lambda s: None)
 
 
 def test_only_one_process_downloads(served, tmp_path):

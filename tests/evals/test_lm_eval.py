@@ -28,6 +28,14 @@ def test_without_lm_eval_there_is_one_line() -> None:
     assert done.stderr.splitlines()[-1].endswith("lm_eval is not installed; pip install 'picollm-tui[eval]'")
 
 
+def test_the_command_without_lm_eval_ends_in_one_line() -> None:
+    start = "runpy.run_module('picollm.evals.lm_eval', None, '__main__')"
+    block = f"import runpy, sys; sys.modules['lm_eval'] = None; {start}"
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    said = "error: lm-eval cannot be used: lm_eval is not installed; pip install 'picollm-tui[eval]'"
+    assert (done.returncode, done.stderr.splitlines()) == (2, [said])
+
+
 @pytest.fixture(scope="module")
 def harness():
     pytest.importorskip("lm_eval")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,19 @@ def test_the_bundle_is_downloaded_and_its_absence_is_a_warning(bench: Bench) -> 
         sets = ["base_eval.core=auto", f"base_eval.core_url={hub.url}/datasets/some/core/resolve/main/b.zip"]
         other = Run.create("other", config.load(sets=["model.seq_len=64", "pretrain.rows=2", *sets], environ={}))
         assert bench.attempt(other, 1).summary["core_tasks"] == 3
+
+
+@pytest.mark.parametrize("bundle", ["bundle", "auto"])
+def test_too_few_items_are_told_before_anything_is_measured(bench: Bench, bundle: str) -> None:
+    url = "https://example.org/bundle.zip"
+    copy = bench.folder / "home" / "core" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.zip"
+    copy.parent.mkdir(parents=True)
+    zip_bundle(bench.bundle, copy)
+    where = bench.bundle if bundle == "bundle" else "auto"
+    run = bench.run(f"base_eval.core={where}", f"base_eval.core_url={url}", "base_eval.core_items=2")
+    with pytest.raises(UserError, match="repeat shows 2 solved examples and has 2 items"):
+        bench.attempt(run, 1)
+    assert bench.measured == [] and evals(run) == []
 
 
 def test_a_path_that_is_wrong_or_damaged_stops_before_anything_is_measured(bench: Bench) -> None:
