@@ -126,7 +126,8 @@ def _block_mask(length: int, window: int | None, device: str) -> Any:
         inside = query >= key
         return inside if window is None else inside & (query - key < window)
 
-    return create_block_mask(sees, None, None, length, length, device=device)
+    with torch.inference_mode(False):  # a reading may be the first to ask for what training keeps for its backward pass
+        return create_block_mask(sees, None, None, length, length, device=device)
 
 
 def _flex() -> Any:

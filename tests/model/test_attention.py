@@ -204,3 +204,10 @@ def test_a_gpu_backend_carried_to_a_cpu_does_not_stop_the_model() -> None:
     for kernel in attention_kernels.KERNELS:
         model.attention_backend = kernel
         torch.testing.assert_close(model(ids), expected)
+
+
+def test_masks_made_in_a_reading_can_be_trained_with() -> None:
+    """Midtraining and SFT begin with a reading, and the masks are made once."""
+    with torch.inference_mode():
+        blocks = attention_kernels.block_mask(260, 64, CPU)
+    assert not blocks.kv_num_blocks.is_inference() and not blocks.q_indices.is_inference()
