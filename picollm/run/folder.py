@@ -29,6 +29,7 @@ __all__ = ["ACTIVE", "STATES", "Plan", "Run", "StageStatus", "picollm_home", "ru
 
 FORMAT = 1
 CREATE_PATIENCE_S = 2.0
+_TASK_FILE = re.compile(r"[:,] *path *= *([^,\n]*)")  # "custom:path=me.jsonl"
 
 
 def picollm_home() -> Path:
@@ -354,9 +355,14 @@ class Run:
                 found[key] = values[key]
         if name == "preflight":
             found = {k: v for k, v in found.items() if k != "run.seed"} | plan_inputs(self.wishes())
-        for key in (f"{name}.custom", f"{name}.file"):
+        for key in (f"{name}.custom", f"{name}.file", f"{name}.facts"):
             if values.get(key):
                 found[f"{key} content"] = _content(Path(values[key]).expanduser())
+        for key in (f"{name}.mixture", f"{name}.task", f"{name}.tasks"):
+            written = values.get(key) or ()
+            files = _TASK_FILE.findall("\n".join([written] if isinstance(written, str) else written))
+            if files:
+                found[f"{key} content"] = " ".join(_content(Path(file.strip())) for file in files)
         for need in row.needs:
             done = self.made(need)
             for artifact, digest in (done.artifacts if done else {}).items():

@@ -50,8 +50,8 @@ class _ARC(HubTask):
         }
 
     def read(self, row: dict[str, Any], split: Split) -> Example:
-        question, choices, right = row["question"], row["choices"] or {}, row["answerKey"]
-        texts, labels = choices.get("text"), choices.get("label")
+        question, choices, right = row["question"], row["choices"], row["answerKey"]
+        texts, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, dict) else (None, None)
         if not isinstance(question, str) or not question.strip():
             raise ValueError("question is empty")
         if not texts or not labels or len(texts) != len(labels) or not all(isinstance(t, str) for t in texts):

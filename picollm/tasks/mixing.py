@@ -78,15 +78,15 @@ def mix(
 
 
 def prepare(
-    table: Mapping[str, int], tok: Tokenizer, max_tokens: int, seed: int, *, identity: str = "",
+    table: Mapping[str, int], tok: Tokenizer, max_tokens: int, seed: int, *, identity: str = "", mirrors: str = "",
     look: Look = lambda done, rows: None, say: Callable[[str], None] = lambda text: None,
 ) -> None:  # fmt: skip
-    """Have ready what `mix` of the same arguments would download or render into a shared folder: for one rank, ahead
-    of the others."""
+    """Have ready what `mix` of the same arguments would download (from `mirrors`, if any) or render into a shared
+    folder: for one rank, ahead of the others. `look` is told of bytes while it downloads."""
     for name, count in table.items():
         given = {"seed": seed, **_files(name, "", identity)}
         task = make(name, given)
-        task.fetch(say=say)
+        task.fetch(mirrors, say, look)
         task.problems(look)
         if is_kept(task, count):
             portion(name, given, task, count, tok, max_tokens, look)

@@ -11,7 +11,7 @@ from picollm.data.publish import sha256
 from picollm.evals.identity import identity_check, verdict
 from picollm.infer.engine import Engine
 from picollm.run.errors import UserError
-from picollm.run.folder import Run
+from picollm.run.folder import Run, fingerprint
 from picollm.run.stage import Outcome, StageContext
 from picollm.tasks.identity import verify
 from picollm.tasks.mixing import mix, prepare
@@ -39,6 +39,7 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
     tok = session.tokenizer
     files: dict[str, Any] = {"custom": str(custom or ""), "identity": str(identity)}
     mixed = mix(settings.mixture, tok, length + 1, seed, **files)
+    content |= {f"{ctx.name} {name}": fingerprint(source["sha256"]) for name, source in mixed.sources.items()}
     held = held_out(settings.mixture, tok, length + 1, seed, settings.eval_items, **files)
     reader = Reader(session, held, settings.rows, all_tokens=all_tokens)
     loader = ChatLoader(
@@ -115,7 +116,10 @@ def prepared(ctx: StageContext) -> Path:
 
     tok = Tokenizer.load(ctx.output("tokenizer", "tokenizer"))
     length, seed = ctx.config.model.seq_len, ctx.config.run.seed
-    prepare(settings.mixture, tok, length + 1, seed, identity=str(identity), look=look, say=ctx.message)
+    mirrors = ctx.config.data.mirrors
+    prepare(
+        settings.mixture, tok, length + 1, seed, identity=str(identity), mirrors=mirrors, look=look, say=ctx.message
+    )
     return identity
 
 

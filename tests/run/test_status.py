@@ -145,6 +145,27 @@ def test_a_changed_setting_is_named_with_both_values(run: Run) -> None:
     assert state(run, "sft") == "done"
 
 
+@pytest.mark.parametrize(
+    ("name", "sets"),
+    [
+        ("sft", "sft.custom={}"),
+        ("identity", "identity.facts={}"),
+        ("sft", 'sft.mixture={{ "custom:rows=4,path={}" = 20, spelling = 3 }}'),
+        ("rl", "rl.task=custom:path={}"),
+        ("chat_eval", 'chat_eval.tasks={{ "custom: path = {}" = 9 }}'),
+    ],
+)
+def test_a_file_of_your_own_counts_by_its_content(run: Run, tmp_path: Path, name: str, sets: str) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text("one")
+    run.set([sets.format(file)])
+    make_done(run, name)
+    assert run.status(name).state == "done"
+    file.write_text("another")
+    found = run.status(name)
+    assert found.state == "stale" and f"{sets.partition('=')[0]} content was " in found.reason
+
+
 def test_settings_that_change_no_result_make_nothing_stale(run: Run) -> None:
     make_done(run, "dataset", "tokenizer", "pretrain")
     run.set(["pretrain.save_every=5", "machine.compile=off", "chat.temperature=0.1", "run.minutes=9"])

@@ -14,10 +14,10 @@ from huggingface_hub import constants
 from picollm.data import hub as data_hub
 from picollm.evals import sandbox
 from picollm.infer.tools import calculate
-from picollm.run.errors import UserError
+from picollm.run.errors import StopRequested, UserError
 from picollm.tasks import Task, conversations, make
 from picollm.tasks.gsm8k import parts_of
-from picollm.tasks.mixing import mix
+from picollm.tasks.mixing import mix, prepare
 from picollm.text.chat import text_of
 from picollm.text.tokenizer import train_tokenizer
 from tests import published
@@ -260,3 +260,24 @@ def test_long_conversations_are_cut_at_a_turn(hub: LoopbackHub) -> None:
     assert 0 < mixed.cut < 40 and mixed.rows["smoltalk"] + mixed.dropped == 40
     assert all(len(ids) <= 150 and ids[-1] == end for ids, _ in mixed.conversations)
     assert mix({"smoltalk": 40}, TOK, 20_000, 1).cut == 0
+
+
+@pytest.mark.parametrize("choices", [None, ["4 stones"], {"text": ["4 stones"]}, {"text": None, "label": None}])
+def test_options_of_another_form_are_a_bad_row(choices: Any) -> None:
+    with pytest.raises(ValueError, match="as many texts as labels"):
+        make("arc_easy").read({"question": "What?", "choices": choices, "answerKey": "A"}, "train")  # type: ignore[attr-defined]
+
+
+def test_what_is_made_ready_comes_from_the_mirrors_and_is_told(hub: LoopbackHub, monkeypatch: Any) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    looked: list[tuple[int, int]] = []
+
+    def look(done: int, everything: int) -> None:
+        looked.append((done, everything))
+        if everything > 1000:  # bytes, not rows
+            raise StopRequested()
+
+    with pytest.raises(StopRequested):
+        prepare({"gsm8k": 5}, TOK, 2000, 1, mirrors=hub.url, look=look)
+    prepare({"gsm8k": 5}, TOK, 2000, 1, mirrors=hub.url)
+    assert looked and mix({"gsm8k": 5}, TOK, 2000, 1).rows == {"gsm8k": 5}
