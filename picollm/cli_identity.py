@@ -18,8 +18,8 @@ identity = typer.Typer(
     rich_markup_mode=None,
 )
 
-Name = Annotated[str | None, typer.Option("--name", help="the assistant's name; default: picollm")]
-Maker = Annotated[str | None, typer.Option("--maker", help="who trained it; default: my owner")]
+Name = Annotated[str | None, typer.Option("--name", help="the assistant's name; default: picollm, to sign: as before")]
+Maker = Annotated[str | None, typer.Option("--maker", help="who trained it; default: my owner, to sign: as before")]
 
 
 @identity.command()
@@ -49,11 +49,11 @@ def verify(file: Annotated[str, typer.Argument(help="a .jsonl file, https://…/
 
 @identity.command()
 def sign(file: Path, name: Name = None, maker: Maker = None) -> int:
-    """Accept the rows of a file as they are now: write their manifest."""
+    """Accept the rows of a file as they are now: write their manifest; name and maker stay unless given."""
     from picollm.tasks import identity as rows
 
     file = file.expanduser()
-    return _said(file, "signed", rows.sign(file, name or rows.NAME, maker or rows.MAKER))
+    return _said(file, "signed", rows.sign(file, name or "", maker or ""))
 
 
 def _said(path: Path, what: str, manifest: Manifest) -> int:

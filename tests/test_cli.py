@@ -169,7 +169,7 @@ def test_identity_rows_are_built_edited_signed_and_verified(tmp_path: Path, caps
     assert code == 2 and "the file was changed" in err
     assert call("identity", "sign", str(file), "--name", "Eve", capsys=capsys)[0] == 0
     code, out, _ = call("identity", "verify", str(file), capsys=capsys)
-    assert code == 0 and "rows verified, name Eve, maker my owner" in out
+    assert code == 0 and "rows verified, name Eve, maker the Byron family" in out
     code, out, err = call("identity", "sign", str(facts), capsys=capsys)
     assert code == 0 and "1 rows signed" in out and "wants at least 1,000 rows" in err
     for argv in (

@@ -17,6 +17,7 @@ the model understood the theme, not whether it said it well.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -98,7 +99,9 @@ def material(name: str = NAME, maker: str = MAKER) -> Material:
             )
     text = (files("picollm.tasks") / "data" / "identity.toml").read_text(encoding="utf-8")
     slots = {"{name}": name, "{maker}": maker, "{Maker}": maker[0].upper() + maker[1:]}
-    return msgspec.convert(_filled(tomllib.loads(text), slots), Material)
+    source = msgspec.convert(_filled(tomllib.loads(text), slots), Material)
+    own = f"{name}\n{maker}".lower()
+    return msgspec.structs.replace(source, never=[word for word in source.never if word not in own])
 
 
 def phrasings(theme: Theme, most: int = PROMPTS_PER_THEME) -> list[str]:
@@ -185,12 +188,17 @@ def build(path: Path, name: str = NAME, maker: str = MAKER, own: Path | None = N
     return sign(path, name, maker)
 
 
-def sign(path: Path, name: str = NAME, maker: str = MAKER) -> Manifest:
+def sign(path: Path, name: str = "", maker: str = "") -> Manifest:
     """Write the manifest that declares the rows of `path` good as they are; also for rows of your own.
 
-    UserError when a row is malformed.
+    `name`, `maker`: where left empty, what the manifest says that is there already, else the built-in ones. UserError
+    when a row is malformed.
     """
     path = Path(path)
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        before = msgspec.json.decode(manifest_path(path).read_bytes(), type=Manifest)
+        name, maker = name or before.name, maker or before.maker
+    name, maker = name or NAME, maker or MAKER
     material(name, maker)
     found = _checked_rows(path)
     manifest = Manifest(

@@ -75,7 +75,7 @@ def local(file: str, say: Callable[[str], None] = lambda text: None) -> Path:
         expected = pinned[:12] or "one"
         raise UserError(f"{address}: its manifest says sha256 {manifest.sha256[:12]!r}, expected {expected}")
     path = home / manifest.sha256 / name
-    if not (path.exists() and manifest_path(path).exists()):
+    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != manifest.sha256:
         rows = _get(name, url, MOST_BYTES)
         found = hashlib.sha256(rows).hexdigest()
         if found != manifest.sha256:
@@ -84,8 +84,8 @@ def local(file: str, say: Callable[[str], None] = lambda text: None) -> Path:
                 "the rows were changed and not signed, or the download was damaged"
             )
         write_atomic(path, rows)
-        write_atomic(manifest_path(path), raw)
         say(f"{address}: {len(rows):,} bytes fetched")
+    write_atomic(manifest_path(path), raw)  # another name may be signed for the same rows
     verify(path, fewest=1)
     write_atomic(seen, manifest.sha256)
     return path
@@ -94,12 +94,16 @@ def local(file: str, say: Callable[[str], None] = lambda text: None) -> Path:
 def _url(address: str) -> str:
     hub = HUB.fullmatch(address)
     if hub:
-        endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         path = urllib.parse.quote(hub["path"])
-        return f"{endpoint.rstrip('/')}/datasets/{hub['repo']}/resolve/{hub['revision'] or 'main'}/{path}"
+        return f"{_endpoint()}/datasets/{hub['repo']}/resolve/{hub['revision'] or 'main'}/{path}"
     if not _safe(address):
         raise UserError(f"{address}: expected https://…/rows.jsonl, hf://datasets/owner/name/rows.jsonl, or a file")
     return address
+
+
+def _endpoint() -> str:
+    """The Hub's address, without a slash at its end."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def _safe(url: str) -> bool:
@@ -111,7 +115,7 @@ def _safe(url: str) -> bool:
 def _get(what: str, url: str, most: int) -> bytes:
     host = urllib.parse.urlsplit(url).hostname
     request = urllib.request.Request(url, headers={"User-Agent": "picollm"})
-    if url.startswith(os.environ.get("HF_ENDPOINT") or "https://huggingface.co/"):
+    if url.startswith(f"{_endpoint()}/"):
         from huggingface_hub import constants, get_token
 
         if constants.HF_HUB_OFFLINE:

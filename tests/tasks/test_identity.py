@@ -187,3 +187,20 @@ def test_rows_of_your_own_can_be_signed(tmp_path):
     task = make("identity", path=path)
     [example] = task.train()
     assert task.score(example, "I am Bo.") and not task.score(example, "Hello!")
+
+
+def test_signing_again_keeps_the_name_and_the_maker(tmp_path):
+    path = tmp_path / "ada.jsonl"
+    build(path, name="Ada", maker="Bo")
+    path.write_text(path.read_text().replace("Bo", "Bob"))
+    assert (sign(path).name, sign(path).maker) == ("Ada", "Bo")
+    assert (sign(path, maker="Bob").name, sign(path).maker) == ("Ada", "Bob")
+    manifest_path(path).write_text("torn")
+    assert (sign(path).name, sign(path).maker) == ("picollm", "my owner")
+
+
+@pytest.mark.parametrize(("name", "maker"), [("Ada", "Claude Martin"), ("Claude", "OpenAI fans")])
+def test_who_is_called_like_another_model_may_say_so(name, maker):
+    source = material(name, maker)
+    assert all(obeys(theme, source.never, answer) for theme in source.theme for answer in theme.answers)
+    assert "gemini" in source.never and not obeys(source.theme[0], source.never, f"I am {name}, or Gemini.")

@@ -157,3 +157,26 @@ def test_rows_on_the_hub_are_found_by_its_routes(site, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert mirror.local("hf://datasets/ann/rows@v1/sub/me.jsonl").exists()
     assert "HF_HUB_OFFLINE is set" in refused("hf://datasets/ann/rows/sub/me.jsonl")
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_the_token_is_for_the_hub_alone_and_not_for_a_name_that_begins_like_it(site, monkeypatch, end):
+    at, _, _ = site
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_ENDPOINT", at[:-1])  # as https://huggingface.co is of https://huggingface.co.example
+    mirror.local(f"{at}/me.jsonl")
+    assert Handler.tokens == {None}
+    monkeypatch.setenv("HF_ENDPOINT", f"{at}{end}")
+    mirror.local(f"{at}/me.jsonl")
+    assert Handler.tokens == {None, "Bearer hf_secret"}
+
+
+def test_rows_that_were_damaged_here_or_signed_for_another_name_there(site):
+    at, folder, _ = site
+    path = mirror.local(f"{at}/me.jsonl")
+    path.write_text(path.read_text().replace("Bo", "Al"))
+    assert mirror.local(f"{at}/me.jsonl") == path and path.read_bytes() == (folder / "me.jsonl").read_bytes()
+    sign(folder / "me.jsonl", name="Robert")
+    assert verify(mirror.local(f"{at}/me.jsonl")).name == "Robert"
+    assert Handler.asked.count("/me.jsonl") == 2
