@@ -67,14 +67,16 @@ class Meter:
 
     def figures(self) -> dict[str, Any]:
         """What a checkpoint remembers, so that an attempt with little or nothing left to do has something to say."""
-        found = {"loss": self.loss, "tokens": self.tokens, "tok_s": self.median_tok_s()}
+        found: dict[str, Any] = {"loss": self.loss, "tokens": self.tokens, "tok_s": self.median_tok_s()}
         found["usual_loss"] = median(self.recent) if self.recent else self.loss
+        found["recent"] = list(self.recent)
         return found | {"parent_loss": self.watch.parent_loss, "opening": self.watch.opening}
 
     def restore(self, figures: dict[str, Any]) -> None:
         loss = figures.get("loss")
         self.loss = float("nan") if loss is None else float(loss)
         self.tokens = int(figures.get("tokens") or 0)
+        self.recent.extend(map(float, figures.get("recent") or ()))
         self.earlier_tok_s = float(figures.get("tok_s") or 0.0)
         parent = figures.get("parent_loss")
         self.watch.parent_loss = None if parent is None else float(parent)

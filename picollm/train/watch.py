@@ -126,6 +126,7 @@ class Watch:
             return
         if step == 1:
             self.opening, self._settled = [], False
+        self._settled = self._settled or self._followed()
         if self.opening is None or self._settled:
             return
         self.opening.append((step, loss))
@@ -141,16 +142,18 @@ class Watch:
                 )
             if spike.recovered_step == step:
                 yield Notice(f"loss is below pretraining's last since step {step}", warning=False, step=step)
-            self._settled = spike.recovered_step is not None or seen == MOST_OPENING
-        elif seen == MIXTURE_STEPS:
-            self._settled = True
-            if median(value for _, value in self.opening[-10:]) > FALLEN * first:
-                yield from self._once(
-                    "mixture",
-                    f"midtraining began at a loss of {first:.2f}, where pretraining ended ({self.parent_loss:.2f}), "
-                    "and has not fallen since: its rows look like the text before; check midtrain.mixture and the rows "
-                    "this stage said it mixed",
-                )
+        elif seen == MIXTURE_STEPS and median(value for _, value in self.opening[-10:]) > FALLEN * first:
+            yield from self._once(
+                "mixture",
+                f"midtraining began at a loss of {first:.2f}, where pretraining ended ({self.parent_loss:.2f}), "
+                "and has not fallen since: its rows look like the text before; check midtrain.mixture and the rows "
+                "this stage said it mixed",
+            )
+
+    def _followed(self) -> bool:
+        """Whether the beginning was followed to its end, by this attempt or by one before it."""
+        spike, seen = self.spike(), len(self.opening or ())
+        return seen >= MIXTURE_STEPS if spike is None else spike.recovered_step is not None or seen >= MOST_OPENING
 
     def _guessing(self, step: int, loss: float) -> Iterator[Notice]:
         guess = math.log(self.vocab_size)

@@ -9,6 +9,7 @@ from statistics import median
 import pytest
 import torch
 
+from picollm.run.errors import StopRequested
 from picollm.run.neighbours import Neighbours
 from picollm.train import checkpoint
 from picollm.train.batch import Batch
@@ -77,3 +78,12 @@ def test_slower_than_planned_names_the_neighbours(tmp_path: Path, monkeypatch: p
     assert "where the plan has 1,000,000,000: also busy here: stranger" in text
     ctx, _ = train(tmp_path / "b", "pretrain", 60, planned_tok_s=1.0)
     assert warnings(ctx) == []
+
+
+def test_the_loss_it_ended_at_is_the_same_after_a_stop(tmp_path: Path) -> None:
+    _, whole = train(tmp_path / "whole", "pretrain", 20)
+    with pytest.raises(StopRequested):
+        train(tmp_path / "parts", "pretrain", 20, stop_at=18)
+    _, resumed = train(tmp_path / "parts", "pretrain", 20)
+    kept = [checkpoint.read_meta(path)["figures"] for path in (whole, resumed)]
+    assert kept[0]["usual_loss"] == kept[1]["usual_loss"] and kept[0]["recent"] == kept[1]["recent"]

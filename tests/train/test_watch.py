@@ -168,3 +168,18 @@ def test_a_resumed_midtraining_goes_on_watching_its_jump() -> None:
     ]
     assert second.spike() == whole.spike()
     assert [notice.step for notice in notices] == [7] and "since step 7" in notices[0].text
+
+
+@pytest.mark.parametrize("losses", [[7.1] + [5.0] * 30, [3.7] * 40])
+def test_a_beginning_that_was_followed_to_its_end_is_not_followed_on(
+    monkeypatch: pytest.MonkeyPatch, losses: list[float]
+) -> None:
+    monkeypatch.setattr("picollm.train.watch.MOST_OPENING", 30)
+    whole = Watch("midtrain", VOCAB, parent_loss=3.8)
+    said(whole, losses)
+    before = list(whole.opening or [])
+    assert len(before) == 30
+    second = Watch("midtrain", VOCAB, parent_loss=3.8, opening=list(before))
+    for step in range(41, 61):  # it falls only now
+        second.step(step, tokens=TOKENS, loss=1.0, grad_norm=0.3, seconds=1.0)
+    assert second.opening == before and second.spike() == whole.spike()
