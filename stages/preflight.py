@@ -26,7 +26,8 @@ from picollm.run.folder import Plan, Run, apply_plan, plan_inputs, write_atomic
 from picollm.run.launch import child_environment
 from picollm.run.scaling import ModelShape, flops_per_token
 from picollm.run.stage import Outcome, StageContext, main
-from picollm.tasks import identity, make, mirror
+from picollm.tasks import Task, identity, make, mirror
+from picollm.tasks.hub_task import HubTask
 from picollm.train.device import Ranks
 from picollm.train.dry_run import dry_run, free_memory, out_of_memory
 from picollm.train.exchange import exchange_check
@@ -159,14 +160,15 @@ def check_settings(run: Run) -> None:
     for table, settings in (("midtrain", wishes.midtrain), ("sft", wishes.sft)):
         for name in settings.mixture:
             with _naming(f"{table}.mixture"):
-                make(name)
+                _trainable(name)
         if settings.custom:
             with _naming(f"{table}.custom"):
                 make("custom", path=Path(settings.custom).expanduser())
         elif not any(settings.mixture.values()):
             raise UserError(f"{table}.mixture is empty: give it tasks, or set {table}.custom")
     with _naming("rl.task"):
-        make(wishes.rl.task)
+        if reason := _trainable(wishes.rl.task).unavailable():
+            raise UserError(f"'{wishes.rl.task}' cannot be judged on this machine: {reason}")
     for name in wishes.chat_eval.tasks:
         with _naming("chat_eval.tasks"):
             make(name)
@@ -181,6 +183,14 @@ def check_settings(run: Run) -> None:
         )
     with _naming("chat.prompts"):
         run.prompts()
+
+
+def _trainable(name: str) -> Task:
+    """The task. Raises `UserError` when it is published for evaluation only."""
+    task = make(name)
+    if isinstance(task, HubTask) and "train" not in task.splits():
+        raise UserError(f"task '{name}' has no training examples; ask it in chat_eval.tasks")
+    return task
 
 
 @contextlib.contextmanager

@@ -71,6 +71,8 @@ def _listed(path: Path, text: str) -> list[Any] | None:
         if error.msg == "Extra data" or not text.strip():
             return None
         raise UserError(f"{path} line {error.lineno}: not JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets without end
+        raise UserError(f"{path}: not JSON that can be read ({error})") from None
     alone = not isinstance(value, list) or (value and all(isinstance(v, dict) and "role" in v for v in value))
     return [value] if alone else value
 
@@ -80,6 +82,8 @@ def _parsed(line: str) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError:
+        raise ValueError("brackets in brackets, more than can be read") from None
 
 
 def _row(number: int, value: Any) -> Row:

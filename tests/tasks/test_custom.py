@@ -48,6 +48,8 @@ def test_a_tenth_of_many_is_held_out_by_prompt(tmp_path):
     [
         ("{oops", "not JSON"),
         ("3", "expected an object"),
+        pytest.param("[" * 100_000, "brackets in brackets", id="deep"),
+        pytest.param('{"prompt": ' + "7" * 5000 + "}", "5000 digits", id="digits"),
         ({"question": "Hi"}, "found 'question'"),
         ({"prompt": "Hi", "answer": ""}, "message 2 (assistant) is empty"),
         ({"prompt": "Hi", "answer": 3}, "content must be text"),
@@ -101,6 +103,8 @@ def test_a_json_file_may_have_a_value_a_line(tmp_path):
     [
         ('[{"prompt": "a", "answer": "b"}, {"prompt": "c"}]', "mine.json row 2: expected the key"),
         ('[\n  {"prompt": "a",\n   "answer": }\n]', "mine.json line 3: not JSON (Expecting value"),
+        pytest.param("[" * 100_000, "mine.json: not JSON that can be read", id="deep"),
+        pytest.param('[{"prompt": ' + "7" * 5000 + "}]", "mine.json: not JSON that can be read", id="digits"),
         ("[]", "no rows"),
         ("", "no rows"),
         ('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "mine.json line 2: expected the key"),
