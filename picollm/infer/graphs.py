@@ -42,6 +42,7 @@ class StepGraphs:
     def forget(self) -> None:
         """To be called when a tensor of the state has been replaced by another."""
         self._captured.clear()
+        self._pool = None  # it ends with the last graph in it, and capturing into one that has ended fails
 
     def _capture(self, step: Step, state: Sequence[Tensor]) -> tuple[Any, Sequence[Tensor]]:
         before = [tensor.clone() for tensor in state]

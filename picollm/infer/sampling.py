@@ -98,19 +98,24 @@ def uniforms(seeds: list[int], count: int) -> np.ndarray:
     return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def exact(device: torch.device) -> torch.dtype:
+    """Of probabilities that are summed and compared: fp64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Settings(NamedTuple):
     """The settings of B rows, as tensors on the model's device."""
 
     temperature: Tensor  # fp32, (B,) like all of them; 1 for a row that takes the likeliest token
     top_k: Tensor  # int64, 1 .. V
-    top_p: Tensor  # fp64
-    min_p: Tensor  # fp64
+    top_p: Tensor  # see `exact`
+    min_p: Tensor  # like it
     penalty: Tensor  # fp32
 
     @classmethod
     def empty(cls, rows: int, device: torch.device) -> Settings:
         """For rows whose settings come later, see `put`."""
-        dtypes = (torch.float32, torch.int64, torch.float64, torch.float64, torch.float32)
+        dtypes = (torch.float32, torch.int64, exact(device), exact(device), torch.float32)
         return cls(*(torch.ones(rows, dtype=dtype, device=device) for dtype in dtypes))
 
     def put(self, row: int, sampling: Sampling, vocab_size: int) -> None:
@@ -136,8 +141,8 @@ def pick(logits_BV: Tensor, settings: Settings, u_B: Tensor, most: int) -> Tenso
 
     Args:
         logits_BV: fp32.
-        u_B: float64 in [0, 1), one per row; the token is found by inverting the cumulative distribution, likeliest
-            first, at u.
+        u_B: in [0, 1), of the dtype of `top_p`, one per row; the token is found by inverting the cumulative
+            distribution, likeliest first, at u.
         most: at least the largest `top_k` among the rows.
     """
     if most == 1:
@@ -145,11 +150,11 @@ def pick(logits_BV: Tensor, settings: Settings, u_B: Tensor, most: int) -> Tenso
     order = torch.topk(_ranking(logits_BV), most, dim=-1).indices
     z = logits_BV.gather(1, order) / settings.temperature[:, None]
     z = z.masked_fill(torch.arange(most, device=z.device) >= settings.top_k[:, None], float("-inf"))
-    p = torch.softmax(z, dim=-1, dtype=torch.float64)
+    p = torch.softmax(z, dim=-1, dtype=settings.top_p.dtype)
     total = p.cumsum(dim=-1)
-    # The token that crosses top_p is still in: at least one always remains.
+    # The token that crosses top_p is still in: at least one always remains, unless the logits are no numbers.
     kept = (((total - p) < settings.top_p[:, None]) & (p >= settings.min_p[:, None] * p[:, :1]) & (p > 0)).sum(dim=-1)
-    last = (kept - 1)[:, None]
+    last = (kept - 1).clamp_(min=0)[:, None]
     place = torch.searchsorted(total, u_B[:, None] * total.gather(1, last), right=True)
     return order.gather(1, torch.minimum(place, last))[:, 0]
 

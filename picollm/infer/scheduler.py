@@ -32,6 +32,7 @@ from picollm.infer.sampling import (
     Sampling,
     Settings,
     TokenLogprob,
+    exact,
     logprobs_of,
     penalise,
     pick,
@@ -211,8 +212,12 @@ class Scheduler:
             size, kinds = max(longest, len(request.unread)), prompts | {tuple(request.unread)}
             if chosen and size * len(kinds) > budget:
                 break
-            if not self._room_for(request):
-                break
+            try:
+                if not self._room_for(request):
+                    break
+            except Exception as error:  # of memory, as a rule: it is this request that there is none for
+                self._fail(request, error)
+                continue
             longest, prompts = size, kinds
             request.slot = len(self.seated)
             self.seated.append(self.waiting.popleft())
@@ -224,32 +229,36 @@ class Scheduler:
     def _room_for(self, request: Request) -> bool:
         """Make the cache large enough; False if that is not allowed now."""
         shape, dtype = self.model.shape, self.model.dtype
-        slots = min(_power(len(self.seated) + 1), self.max_rows)
-        length = min(_power(max(request.longest, SHORTEST_CACHE)), shape.seq_len)
+        slots = least = min(_power(len(self.seated) + 1), self.max_rows)
+        length = own = min(_power(max(request.longest, SHORTEST_CACHE)), shape.seq_len)
         if self.cache is not None:
             slots, length = max(slots, self.cache.slots), max(length, self.cache.length)
             if (slots, length) == (self.cache.slots, self.cache.length):
                 return True
-        if self.seated and slots * length * KVCache.token_bytes(shape, dtype) > self.cache_bytes:
-            return False
+        if slots * length * KVCache.token_bytes(shape, dtype) > self.cache_bytes:
+            if self.seated:
+                return False
+            self.cache, slots, length = None, least, own  # alone it gets what it needs, and no more
         if self.cache is None:
-            self.cache = KVCache(shape, slots, length, device=self.model.device, dtype=dtype)
+            cache = KVCache(shape, slots, length, device=self.model.device, dtype=dtype)
         else:
-            self.cache = self.cache.resized(slots, length)
+            cache = self.cache.resized(slots, length)
         self._make_state(slots)
+        self.cache = cache  # last: where memory ends half-way, those under way keep what they have
         self.graphs.forget()
         return True
 
     def _make_state(self, slots: int) -> None:
         device, V = self.model.device, self.model.shape.vocab_size
-        old = self._state() if self.seated else []
-        self.place = torch.zeros(slots, dtype=torch.int64, device=device)  # where the next token to be read stands
-        self.tail = torch.zeros(slots, 2, dtype=torch.int64, device=device)  # it, after the one before it
-        self.u = torch.zeros(slots, self.model.shape.seq_len + 1, dtype=torch.float64, device=device)  # by place
-        self.seen = torch.zeros(slots, V, dtype=torch.bool, device=device)
-        self.settings = Settings.empty(slots, device)
-        for new, present in zip(self._state(), old, strict=False):
-            new[: present.shape[0]] = present
+        place = torch.zeros(slots, dtype=torch.int64, device=device)  # where the next token to be read stands
+        tail = torch.zeros(slots, 2, dtype=torch.int64, device=device)  # it, after the one before it
+        u = torch.zeros(slots, self.model.shape.seq_len + 1, dtype=exact(device), device=device)  # by place
+        seen = torch.zeros(slots, V, dtype=torch.bool, device=device)
+        settings = Settings.empty(slots, device)
+        if self.seated:
+            for new, present in zip((place, tail, u, seen, *settings), self._state(), strict=True):
+                new[: present.shape[0]] = present
+        self.place, self.tail, self.u, self.seen, self.settings = place, tail, u, seen, settings
 
     def _state(self) -> list[Tensor]:
         return [self.place, self.tail, self.u, self.seen, *self.settings]
@@ -265,7 +274,7 @@ class Scheduler:
         self.settings.put(request.slot, sampling, self.model.shape.vocab_size)
         if sampling.temperature:
             numbers = torch.from_numpy(uniforms([request.seed], request.row.limit)[0])
-            self.u[request.slot, start : start + len(numbers)] = numbers.to(self.u.device)
+            self.u[request.slot, start : start + len(numbers)] = numbers.to(self.u.dtype).to(self.u.device)
 
     def _mark_seen(self, request: Request) -> None:
         self.seen[request.slot] = False

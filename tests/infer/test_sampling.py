@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from picollm.infer.sampling import (
     Sampling,
     Settings,
+    exact,
     logprobs_of,
     penalise,
     pick,
@@ -149,3 +150,21 @@ def test_a_row_is_picked_the_same_whatever_the_settings_of_others(samplings: lis
 def test_bad_settings_are_refused(bad: dict) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
         Sampling(**bad)
+
+
+def test_logits_that_are_no_numbers_are_nobody_elses_business() -> None:
+    how = Sampling(temperature=1.0, top_k=4)
+    u = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    broken = torch.tensor([[math.nan] * 5, LOGITS])
+    assert choose(broken, [how, how], u)[1] == choose(torch.tensor([LOGITS]), [how], u[:1])[0]
+
+
+def test_without_double_precision() -> None:
+    assert exact(torch.device("mps")) == torch.float32 and exact(torch.device("cpu")) == torch.float64
+    settings = Settings.empty(200, torch.device("cpu"))
+    for row in range(200):
+        settings.put(row, Sampling(temperature=1.0, top_p=0.9), 5)
+    single = Settings(*(t.float() if t.dtype == torch.float64 else t for t in settings))
+    u = torch.from_numpy(uniforms([3], 200)[0])
+    logits = torch.tensor([LOGITS]).expand(200, -1)
+    assert pick(logits, single, u.float(), 5).tolist() == pick(logits, settings, u, 5).tolist()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from picollm.infer.cache import KVCache
 from picollm.infer.engine import Engine
 from picollm.infer.graphs import StepGraphs
 from picollm.infer.rows import Chunk, Completion
-from picollm.infer.sampling import Sampling
+from picollm.infer.sampling import Sampling, Settings
 from tests.infer.fakes import ByteTokenizer, scripted_engine, tiny_model
 
 TOK = ByteTokenizer()
@@ -230,6 +233,42 @@ def test_without_cuda_graphs_steps_run_as_they_are() -> None:
     assert len(said) == 1 and "without CUDA graphs" in said[0] and "\n" not in said[0]
 
 
+def test_a_pool_of_memory_ends_with_its_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: weakref.WeakSet[Graph] = weakref.WeakSet()
+
+    class Graph:
+        held: object = None
+
+        def pool(self) -> object:
+            return self.held
+
+        def replay(self) -> None:
+            pass
+
+    @contextlib.contextmanager
+    def capture(graph: Graph, pool: object = None) -> Iterator[None]:
+        if pool is not None and all(other.held is not pool for other in there):
+            raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")  # as the allocator of CUDA memory does
+        graph.held = pool or object()
+        there.add(graph)
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda it: contextlib.nullcontext())
+    said: list[str] = []
+    graphs, step = StepGraphs(said.append), lambda: [torch.zeros(1)]
+    for key in ("one", "two"):
+        graphs.run(key, step, [])
+    assert len({id(graph.held) for graph in there}) == 1
+    graphs.forget()  # as when the cache grows
+    graphs.run("one", step, [])
+    assert graphs.works and not said
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_captured_steps_say_what_eager_ones_do() -> None:
     model = tiny_model().cuda()
@@ -240,3 +279,38 @@ def test_captured_steps_say_what_eager_ones_do() -> None:
     eager.scheduler.graphs.works = False
     got, expected = (engine.generate(prompts, how, seeds=[1, 2, 3]) for engine in (captured, eager))
     assert captured.scheduler.graphs.works and [a.ids for a in got] == [a.ids for a in expected]
+
+
+@pytest.mark.parametrize("part", ["cache", "state"])
+def test_a_request_that_there_is_no_memory_for_ends_alone(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(tiny_model(), TOK, live=False, max_rows=2)
+    how = Sampling(max_tokens=30, temperature=1.0)
+    expected = engine.generate([[256, 65]], how)[0].ids
+    good, other, bad = engine.stream([256, 65], how), engine.stream([256, 66], how), engine.stream([256] * 100, how)
+    ids = [*next(good).ids]  # type: ignore[union-attr]
+    next(other)
+    next(bad)  # waits for a place
+    other.close()  # type: ignore[attr-defined]
+
+    def full(*args: object, **more: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((KVCache, "resized") if part == "cache" else (Settings, "empty")), full)
+        for _ in range(3):
+            ids += next(good).ids  # type: ignore[union-attr]
+        with pytest.raises(torch.OutOfMemoryError):
+            next(bad)
+    for item in good:
+        ids += item.ids if isinstance(item, Chunk) else []
+    assert ids == expected
+    assert engine.generate([[256] * 100], how)[0].ids
+
+
+def test_a_cache_that_is_left_over_does_not_count_for_one_that_is_alone() -> None:
+    model = tiny_model()
+    engine = Engine(model, TOK, live=False, cache_bytes=4 * 64 * KVCache.token_bytes(model.shape, torch.float32))
+    engine.scheduler.cache = KVCache(model.shape, 4, 64)  # as on a GPU, where it stays
+    stream = engine.stream([256] * 100, Sampling(max_tokens=20))
+    next(stream)
+    assert (engine.scheduler.cache.slots, engine.scheduler.cache.length) == (1, 128)
