@@ -18,6 +18,7 @@ import torch
 
 from picollm.infer.cache import KVCache, next_token
 from picollm.infer.decoder import Decoder
+from picollm.infer.products import WrongPrecision
 from picollm.model.gpt import GPT
 from picollm.run.errors import UserError
 from picollm.run.folder import picollm_home, write_atomic
@@ -33,15 +34,15 @@ ROUNDS, SECONDS = 7, 0.25  # at least so many, at least so long
 
 
 def choose(wanted: str, shape: ModelShape, device: torch.device) -> Precision:
-    """`wanted` if it is a precision that runs there, and for "auto" the best one. Raises `UserError`."""
+    """`wanted` if it is a precision that runs there, and for "auto" the best one. Raises `WrongPrecision`."""
     match wanted:
         case "auto":
             return _fastest(shape) if device.type == "cpu" else "bf16"
         case "int8" if device.type != "cpu":
-            raise UserError(f"precision int8 is for CPUs, and this model answers on {device}; use bf16")
+            raise WrongPrecision(f"precision int8 is for CPUs, and this model answers on {device}; use bf16")
         case "fp32" | "bf16" | "int8":
             return wanted
-    raise UserError(f"precision {wanted!r}: expected auto, fp32, bf16 or int8")
+    raise WrongPrecision(f"precision {wanted!r}: expected auto, fp32, bf16 or int8")
 
 
 def speedup(shape: ModelShape) -> float:

@@ -20,6 +20,10 @@ SMALL = 1 << 18
 TINY = torch.finfo(torch.float32).tiny
 
 
+class WrongPrecision(UserError):
+    """The precision asked for does not run there; nothing is wrong with the model."""
+
+
 class Product(Protocol):
     """x (..., inputs) -> (..., outputs). `copied`: it does not read the weight it was made from."""
 
@@ -29,7 +33,7 @@ class Product(Protocol):
 
 
 def product(weight: Tensor, *, int8: bool = False) -> Product:
-    """x -> x @ weight.T. Raises `UserError` when 8 bits are asked for and do not run here."""
+    """x -> x @ weight.T. Raises `WrongPrecision` when 8 bits are asked for and do not run here."""
     if int8:
         return _Int8(weight)
     if weight.device.type == "cpu" and _blocked_products_work(weight.dtype):
@@ -76,7 +80,7 @@ class _Int8:
 
     def __init__(self, weight: Tensor) -> None:
         if not _int8_products_work():
-            raise UserError("int8 weights do not run on this processor; use fp32 or bf16")
+            raise WrongPrecision("int8 weights do not run on this processor; use fp32 or bf16")
         self.packed = _Packed(weight)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from picollm.infer.engine import Engine
 from picollm.infer.load import load_model
+from picollm.infer.products import WrongPrecision
 from picollm.run import pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
@@ -83,6 +84,8 @@ class RunModels:
         precision = self.precision or run.config().chat.precision
         try:
             return load_model(folder, tokenizer, device=self.device, precision=precision, only_decode=True)
+        except WrongPrecision as error:  # which making the model again would not mend
+            raise UserError(f"{error}: --precision, or chat.precision in the settings of {run.name}") from None
         except UserError as error:
             raise UserError(f"{error}; {cure}") from None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from picollm.infer import products
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.serve.hub import Unavailable
@@ -78,3 +79,11 @@ def test_a_checkpoint_that_is_lost_or_damaged_later(harm: str) -> None:
     with pytest.raises(Unavailable, match="picollm run --run one --from pretrain") as refused:
         models.hub.engine("base")
     assert "\n" not in str(refused.value)
+
+
+def test_a_precision_that_does_not_run_here_is_no_reason_to_train_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_int8_products_work", lambda: False)
+    models = RunModels([make("one", "the boats came home")], precision="int8", say=lambda _: None)
+    with pytest.raises(Unavailable, match="use fp32 or bf16") as refused:
+        models.hub.engine("base")
+    assert "--precision" in str(refused.value) and "picollm run" not in str(refused.value)
