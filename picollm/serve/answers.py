@@ -24,6 +24,7 @@ from picollm.serve.protocol import Answer, Envelope, error_body, usage_of
 
 Item = Chunk | Completion | None
 Items = AsyncIterator[tuple[int, Item]]
+LINE_ENDS = "\x85\u2028\u2029"  # that JSON leaves as they are: clients that split text into lines break at them, too
 LAST_WORD_S = 5  # seconds beyond the deadline in which a stream may still say that it is late
 _T = TypeVar("_T")
 
@@ -193,7 +194,7 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async with contextlib.aclosing(self.events):  # type: ignore[type-var]
                 async for event in self.events:
-                    data = b"[DONE]" if event is None else msgspec.json.encode(event)
+                    data = b"[DONE]" if event is None else _on_one_line(msgspec.json.encode(event))
                     await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -203,6 +204,13 @@ class EventStream(Response):
                 await unless_gone(receive, asyncio.wait_for(write(), max(left, 0) + LAST_WORD_S))
         finally:
             await self.source.close()
+
+
+def _on_one_line(data: bytes) -> bytes:
+    """JSON without a character that anybody could take for the end of a line; they stand in texts only."""
+    for end in LINE_ENDS:
+        data = data.replace(end.encode(), f"\\u{ord(end):04x}".encode())
+    return data
 
 
 async def unless_gone(receive: Receive, work: Awaitable[_T]) -> _T | None:

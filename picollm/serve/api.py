@@ -128,7 +128,7 @@ async def _metrics(http: HttpRequest) -> Response:
         "picollm_active_answers": ("gauge", "answers being made", {(): gate.active}),
         "picollm_model_loaded": ("gauge", "1 for a model in memory", loaded),
         "picollm_model_loads_total": ("counter", "how often a model was loaded",
-                                      {(("model", name),): count for name, count in hub.loads.items()}),
+                                      {(("model", name),): count for name, count in dict(hub.loads).items()}),
     })  # fmt: skip
     return Response(text, media_type=CONTENT_TYPE)
 

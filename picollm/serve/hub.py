@@ -79,16 +79,20 @@ class ModelHub:
     def engine(self, name: str) -> Engine:
         """The engine, loaded now if need be. May take seconds: call it from the worker. Raises `Unavailable`."""
         with self._lock:
-            engine = self._engines.pop(name, None)
-            if engine is None:
-                while self.keep is not None and self._engines and len(self._engines) >= self.keep:
-                    del self._engines[next(iter(self._engines))]
-                try:
-                    engine = self._loaders[name]()
-                except UserError as error:
-                    raise Unavailable(f"the model {name!r} cannot be loaded: {error}") from None
-                self.loads[name] += 1
-            self._engines[name] = engine  # the last one is the most recently used
+            loader, engine = self._loaders[name], self._engines.pop(name, None)
+            if engine is not None:
+                self._engines[name] = engine  # the last one is the most recently used
+                return engine
+            while self.keep is not None and self._engines and len(self._engines) >= self.keep:
+                del self._engines[next(iter(self._engines))]
+        try:
+            engine = loader()  # meanwhile the event loop may add models
+        except UserError as error:
+            raise Unavailable(f"the model {name!r} cannot be loaded: {error}") from None
+        with self._lock:
+            self.loads[name] += 1
+            if self._loaders[name] is loader:  # else another has taken its name by now
+                self._engines[name] = engine
             return engine
 
     def unload(self) -> None:

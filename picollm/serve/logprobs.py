@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ class LogprobWriter:
 
     def __init__(self, *, chat: bool, offset: int = 0) -> None:
         self.chat, self.offset = chat, offset
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")  # one may be spread over several tokens
 
     def write(self, tok: Vocabulary, records: Sequence[TokenLogprob]) -> dict[str, Any]:
         return self._chat(tok, records) if self.chat else self._plain(tok, records)
@@ -37,7 +39,7 @@ class LogprobWriter:
         offsets = []
         for record in records:
             offsets.append(self.offset)
-            self.offset += len(tok.decode_bytes([record.id]).decode(errors="ignore"))
+            self.offset += len(self._characters.decode(tok.decode_bytes([record.id])))
         return {
             "tokens": [name_of(tok, record.id) for record in records],
             "token_logprobs": [record.logprob for record in records],

@@ -117,9 +117,12 @@ class Request(msgspec.Struct, kw_only=True):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def seeds(self) -> list[int]:
-        """One per choice: the seed itself for the first, so that n = 1 and the first of many say the same."""
-        seed = secrets.randbits(62) if self.seed is None else self.seed
-        return [seed if k == 0 else row_seed(seed, k) for k in range(self.choices)]
+        """One per choice: the seed itself for the first, so that n = 1 and the first of many say the same.
+
+        Seeds of our own have 53 bits: answers tell them, and more would be rounded where JSON's numbers are doubles.
+        """
+        seed = secrets.randbits(53) if self.seed is None else self.seed
+        return [seed if k == 0 else row_seed(seed, k) >> 10 for k in range(self.choices)]
 
 
 class ChatRequest(Request, kw_only=True):

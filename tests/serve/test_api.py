@@ -135,6 +135,12 @@ def test_choices(client: TestClient) -> None:
     for k in range(3):
         mine = [p["choices"][0] for p in pieces[:-1] if p["choices"][0]["index"] == k]
         assert "".join(c["delta"].get("content", "") for c in mine) == texts[k]
+    told = {p["choices"][0]["index"]: p["picollm"]["seed"] for p in pieces if "picollm" in p}
+    for k in range(3):  # with the seed it tells, a choice can be had again
+        again = chat(client, seed=told[k], temperature=1.0, max_tokens=12)["choices"][0]
+        assert again["message"]["content"] == texts[k]
+    told[3] = chat(client, max_tokens=1)["picollm"]["seed"]
+    assert max(told.values()) < 2**53  # JavaScript reads larger numbers as others
 
 
 def test_content_arrays_and_system(client: TestClient) -> None:

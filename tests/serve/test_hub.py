@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from picollm.infer.engine import Engine
 from picollm.infer.rows import Chunk
-from picollm.serve.hub import Worker
+from picollm.serve.hub import ModelHub, Worker
+from tests.infer.fakes import ByteTokenizer, tiny_model
 
 PIECES = 200
 
@@ -55,3 +57,27 @@ async def test_many_at_once_get_what_is_theirs_in_order() -> None:
             assert "".join(chunk.text for chunk in chunks) == letter * PIECES
             assert [number for chunk in chunks for number in chunk.ids] == list(range(PIECES))
     worker.close()
+
+
+def test_models_may_be_added_while_one_is_loaded() -> None:
+    hub, begun, go_on = ModelHub(), threading.Event(), threading.Event()
+    old, new = (Engine(tiny_model(), ByteTokenizer(), live=False) for _ in range(2))
+
+    def load() -> Engine:
+        begun.set()
+        assert go_on.wait(20)
+        return old
+
+    hub.add("a", load)
+    loading = threading.Thread(target=lambda: hub.engine("a"))
+    loading.start()
+    assert begun.wait(20)
+    adding = threading.Thread(target=lambda: [hub.add("b", new), hub.add("a", lambda: new)])
+    adding.start()
+    adding.join(10)
+    waited = adding.is_alive()
+    go_on.set()
+    loading.join(20)
+    adding.join(20)
+    assert not waited and hub.names == ["a", "b"]
+    assert hub.engine("a") is new  # not what was loaded under that name before

@@ -10,14 +10,16 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from picollm.infer.engine import Engine
 from picollm.run.errors import UserError
+from picollm.run.serving import Address, Client
 from picollm.serve.api import ModelHub, create_app, serve
-from picollm.serve.listen import bind_unix
+from picollm.serve.listen import _bind_tcp, bind_unix
 from tests.infer.fakes import ByteTokenizer, scripted_engine, tiny_model
 from tests.run.conftest import until
 from tests.serve.running import Running
@@ -125,8 +127,6 @@ def test_addresses_that_cannot_be_used(tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_our_own_client_understands_it(server: Running) -> None:
-    from picollm.run.serving import Address, Client
-
     client = Client(Address(uds=str(server.uds)))
     assert client.models() == ["slow", "tiny"]
     *pieces, last = client.stream_chat("slow", HI, temperature=0, max_tokens=12)
@@ -136,3 +136,23 @@ def test_our_own_client_understands_it(server: Running) -> None:
     assert last.finish_reason in ("length", "stop")
     with pytest.raises(UserError, match="does not exist"):
         list(client.stream_chat("gone", HI))
+
+
+def test_texts_with_ends_of_lines_that_are_none(tmp_path: Path) -> None:
+    said = "a\u2028b\x85c\u2029d\x0be\x1cf"  # what splits text into lines, httpx among them, would break there
+    hub = ModelHub()
+    hub.add("odd", scripted_engine(list(said.encode()), prompt_tokens=6))
+    running = Running(hub, tmp_path)
+    try:
+        client = Client(Address(uds=str(running.uds)))
+        *pieces, last = client.stream_chat("odd", HI, temperature=0, max_tokens=40)
+        assert "".join(piece.text for piece in pieces) == said and last.finish_reason == "stop"
+    finally:
+        running.end()
+
+
+def test_a_short_piece_does_not_wait_for_the_client() -> None:
+    with _bind_tcp("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -83,6 +83,17 @@ def test_plain_completions_have_parallel_lists(client: TestClient) -> None:
     assert only["tokens"] == found["tokens"] and all(len(top) == 1 for top in only["top_logprobs"])
 
 
+def test_places_count_characters_that_are_spread_over_tokens() -> None:
+    hub = ModelHub()
+    hub.add("base", scripted_engine(list("☃a☃b".encode()), prompt_tokens=4))
+    with TestClient(create_app(hub, None)) as client:
+        how = {"model": "base", "prompt": "xyz", "temperature": 0, "logprobs": 0}
+        choice = post(client, "completions", **how)
+        assert choice["text"] == "☃a☃b" and choice["logprobs"]["text_offset"] == [3, 3, 3, 4, 5, 5, 5, 6]
+        pieces = [piece["logprobs"] for piece in stream(client, "completions", **how) if piece["logprobs"]]
+        assert [place for piece in pieces for place in piece["text_offset"]] == choice["logprobs"]["text_offset"]
+
+
 def test_none_unless_asked_for(client: TestClient) -> None:
     assert post(client, "chat/completions", model="script", messages=HI)["logprobs"] is None
     assert post(client, "completions", model="base", prompt="x")["logprobs"] is None
