@@ -96,6 +96,23 @@ def test_conversations_outlive_the_page_and_can_be_deleted(page: Page, server: R
     assert page.errors == []
 
 
+def test_two_tabs_keep_each_others_conversations(page: Page) -> None:
+    page.run("""void (window.other = (id) => {
+      const kept = JSON.parse(localStorage.getItem('picollm.conversations') ?? '[]');
+      localStorage.setItem('picollm.conversations', JSON.stringify([{ id, title: id, turns: [] }, ...kept]));
+      window.dispatchEvent(new StorageEvent('storage', { key: 'picollm.conversations' }));
+    })""")
+    page.run("other('before')")
+    choose(page, "slow")
+    page.enter("hi")
+    page.until("document.querySelector('.text')?.textContent.length > 2")
+    page.run("other('meanwhile')")
+    page.press("Escape", "Escape")
+    done(page)
+    kept = [one["title"] for one in json.loads(page.run("localStorage.getItem('picollm.conversations')"))]
+    assert sorted(kept) == ["before", "hi", "meanwhile"] and len(texts(page)) == 1 and page.errors == []
+
+
 def test_stop_and_regenerate_by_key(page: Page, server: Running) -> None:
     choose(page, "slow")
     page.enter("hi")
@@ -204,6 +221,7 @@ MARKDOWN = {
     "# a # \n## b": "<h1>a</h1><h2>b</h2>",
     "a *b* __c__ `*d*` ~~e~~": "<p>a <em>b</em> <strong>c</strong> <code>*d*</code> <del>e</del></p>",
     "snake_case_name and \\*stars\\*": "<p>snake_case_name and *stars*</p>",
+    "``a`b`` ```c`": "<p><code>a`b</code> ```c`</p>",
     "**open *too": "<p>**open *too</p>",
     "```py\nx < 1\n\n# y": '<pre><code data-language="py">x &lt; 1\n\n# y</code></pre>',
     "- a\n  - b\n\n  c\n- d": "<ul><li>a<ul><li>b</li></ul><p>c</p></li><li>d</li></ul>",
@@ -242,7 +260,7 @@ def test_any_text_is_rendered_quickly_and_harmlessly(page: Page) -> None:
         it.append(render(text));
         if (it.querySelector('script, img, iframe, [onerror], a:not([href^="http"])')) return text;
       }
-      for (const piece of pieces) render(piece.repeat(4000));
+      for (const piece of pieces) for (const end of ['', 'a']) render(piece.repeat(4000) + end);
       return '';
     })""")
     assert page.run("hostile()") == ""

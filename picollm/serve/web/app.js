@@ -314,6 +314,17 @@ function drop(conversation) {
   keepConversations();
 }
 
+// Another tab has kept its list: what it knows is ours too, or we would write over it. While an answer grows here, the
+// conversation it belongs to is newer than what the other tab has of it.
+function takeOver() {
+  conversations = store.conversations();
+  const at = conversations.findIndex((one) => one.id === current?.id);
+  if (!running) current = conversations[at] ?? null;
+  else if (at >= 0) conversations[at] = current;
+  else if (current) conversations.unshift(current);
+  show();
+}
+
 function closeSidebar() {
   $("sidebar").classList.remove("open");
   $("shade").hidden = true;
@@ -397,6 +408,10 @@ $("theme").addEventListener("click", () => {
   settings.theme = THEMES[(THEMES.indexOf(settings.theme) + 1) % THEMES.length];
   keepSettings();
   showSettings();
+});
+
+window.addEventListener("storage", (event) => {
+  if (event.key === store.CONVERSATIONS) takeOver();
 });
 
 show();

@@ -6,7 +6,7 @@ const DEEPEST = 8; // nested quotes and lists; deeper ones are shown as they are
 const INLINE = new RegExp(
   [
     "\\\\([!-/:-@[-`{-~])", // 1 a character that was escaped
-    "(`+)(.+?)(?<!`)\\2(?!`)", // 2 fence, 3 code
+    "(?<!`)(`+)(?!`)(.+?)(?<!`)\\2(?!`)", // 2 fence, all of it, 3 code
     "\\*\\*(?=\\S)(.+?)(?<=\\S)\\*\\*", // 4 strong
     "(?<!\\w)__(?=\\S)(.+?)(?<=\\S)__(?!\\w)", // 5 strong
     "\\*(?=[^\\s*])(.+?)(?<=[^\\s*])\\*(?!\\*)", // 6 emphasis

@@ -3,7 +3,7 @@
 // A conversation: {id, title, turns: [{user, answers: [{model, text, finish, figures, usage, error}]}]}. A turn has one
 // answer, or two where models are compared.
 
-const CONVERSATIONS = "picollm.conversations";
+export const CONVERSATIONS = "picollm.conversations";
 const SETTINGS = "picollm.settings";
 const MOST = 100; // conversations kept; the oldest go first
 
