@@ -189,7 +189,7 @@ def chat(
     client, known = cli_talk.connect(found)
     chosen = cli_talk.choose(model, known)
     if prompt is None:
-        cli_talk.converse(client, chosen, talk)
+        cli_talk.converse(found, chosen, talk)
     else:
         cli_talk.say(client, chosen, [{"role": "user", "content": prompt}], talk)
     return 0

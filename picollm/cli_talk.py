@@ -37,12 +37,17 @@ def connect(run: Run) -> tuple[serving.Client, list[str]]:
     """A client and the models it can talk to, best first. Raises `UserError` when nothing has been trained yet."""
     if not any((run.dir / folder).is_dir() for folder in _checkpoint_folders()):
         raise UserError(f"run '{run.name}' has no model yet; make one with: picollm run --run {run.name}")
-    client = serving.Client(serving.ensure_serving(run))
+    client = reach(run)
     found = client.models()
     known = [name for name in BEST_FIRST if name in found]
     if not known:
         raise UserError(f"run '{run.name}' has no model yet; make one with: picollm run --run {run.name}")
     return client, known
+
+
+def reach(run: Run) -> serving.Client:
+    """A client of the inference process, which is started when it is not there: it leaves when idle."""
+    return serving.Client(serving.ensure_serving(run))
 
 
 def choose(wanted: str | None, known: list[str]) -> str:
@@ -81,7 +86,7 @@ def say(client: serving.Client, model: str, messages: list[dict[str, Any]], talk
     return text, last
 
 
-def converse(client: serving.Client, model: str, talk: Talk) -> None:
+def converse(run: Run, model: str, talk: Talk) -> None:
     """Read, answer, repeat. `/new` forgets the conversation, `/quit` or the end of the input ends it."""
     terminal = sys.stdin.isatty()
     if terminal:
@@ -100,7 +105,14 @@ def converse(client: serving.Client, model: str, talk: Talk) -> None:
         if not line:
             continue
         messages.append({"role": "user", "content": line})
-        text, _ = say(client, model, messages, talk)
+        try:
+            text, _ = say(reach(run), model, messages, talk)
+        except UserError as error:
+            if not terminal:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            messages.pop()  # what was said before is still there
+            continue
         messages.append({"role": "assistant", "content": text})
 
 

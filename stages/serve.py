@@ -210,6 +210,8 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:  # before signals only ask: torch takes seconds to load
+        return 130
     return 0
 
 

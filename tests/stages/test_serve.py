@@ -211,3 +211,12 @@ def test_a_browser_is_opened_only_where_the_person_sits(monkeypatch: pytest.Monk
     assert serve.can_open()
     monkeypatch.setenv("SSH_CONNECTION", "1 2 3 4")
     assert not serve.can_open()
+
+
+def test_an_interrupt_while_it_starts_is_no_traceback(made: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve, "serve_publicly", interrupted)
+    monkeypatch.setattr(sys, "argv", ["serve", "--run", str(made.dir), "--host", "127.0.0.1"])
+    assert serve.main() == 130
