@@ -34,6 +34,11 @@ def main() -> None:
         options.depth, options.dim, options.seq, options.vocab = 2, 64, 64, 320
         options.rows, options.prompts, options.tokens, options.rounds = [1, 4], [8, 24], 8, 1
 
+    if max(options.prompts) + options.tokens > options.seq:
+        parser.error(
+            f"--prompts {max(options.prompts)} and --tokens {options.tokens} do not fit in --seq {options.seq}"
+        )
+
     from picollm.train.device import start
 
     device = start(options.device, threads=options.threads).device

@@ -98,13 +98,18 @@ async def ask(address: str, model: str, prompt: str, tokens: int, expected: str 
     head = ["POST /v1/chat/completions HTTP/1.0", f"Host: {address}", "Content-Type: application/json",
             f"Content-Length: {len(body)}", *([f"Authorization: Bearer {token}"] if token else [])]  # fmt: skip
     begun = time.perf_counter()
-    reader, writer = await asyncio.open_connection(*address.rsplit(":", 1))
+    try:
+        reader, writer = await asyncio.open_connection(*address.rsplit(":", 1))
+    except OSError as error:
+        return Answered(wrong=f"{address}: {error}")
     try:
         writer.write("\r\n".join([*head, "", body]).encode())
         answer = await reader.readuntil(b"\r\n\r\n")
         if answer.split(maxsplit=2)[1] != b"200":
             return Answered(wrong=f"{answer.splitlines()[0].decode()}: {(await reader.read()).decode()[:200]}")
         lines = [(time.perf_counter(), line) async for line in reader if line.startswith(b"data: {")]
+    except (OSError, EOFError) as error:
+        return Answered(wrong=f"the connection was lost: {error}")
     finally:
         writer.close()
     text, said_at, made, reason = "", [], 0, None
