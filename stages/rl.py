@@ -11,6 +11,7 @@ from picollm.evals.pass_at import sample_pass_at
 from picollm.infer.engine import Engine
 from picollm.infer.sampling import Sampling
 from picollm.run.errors import StopRequested, UserError
+from picollm.run.folder import fingerprint
 from picollm.run.history import StageHistory
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.tasks import Example, make
@@ -26,12 +27,14 @@ UNCOMPILED_MULTIPLE = 16  # where no graph is kept, rows need not come in few le
 
 
 def work(ctx: StageContext) -> Outcome:
-    # Rows are shorter here than in the other stages; on a CPU a graph of their own takes longer to make than it saves.
-    session = open_session(ctx, compiled=ctx.config.machine.compile == "on")
-    settings, ranks, seed = ctx.config.rl, session.ranks, ctx.config.run.seed
+    settings, seed = ctx.config.rl, ctx.config.run.seed
     task = make(settings.task, seed=seed)
     if reason := task.unavailable():
         raise UserError(f"rl.task = {settings.task!r} cannot be judged on this machine: {reason}")
+    source = ctx.rank0_first(lambda: task.fetch(ctx.config.data.mirrors, ctx.message))
+    # Rows are shorter here than in the other stages; on a CPU a graph of their own takes longer to make than it saves.
+    session = open_session(ctx, compiled=ctx.config.machine.compile == "on")
+    ranks = session.ranks
     examples = task.train()
     if not examples:
         raise UserError(f"rl.task = {settings.task!r} has no training examples on this machine; choose another task")
@@ -113,6 +116,7 @@ def work(ctx: StageContext) -> Outcome:
         evals=[Every(settings.eval_every, read_heldout, at_start=True)],
         extra_metrics=lambda step: dict(stats),
         ahead=0,
+        content={"rl.task": fingerprint(source["sha256"])} if source.get("sha256") else {},
     )
     return Outcome(paths=outcome.paths, artifacts=outcome.artifacts, summary=outcome.summary | gained(ctx, readings))
 
