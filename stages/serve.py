@@ -57,8 +57,9 @@ def serve_run(run: Run, idle_s: float) -> None:
     from picollm.train.device import start
 
     machine = run.config().machine
-    start("cpu" if machine.device == "auto" else machine.device, threads=machine.threads, deterministic="off")
-    models = RunModels([run], say=_say)
+    device = "cpu" if machine.device == "auto" else machine.device
+    ranks = start(device, threads=machine.threads, deterministic="off")
+    models = RunModels([run], device=ranks.device, say=_say)
     models.require()
     stopping = _on_signals()
     uds = socket_path(run)

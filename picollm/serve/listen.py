@@ -106,7 +106,7 @@ async def _run(
     servers = [
         _Server(
             uvicorn.Config(
-                app, log_config=None, access_log=False, proxy_headers=False, server_header=False,
+                app, log_config=None, access_log=False, proxy_headers=False, server_header=False, ws="none",
                 timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=GRACE_S,
                 lifespan="on" if i == 0 else "off",  # one app, one lifespan
             ),
