@@ -101,4 +101,6 @@ def _cure(run: Run, stage: str) -> str:
 
 def _check(folder: Path, tokenizer: Path) -> None:
     """Whether it is a checkpoint of ours, of this tokenizer, before anybody asks it. Raises `UserError`."""
-    checkpoint.check_tokenizer(checkpoint.read_meta(folder), Tokenizer.load(tokenizer).hash, folder)
+    meta = checkpoint.read_meta(folder)
+    checkpoint.check_format(meta, folder)
+    checkpoint.check_tokenizer(meta, Tokenizer.load(tokenizer).hash, folder)

@@ -30,7 +30,7 @@ from picollm.run.errors import UserError
 from picollm.run.scaling import ModelShape
 from picollm.train.sharded import AnyOptimizer
 
-FORMAT = 1
+FORMAT = 2  # 1: models of two layers backed out their last layer, see `check_format`
 _FINISHED = re.compile(r"step-(\d{6,})")
 _UNFINISHED = ".saving-"
 _DOOMED = ".removing-"
@@ -225,8 +225,8 @@ def problem(path: Path) -> str | None:
         return "it has no manifest.json"
     except (msgspec.DecodeError, OSError) as error:
         return f"its manifest.json is unreadable ({error})"
-    if manifest.format != FORMAT:
-        return f"it has format {manifest.format} and this program reads format {FORMAT}"
+    if manifest.format not in (1, FORMAT):
+        return f"it has format {manifest.format} and this program reads formats up to {FORMAT}"
     for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():
@@ -278,12 +278,23 @@ def check_tokenizer(meta: dict[str, Any], tokenizer_hash: str, where: Path) -> N
         )
 
 
+def check_format(meta: dict[str, Any], where: Path) -> None:
+    """Refuse weights that meant something else when they were saved: they would produce gibberish. Raises UserError."""
+    shape = meta.get("shape") or {}
+    if meta.get("format") == 1 and shape.get("depth") == 2 and shape.get("backout"):
+        raise UserError(
+            f"{where} was made by an earlier picollm, which computed models of two layers otherwise: "
+            "make its run's models again, beginning with pretrain"
+        )
+
+
 def load(path: Path, model: nn.Module, optimizer: AnyOptimizer | None = None) -> dict[str, Any]:
     """Copy a checkpoint into `model` (and `optimizer`) on whatever device they are; returns its meta.
 
-    Raises UserError when files are missing, damaged or of another shape.
+    Raises UserError when files are missing, damaged, of another shape, or too old.
     """
     meta = read_meta(path)
+    check_format(meta, path)
     try:
         model.load_state_dict(load_file(path / "model.safetensors"))
         if optimizer is not None:

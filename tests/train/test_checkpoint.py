@@ -55,6 +55,21 @@ def test_a_model_can_be_built_from_its_checkpoint(tmp_path):
         checkpoint.load_model(info.path, tokenizer_hash="xyz")
 
 
+def test_two_layers_of_an_earlier_format_are_refused(tmp_path):
+    model = small_model()
+    info = checkpoint.save(tmp_path, 1, model, None, {})
+    meta = checkpoint.read_meta(info.path)
+    assert meta["shape"]["depth"] == 2 and meta["format"] == checkpoint.FORMAT == 2
+    for old, refused in (({}, True), ({"depth": 3}, False), ({"backout": False}, False)):
+        changed = {**meta, "format": 1, "shape": {**meta["shape"], **old}}
+        (info.path / "meta.json").write_bytes(msgspec.json.encode(changed))
+        if refused:
+            with pytest.raises(UserError, match="computed models of two layers otherwise: make its run's models again"):
+                checkpoint.load(info.path, model)
+        else:
+            checkpoint.load(info.path, model)
+
+
 def test_only_the_newest_are_kept(tmp_path):
     model, _ = trained()
     for step in (9, 10, 100, 20):
