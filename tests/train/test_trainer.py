@@ -253,7 +253,7 @@ def test_the_same_when_compiled(tmp_path, precision, monkeypatch):
 
 
 RANKED = """
-import sys
+import os, sys
 from pathlib import Path
 import torch
 from tests.train.conftest import FakeContext, counting_rows, small_model, ROWS, T
@@ -268,6 +268,8 @@ def batches(step):
     inputs, targets = counting_rows(step)
     mine = slice(ranks.rank * ROWS // ranks.world, (ranks.rank + 1) * ROWS // ranks.world)
     yield Batch(inputs[mine].contiguous(), targets[mine].contiguous(), None, float(ROWS * T))
+def say(line):
+    os.write(1, f"{line}\\n".encode())  # one write: the ranks share the pipe
 # Only one rank sees the stop: the others must come along.
 ctx = FakeContext(stop_at=int(sys.argv[2]) if ranks.rank == ranks.world - 1 and int(sys.argv[2]) else None)
 try:
@@ -275,9 +277,10 @@ try:
     train_stage(ctx, model=small_model(), batches=batches, settings=settings, checkpoint_dir=Path(sys.argv[1]),
                 meta={"fingerprint": "f", "tokenizer": "t"}, ranks=ranks)
 except StopRequested as stop:
-    print("stopped", stop.step)
+    say(f"stopped {stop.step}")
+ranks.gather(None)  # rank 0 speaks last
 if ranks.rank == 0:
-    print("losses", *ctx.losses())
+    say(" ".join(map(str, ["losses", *ctx.losses()])))
 ranks.close()
 """
 
