@@ -22,8 +22,9 @@ from picollm.model.gpt import GPT
 from picollm.run import estimate, memory, plan
 from picollm.run.config import Config
 from picollm.run.errors import StopRequested, UserError
-from picollm.run.folder import Plan, Run, apply_plan, plan_inputs, write_atomic
+from picollm.run.folder import Run, write_atomic
 from picollm.run.launch import child_environment
+from picollm.run.planned import Plan, apply_plan, plan_inputs
 from picollm.run.scaling import ModelShape, flops_per_token
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.tasks import Task, identity, make, mirror
@@ -247,7 +248,7 @@ def _probe(
         precision, attention = only.best.compute.precision, only.best.compute.attention
     planned_s = TRAINING_SHARE * 60 * wishes.run.minutes
     if made is not None and not wishes.run.minutes:
-        planned_s = sum(made.seconds[name] for name in plan.SHARES)
+        planned_s = sum(made.seconds[name] for name in plan.TRAINED)
     while True:
         try:
             found = probe(

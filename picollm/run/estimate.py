@@ -11,7 +11,7 @@ import msgspec
 from picollm.run import gpus, memory, plan, scaling
 from picollm.run.config import Config
 from picollm.run.errors import UserError
-from picollm.run.folder import Plan, apply_plan
+from picollm.run.planned import Plan, apply_plan
 
 ALL_KEPT = 10
 """Checkpoints counted for each stage where `machine.keep_last = 0` keeps every one."""
@@ -117,7 +117,7 @@ def estimate(
     shape = plan.shape(config)
     per_token = scaling.flops_per_token(shape)
     counts = scaling.num_params(shape)
-    steps = {name: getattr(config, name).steps for name in plan.SHARES}
+    steps = {name: getattr(config, name).steps for name in plan.TRAINED}
     rows = {name: getattr(config, name).rows for name in ("pretrain", "midtrain", "sft")}
     tokens = {name: steps[name] * count * shape.seq_len for name, count in rows.items()}
     answers = config.rl.questions * config.rl.samples
@@ -165,7 +165,7 @@ def disk(config: Config, shape: scaling.ModelShape, text: int) -> dict[str, int]
         kept = (config.data.shards + 1) * plan.SHARD_BYTES
     tokens = text / plan.bytes_per_token(config.tokenizer.vocab_size)
     checkpoints = (config.machine.keep_last or ALL_KEPT) + config.machine.keep_best
-    return memory.disk_bytes(shape, checkpoints, len(plan.SHARES), {"tokens": tokens, "bytes": kept})
+    return memory.disk_bytes(shape, checkpoints, len(plan.TRAINED), {"tokens": tokens, "bytes": kept})
 
 
 def eta_seconds(config: Config, seconds: dict[str, float]) -> float:

@@ -21,8 +21,11 @@ from picollm.run.config import Config
 from picollm.run.errors import UserError
 from picollm.run.folder import Plan, plan_inputs
 
-SHARES = {"pretrain": 0.39, "midtrain": 0.12, "sft": 0.29, "rl": 0.20}
+TRAINED = tuple(pipeline.MODEL_STAGES.values())
+"""The four stages whose steps are planned."""
 SMALLEST_STEPS = {"pretrain": 20, "midtrain": 10, "sft": 20, "rl": 4}
+RL_QUESTIONS = 8000
+"""As many questions RL is planned to ask at most, about one pass through the largest published set (GSM8K's 7,473)."""
 SHALLOWEST, DEEPEST = 2, 12
 TOKENS_PER_PARAMETER = 0.5
 """Minutes of training are worth a deeper model from about this many tokens per scaling parameter (docs/log.md)."""
@@ -181,10 +184,10 @@ def make_plan(config: Config, measured: Measured, how: memory.How | None = None)
     step_s = _step_seconds(config, measured, chosen)
     start = _start_seconds(measured)
     if config.run.minutes:
-        readings_s = SHARES["pretrain"] * 60 * config.run.minutes
+        readings_s = shares(config)["pretrain"] * 60 * config.run.minutes
         seconds = _fixed_seconds(config, measured, chosen, readings_s)
         left = _left(config, measured, seconds, start)
-        steps = {name: max(SMALLEST_STEPS[name], round(share * left / step_s[name])) for name, share in SHARES.items()}
+        steps = _affordable(config, left, step_s)
         if config.pretrain.ratio:
             steps["pretrain"] = _horizon_steps(config, chosen)
     else:
@@ -203,7 +206,7 @@ def make_plan(config: Config, measured: Measured, how: memory.How | None = None)
         "pretrain.rows": rows,
         "machine.device_rows": at_once,
     }
-    for name in SHARES:
+    for name in TRAINED:
         values[f"{name}.steps"] = getattr(config, name).steps or steps[name]
         seconds[name] += start + values[f"{name}.steps"] * step_s[name]
     return Plan(
@@ -233,6 +236,22 @@ def device_rows(
     return found.rows, found.checkpointing
 
 
+def shares(config: Config) -> dict[str, float]:
+    """Each trained stage's part of the time for training, 1 together."""
+    wished = {name: getattr(config, name).share for name in TRAINED}
+    return {name: share / sum(wished.values()) for name, share in wished.items()}
+
+
+def _affordable(config: Config, left: float, step_s: dict[str, float]) -> dict[str, int]:
+    """The steps that `left` seconds pay for; what RL could only repeat itself in goes to the stages before it."""
+    parts = {name: share * left for name, share in shares(config).items()}
+    over = parts["rl"] - max(1, RL_QUESTIONS // config.rl.questions) * step_s["rl"]
+    if over > 0:
+        rest = left - parts["rl"]
+        parts = {name: part * (1 + over / rest) for name, part in parts.items()} | {"rl": parts["rl"] - over}
+    return {name: max(SMALLEST_STEPS[name], round(part / step_s[name])) for name, part in parts.items()}
+
+
 def _horizon_steps(config: Config, chosen: scaling.ModelShape) -> int:
     tokens = batch_rows(config, chosen) * chosen.seq_len
     return scaling.iterations(chosen, config.pretrain.ratio or DEFAULT_RATIO, tokens)
@@ -241,7 +260,7 @@ def _horizon_steps(config: Config, chosen: scaling.ModelShape) -> int:
 def _left(config: Config, measured: Measured, fixed: dict[str, float], start: float) -> float:
     """Seconds for training steps; never less than a fifth of the budget, or a slow machine would learn nothing."""
     budget = 60 * config.run.minutes
-    return max(0.2 * budget, budget - sum(fixed.values()) - len(SHARES) * start)
+    return max(0.2 * budget, budget - sum(fixed.values()) - len(TRAINED) * start)
 
 
 def _start_seconds(measured: Measured) -> float:
@@ -251,11 +270,12 @@ def _start_seconds(measured: Measured) -> float:
 
 def _depth(config: Config, measured: Measured) -> int:
     """The deepest model that still sees `TOKENS_PER_PARAMETER` in pretraining's share of the budget."""
+    share = shares(config)["pretrain"]
     for depth in range(DEEPEST, SHALLOWEST, -1):
         chosen = at_depth(config, depth)
-        fixed = _fixed_seconds(config, measured, chosen, SHARES["pretrain"] * 60 * config.run.minutes)
+        fixed = _fixed_seconds(config, measured, chosen, share * 60 * config.run.minutes)
         left = _left(config, measured, fixed, _start_seconds(measured))
-        tokens = SHARES["pretrain"] * left * measured.train_flops_s / scaling.flops_per_token(chosen)
+        tokens = share * left * measured.train_flops_s / scaling.flops_per_token(chosen)
         if tokens >= TOKENS_PER_PARAMETER * scaling.num_params(chosen)["scaling"]:
             return depth
     return SHALLOWEST
@@ -311,14 +331,15 @@ def _fixed_seconds(
         seconds["base_eval"] += core_tokens * per_token / 3 / measured.train_flops_s
     seconds["base_eval"] += EVAL_PROMPTS * config.base_eval.sample_tokens / (few * decode)
     evals = config.chat_eval
-    answers = EVAL_TASKS * evals.items * ANSWER_SHARE * (evals.max_tokens or TASK_TOKENS) / decode
+    asked = EVAL_TASKS * evals.items + sum(max(0, items - evals.items) for items in evals.tasks.values())
+    answers = asked * ANSWER_SHARE * (evals.max_tokens or TASK_TOKENS) / decode
     prompts = EVAL_PROMPTS * config.chat.max_tokens / (few * decode)
     seconds["chat_eval"] = 2 * measured.torch_s + len(pipeline.MODEL_STAGES) * (answers + prompts)
     for name in ("midtrain", "sft"):
         knobs = getattr(config, name)
         answers = EVAL_TASKS * knobs.eval_items * ANSWER_SHARE * TASK_TOKENS / decode
         reading = CHAT_READING * EXAMPLE_TOKENS * per_token / 3 / measured.train_flops_s + answers
-        readings = 2 + SHARES[name] * 60 * config.run.minutes / knobs.eval_every
+        readings = 2 + shares(config)[name] * 60 * config.run.minutes / knobs.eval_every
         seconds[name] = MIX_S_PER_START * measured.light_s + readings * reading
     readings = 1 + pretrain_s / config.pretrain.eval_every
     reading_tokens = EVAL_BATCHES * batch_rows(config, chosen) * chosen.seq_len

@@ -20,6 +20,10 @@ def _meta(text: str, unit: str = "", affects: str = "result", auto: bool = False
 
 Rows = Annotated[int, _meta("sequences in one optimizer step, over all ranks", "rows", ge=1, le=1 << 20)]
 Steps = Annotated[int, _meta("optimizer steps; 0: planned from the measured speed", "steps", auto=True, ge=0, le=10**8)]
+Share = Annotated[
+    float,
+    _meta("its part of the training time when the steps are planned, against the other stages", affects="how", gt=0),
+]
 LrScale = Annotated[float, _meta("learning rates as a multiple of the [pretrain] ones", "×", ge=0, le=100)]
 Warmdown = Annotated[float, _meta("share of the steps over which the learning rate falls", "share", ge=0, le=1)]
 FinalLr = Annotated[float, _meta("learning rate at the end as a share of the full one", "share", ge=0, le=1)]
@@ -130,6 +134,7 @@ class ModelConfig(msgspec.Struct, kw_only=True):
 
 class PretrainConfig(msgspec.Struct, kw_only=True):
     steps: Steps = 0
+    share: Share = 0.39
     rows: Annotated[
         int, _meta("sequences in one optimizer step, over all ranks; 0: by the batch rule", "rows", auto=True, ge=0)
     ] = 16
@@ -172,6 +177,7 @@ class IdentityConfig(msgspec.Struct, kw_only=True):
 
 class MidtrainConfig(msgspec.Struct, kw_only=True):
     steps: Steps = 0
+    share: Share = 0.12
     rows: Rows = 16
     lr: LrScale = 1.0
     warmdown: Warmdown = 0.5
@@ -187,6 +193,7 @@ class MidtrainConfig(msgspec.Struct, kw_only=True):
 
 class SftConfig(msgspec.Struct, kw_only=True):
     steps: Steps = 0
+    share: Share = 0.29
     rows: Rows = 16
     lr: LrScale = 0.8
     warmdown: Warmdown = 0.5
@@ -205,6 +212,7 @@ class RlConfig(msgspec.Struct, kw_only=True):
         "arithmetic:digits=3,operations=2"
     )
     steps: Steps = 0
+    share: Share = 0.2
     questions: Annotated[int, _meta("questions per step, over all ranks", "questions", ge=1, le=4096)] = 8
     samples: Annotated[int, _meta("answers sampled per question", "answers", ge=2, le=256)] = 8
     max_tokens: Annotated[int, _meta("longest answer", "tokens", ge=4, le=1 << 16)] = 48

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from picollm.run import config, pipeline, plan
 from picollm.run.config import Config
 from picollm.run.errors import UserError
-from picollm.run.folder import apply_plan
+from picollm.run.planned import apply_plan
 
 
 def wishes(*sets: str) -> Config:
@@ -29,9 +29,9 @@ def test_planned_steps_fit_the_budget(train: float, minutes: float) -> None:
     # Where the machine is too slow for the budget, the smallest number of steps that still teaches is kept.
     assume(all(made.values[f"{name}.steps"] > least for name, least in plan.SMALLEST_STEPS.items()))
     step_s = plan._step_seconds(settings, found, plan.at_depth(settings, made.values["model.depth"]))
-    training = sum(made.values[f"{name}.steps"] * step_s[name] for name in plan.SHARES)
+    training = sum(made.values[f"{name}.steps"] * step_s[name] for name in plan.TRAINED)
     assume(training > 0.25 * 60 * minutes)  # a fifth goes to training even where the rest alone is too much
-    one_step_each = sum(made.seconds[name] / made.values[f"{name}.steps"] for name in plan.SHARES)
+    one_step_each = sum(made.seconds[name] / made.values[f"{name}.steps"] for name in plan.TRAINED)
     assert abs(sum(made.seconds.values()) - 60 * minutes) <= one_step_each + 1
 
 
@@ -50,7 +50,23 @@ def test_speed_decides_the_depth() -> None:
 
 def test_more_minutes_are_more_steps_or_a_deeper_model() -> None:
     few, many = (plan.make_plan(wishes(f"run.minutes={minutes}", "model.depth=4"), measured()) for minutes in (5, 20))
-    assert all(many.values[f"{name}.steps"] > few.values[f"{name}.steps"] for name in plan.SHARES)
+    assert all(many.values[f"{name}.steps"] > few.values[f"{name}.steps"] for name in plan.TRAINED)
+
+
+def test_a_larger_share_is_more_steps_at_the_cost_of_the_others() -> None:
+    plain, more = (
+        plan.make_plan(wishes("run.minutes=20", "model.depth=4", *sets), measured()).values
+        for sets in ((), ("midtrain.share=0.5",))
+    )
+    assert more["midtrain.steps"] > 2 * plain["midtrain.steps"]
+    assert all(more[f"{name}.steps"] < plain[f"{name}.steps"] for name in ("pretrain", "sft", "rl"))
+
+
+def test_what_rl_could_only_repeat_goes_to_the_stages_before() -> None:
+    long = "run.minutes=600", "model.depth=2", "rl.questions=16"
+    capped = plan.make_plan(wishes(*long), measured())
+    assert capped.values["rl.steps"] == plan.RL_QUESTIONS // 16
+    assert abs(sum(capped.seconds.values()) - 600 * 60) <= 30
 
 
 @given(st.integers(2, 8), st.integers(1, 500), rates)
@@ -73,7 +89,7 @@ def test_every_setting_left_open_is_planned_and_every_stage_predicted() -> None:
 
 def test_a_hopelessly_slow_machine_still_gets_the_least_that_teaches() -> None:
     made = plan.make_plan(wishes(), measured(1e6, 1e5))
-    assert {name: made.values[f"{name}.steps"] for name in plan.SHARES} == plan.SMALLEST_STEPS
+    assert {name: made.values[f"{name}.steps"] for name in plan.TRAINED} == plan.SMALLEST_STEPS
 
 
 def test_an_unplanned_shape_says_so() -> None:
