@@ -10,8 +10,9 @@ from picollm.run import estimate, gpus, memory
 from picollm.run.config import Config
 from picollm.run.errors import UserError
 from picollm.run.estimate import Estimate
-from picollm.run.folder import Plan, Run
+from picollm.run.folder import Run
 from picollm.run.plan import Measured
+from picollm.run.planned import Plan
 
 
 def amount(value: float, unit: str = "") -> str:

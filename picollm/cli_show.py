@@ -15,7 +15,8 @@ from picollm.run import config as settings
 from picollm.run import events as ev
 from picollm.run import lease
 from picollm.run.errors import UserError
-from picollm.run.folder import ACTIVE, Plan, Run, runs_folder
+from picollm.run.folder import ACTIVE, Run, runs_folder
+from picollm.run.planned import Plan
 
 
 def existing(name: str | None) -> Run:

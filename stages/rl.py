@@ -11,8 +11,8 @@ from picollm.evals.pass_at import sample_pass_at
 from picollm.infer.engine import Engine
 from picollm.infer.sampling import Sampling
 from picollm.run.errors import StopRequested, UserError
-from picollm.run.folder import fingerprint
 from picollm.run.history import StageHistory
+from picollm.run.planned import fingerprint
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.tasks import Example, make
 from picollm.text.chat import render_prompt

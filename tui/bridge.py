@@ -20,8 +20,9 @@ from picollm.run import config as settings
 from picollm.run import events as ev
 from picollm.run import lease, pipeline
 from picollm.run.errors import UserError
-from picollm.run.folder import Plan, Run, runs_folder
+from picollm.run.folder import Run, runs_folder
 from picollm.run.history import StageHistory
+from picollm.run.planned import Plan
 from tui import state
 from tui.curves import Curve, Envelope
 

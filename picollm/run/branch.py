@@ -22,7 +22,8 @@ import msgspec
 from picollm.run import config as settings
 from picollm.run import pipeline
 from picollm.run.errors import UserError
-from picollm.run.folder import FORMAT, Inherited, Origin, Run, name_of_new, plan_inputs, write_atomic
+from picollm.run.folder import FORMAT, Run, name_of_new, write_atomic
+from picollm.run.planned import Inherited, Origin, plan_inputs
 
 KEPT = re.compile(r"attempt-(\d+)\.(events\.jsonl|console\.log|config\.toml|ready\.json)")
 ALWAYS_MADE = ("doctor",)  # it looks at the machine as it is now

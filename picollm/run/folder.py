@@ -6,13 +6,10 @@ Nothing here writes anything but the configuration, a request to stop, and what 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import re
 import tempfile
 import time
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +18,17 @@ import platformdirs
 
 from picollm.run import config as settings
 from picollm.run import events as ev
-from picollm.run import lease, pipeline
+from picollm.run import lease
 from picollm.run.errors import UserError
+from picollm.run.planned import Inherited, Origin, Plan, apply_plan, inputs_of, plan_inputs
 from picollm.run.status import ACTIVE, STATES, StageStatus, status_of, statuses_of
 
-__all__ = ["ACTIVE", "STATES", "Plan", "Run", "StageStatus", "picollm_home", "runs_folder", "write_atomic"]
+__all__ = [
+    "ACTIVE", "STATES", "Plan", "Run", "StageStatus", "picollm_home", "plan_inputs", "runs_folder", "write_atomic",
+]  # fmt: skip
 
 FORMAT = 1
 CREATE_PATIENCE_S = 2.0
-_TASK_FILE = re.compile(r"[:,] *path *= *([^,\n]*)")  # "custom:path=me.jsonl"
 
 
 def picollm_home() -> Path:
@@ -59,37 +58,6 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from None
-
-
-class Plan(msgspec.Struct, kw_only=True):
-    """What preflight resolved: `values` fills the settings left at 0, `seconds` predicts every stage."""
-
-    values: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
-    choices: dict[str, str] = {}
-    figures: dict[str, dict[str, float]] = {}
-    notes: dict[str, Any] = {}
-    inputs: dict[str, Any] = {}
-
-
-class Inherited(msgspec.Struct, kw_only=True):
-    """A stage that another run made: which attempt of it is the one taken over, and what came of it."""
-
-    run: str
-    dir: str
-    attempt: int
-    fingerprint: str = ""
-    artifacts: dict[str, str] = {}
-
-
-class Origin(msgspec.Struct, kw_only=True):
-    """`base.json`: the run that this one was branched from (`branch`), where it goes its own way, and what it took."""
-
-    run: str
-    dir: str
-    stage: str
-    made: str
-    stages: dict[str, Inherited] = {}
 
 
 class Run:
@@ -346,28 +314,7 @@ class Run:
 
     def inputs(self, name: str, config: settings.Config | None = None) -> dict[str, Any]:
         """Everything that decides a stage's result: its settings, the seed, what it is fed, its version."""
-        row = pipeline.stage(name)
-        config = config or self.config()
-        values = settings.flat(config)
-        found: dict[str, Any] = {"version": row.version, "run.seed": config.run.seed}
-        for key, knob in settings.knobs().items():
-            if key.partition(".")[0] in row.tables and knob.affects == "result":
-                found[key] = values[key]
-        if name == "preflight":
-            found = {k: v for k, v in found.items() if k != "run.seed"} | plan_inputs(self.wishes())
-        for key in (f"{name}.custom", f"{name}.file", f"{name}.facts"):
-            if values.get(key):
-                found[f"{key} content"] = _content(Path(values[key]).expanduser())
-        for key in (f"{name}.mixture", f"{name}.task", f"{name}.tasks"):
-            written = values.get(key) or ()
-            files = _TASK_FILE.findall("\n".join([written] if isinstance(written, str) else written))
-            if files:
-                found[f"{key} content"] = " ".join(_content(Path(file.strip())) for file in files)
-        for need in row.needs:
-            done = self.made(need)
-            for artifact, digest in (done.artifacts if done else {}).items():
-                found[f"{need}:{artifact}"] = digest
-        return found
+        return inputs_of(self, name, config)
 
     def status(self, name: str, now: float | None = None, config: settings.Config | None = None) -> StageStatus:
         """The state of one stage, from the tail of its newest attempt and its lock."""
@@ -410,53 +357,6 @@ def _last_touched(folder: Path) -> float:
         with contextlib.suppress(OSError):
             newest = max(newest, (folder / name).stat().st_mtime)
     return newest
-
-
-def apply_plan(config: settings.Config, plan: Plan | None) -> settings.Config:
-    """Fill the settings left at 0 with what preflight planned; a value the person wrote always wins."""
-    if plan is None:
-        return config
-    values = settings.flat(config)
-    for key, knob in settings.knobs().items():
-        if knob.auto and not values[key] and key in plan.values:
-            values[key] = settings.check(key, plan.values[key], "plan.json (run preflight again)")
-    return settings.build(values)
-
-
-def _content(file: Path) -> str:
-    """The first digits of a file's sha256, "missing" when it is not there; read again only when it was touched."""
-    try:
-        stat = file.stat()
-        return _digest(str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino)
-    except OSError:
-        return "missing"
-
-
-@lru_cache(maxsize=16)
-def _digest(file: str, touched_ns: int, size: int, inode: int) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-
-
-def plan_inputs(config: settings.Config) -> dict[str, Any]:
-    """The wishes that the plan was made from: change one and the plan is stale.
-
-    Not `launch.nproc` and not `[machine]`: a run goes on with another number of ranks or rows at a time, and its
-    predictions merely become worse.
-    """
-    values = settings.flat(config)
-    keys = [key for key, knob in settings.knobs().items() if knob.auto and not key.startswith("machine.")]
-    keys += [key for key in values if key.startswith("model.")] + ["pretrain.ratio"]
-    keys += [f"{table}.rows" for table in ("midtrain", "sft")]
-    keys += ["run.minutes", "tokenizer.vocab_size", "rl.questions", "rl.samples", "rl.max_tokens"]
-    if not values["run.minutes"]:  # the lengths follow from the mixtures, not from the time
-        keys += ["midtrain.mixture", "midtrain.custom", "sft.mixture", "sft.custom"]
-    return {key: values[key] for key in sorted(set(keys))}
-
-
-def fingerprint(inputs: dict[str, Any]) -> str:
-    """Hex sha256 of a stage's inputs."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 DEFAULT_PROMPTS = (

@@ -32,7 +32,8 @@ import msgspec
 from picollm.run import events as ev
 from picollm.run import failure, lease, pipeline
 from picollm.run.errors import StopRequested, UserError
-from picollm.run.folder import Run, fingerprint, write_atomic
+from picollm.run.folder import Run, write_atomic
+from picollm.run.planned import fingerprint
 
 WATCH_EVERY = 256
 

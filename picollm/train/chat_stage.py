@@ -11,7 +11,8 @@ from picollm.data.publish import sha256
 from picollm.evals.identity import identity_check, verdict
 from picollm.infer.engine import Engine
 from picollm.run.errors import UserError
-from picollm.run.folder import Run, fingerprint
+from picollm.run.folder import Run
+from picollm.run.planned import fingerprint
 from picollm.run.stage import Outcome, StageContext
 from picollm.tasks.identity import verify
 from picollm.tasks.mixing import mix, prepare

@@ -9,7 +9,7 @@ from typing import Any
 from picollm.model.gpt import GPT
 from picollm.run import memory, pipeline, plan
 from picollm.run.errors import StopRequested, UserError
-from picollm.run.folder import fingerprint
+from picollm.run.planned import fingerprint
 from picollm.run.scaling import ModelShape, flops_per_token, num_params
 from picollm.run.stage import Outcome, StageContext
 from picollm.text.tokenizer import Tokenizer

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from picollm.run import config, memory, plan
 from picollm.run.errors import UserError
-from picollm.run.folder import Plan, apply_plan
 from picollm.run.memory import GIB, How
+from picollm.run.planned import Plan, apply_plan
 from picollm.run.scaling import shape_for
 
 SIZES = (8, 12, 16, 24, 48, 80, 141)

@@ -12,7 +12,8 @@ import torch
 from picollm.run import config, memory, plan, scaling
 from picollm.run import events as ev
 from picollm.run.errors import UserError
-from picollm.run.folder import Plan, Run
+from picollm.run.folder import Run
+from picollm.run.planned import Plan
 from picollm.run.stage import StageContext
 from picollm.text.tokenizer import train_tokenizer
 from picollm.train import session
