@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from picollm.evals.bpb import TextLoss, text_loss
-from picollm.infer.engine import Engine
+from picollm.infer.engine import Engine, prompt_room
 from picollm.infer.load import load_model
 from picollm.infer.rows import Chunk
 from picollm.infer.sampling import Sampling
@@ -106,7 +106,7 @@ class Model:
         if not self.chat:
             raise UserError("a base model only continues text: give it a string, or load a chat model (sft, rl)")
         messages: Sequence[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        room = self.context - min(_sampling(sampling).max_tokens, max(1, self.context // 4))
+        room = prompt_room(self.context, _sampling(sampling).max_tokens)
         return render_prompt(messages, self.tokenizer, max_tokens=room)
 
 

@@ -34,7 +34,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from picollm.infer.engine import Engine
+from picollm.infer.engine import Engine, prompt_room
 from picollm.infer.sampling import Sampling
 from picollm.run.errors import UserError
 from picollm.tasks.base import Example, Task
@@ -224,7 +224,7 @@ def _last_logits(prompts: list[list[int]], engine: Engine) -> torch.Tensor:
 def _answer(task: Task, part: list[tuple[int, Example]], engine: Engine, tok: Tokenizer, limit: int) -> list[_Outcome]:
     """Sampled greedily and judged by the task."""
     outcomes, asked, prompts = [], [], []
-    room = engine.context - min(limit, max(1, engine.context // 4))  # beyond it the engine would cut the prompt
+    room = prompt_room(engine.context, limit)  # beyond it the engine would cut the prompt
     for index, example in part:
         prompt = render_prompt(example.prompt, tok)
         if len(prompt) > room:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import msgspec
 
 from picollm.evals.chat import BLOCK, wilson
-from picollm.infer.engine import Engine
+from picollm.infer.engine import Engine, prompt_room
 from picollm.infer.sampling import Sampling, row_seed
 from picollm.run.errors import UserError
 from picollm.tasks.base import Example, Task
@@ -98,7 +98,7 @@ def _ask(
     task: Task, part: list[tuple[int, Example]], engine: Engine, tok: Tokenizer, samples: int, how: Sampling, seed: int
 ) -> dict[int, int | None]:
     """Right answers by item; None where the prompt leaves no room."""
-    room = engine.context - min(how.max_tokens, max(1, engine.context // 4))
+    room = prompt_room(engine.context, how.max_tokens)
     prompts = {index: render_prompt(example.prompt, tok) for index, example in part}
     asked = [(index, example) for index, example in part if len(prompts[index]) <= room]
     answers = engine.generate(

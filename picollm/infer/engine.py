@@ -29,12 +29,17 @@ from picollm.model.gpt import GPT
 from picollm.run.errors import UserError
 
 
+def prompt_room(context: int, max_tokens: int) -> int:
+    """Tokens that a prompt may have: the answer is left min(max_tokens, context / 4) of the context."""
+    return context - min(max_tokens, max(1, context // 4))
+
+
 def fit(prompt: Sequence[int], context: int, max_tokens: int, keep_first: int) -> list[int]:
-    """The part of a prompt the model reads, leaving room for an answer of min(max_tokens, context / 4) tokens.
+    """The part of a prompt the model reads, of at most `prompt_room` tokens.
 
     A prompt that is too long loses tokens from the left; if it begins with `keep_first` (bos), that one stays.
     """
-    most = context - min(max_tokens, max(1, context // 4))
+    most = prompt_room(context, max_tokens)
     if len(prompt) <= most:
         return list(prompt)
     if prompt[0] == keep_first and most > 1:

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from picollm.infer.engine import Engine
+from picollm.infer.engine import Engine, prompt_room
 from picollm.infer.sampling import Sampling
 from picollm.run.errors import UserError
 from picollm.serve import page
@@ -157,7 +157,7 @@ async def _chat(http: HttpRequest) -> Response:
 
 def _rendered(conversation: list[ChatMessage], engine: Engine, sampling: Sampling) -> list[int]:
     """The conversation as ids, without its oldest exchanges when it outgrows the context. Raises `BadRequest`."""
-    room = engine.context - min(sampling.max_tokens, max(1, engine.context // 4))
+    room = prompt_room(engine.context, sampling.max_tokens)
     try:
         return render_prompt(conversation, engine.tok, max_tokens=room)  # type: ignore[arg-type]
     except TooLong as error:
