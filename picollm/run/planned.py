@@ -58,7 +58,7 @@ def inputs_of(run: Run, name: str, config: settings.Config | None = None) -> dic
     values = settings.flat(config)
     found: dict[str, Any] = {"version": row.version, "run.seed": config.run.seed}
     for key, knob in settings.knobs().items():
-        if key.partition(".")[0] in row.tables and knob.affects == "result":
+        if key.partition(".")[0] in row.tables and knob.affects == "result" and knob.counts(values[key]):
             found[key] = values[key]
     if name == "preflight":
         found = {k: v for k, v in found.items() if k != "run.seed"} | plan_inputs(run.wishes())
@@ -88,12 +88,10 @@ def plan_inputs(config: settings.Config) -> dict[str, Any]:
     keys += [key for key in values if key.startswith("model.")] + ["pretrain.ratio"]
     keys += [f"{table}.rows" for table in ("midtrain", "sft")]
     keys += ["run.minutes", "tokenizer.vocab_size", "rl.questions", "rl.samples", "rl.max_tokens"]
-    # A part of the time that stands as it always stood is no news to plans made before there were knobs for it.
-    plain = settings.flat(settings.Config())
-    keys += [key for key in values if key.endswith(".share") and values[key] != plain[key]]
+    keys += [key for key in values if key.endswith(".share")]
     if not values["run.minutes"]:  # the lengths follow from the mixtures, not from the time
         keys += ["midtrain.mixture", "midtrain.custom", "sft.mixture", "sft.custom"]
-    return {key: values[key] for key in sorted(set(keys))}
+    return {key: values[key] for key in sorted(set(keys)) if settings.knobs()[key].counts(values[key])}
 
 
 def apply_plan(config: settings.Config, plan: Plan | None) -> settings.Config:

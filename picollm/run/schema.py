@@ -2,7 +2,8 @@
 
 A field's annotation carries its unit, bounds and what it `affects`: `result` (the weights or numbers made; part of a
 stage's fingerprint), `how` (speed, cadence, placement) or `display`. A field with `auto` may be 0: `preflight` then
-plans it once from the measured speed of the machine and writes it to `plan.json`.
+plans it once from the measured speed of the machine and writes it to `plan.json`. A knob that is `added` to what runs
+were made with before must have a default that means "as before": while it stands there it counts as absent.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ def _meta(text: str, unit: str = "", affects: str = "result", auto: bool = False
     return Meta(description=text, extra={"unit": unit, "affects": affects, "auto": auto}, **bounds)
 
 
+ADDED = Meta(extra={"added": True})
+"""Marks a knob that a finished run may not know yet, and whose default is what was done without it."""
+
+
 Rows = Annotated[int, _meta("sequences in one optimizer step, over all ranks", "rows", ge=1, le=1 << 20)]
 Steps = Annotated[int, _meta("optimizer steps; 0: planned from the measured speed", "steps", auto=True, ge=0, le=10**8)]
 Share = Annotated[
     float,
     _meta("its part of the training time when the steps are planned, against the other stages", affects="how", gt=0),
+    ADDED,
 ]
 LrScale = Annotated[float, _meta("learning rates as a multiple of the [pretrain] ones", "×", ge=0, le=100)]
 Warmdown = Annotated[float, _meta("share of the steps over which the learning rate falls", "share", ge=0, le=1)]
@@ -157,12 +163,14 @@ class BaseEvalConfig(msgspec.Struct, kw_only=True):
     val_tokens: Annotated[int, _meta("validation tokens read for bits per byte; 0: all", "tokens", ge=0)] = 0
     sample_tokens: Annotated[int, _meta("length of each sample", "tokens", ge=1, le=4096)] = 64
     core: Annotated[
-        str, _meta("CORE: a bundle (folder or zip file), or 'auto' for the one at core_url; empty: not measured")
+        str,
+        _meta("CORE: a bundle (folder or zip file), or 'auto' for the one at core_url; empty: not measured"),
+        ADDED,
     ] = ""
     core_url: Annotated[str, _meta("where 'auto' gets the bundle, once", affects="how")] = (
         "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
     )
-    core_items: Annotated[int, _meta("most items of each CORE task; 0: all", "items", ge=0)] = 0
+    core_items: Annotated[int, _meta("most items of each CORE task; 0: all", "items", ge=0), ADDED] = 0
 
 
 class IdentityConfig(msgspec.Struct, kw_only=True):
@@ -170,9 +178,11 @@ class IdentityConfig(msgspec.Struct, kw_only=True):
         str,
         _meta("identity rows with their manifest: a .jsonl file, https://…, hf://datasets/…; empty: the built-in ones"),
     ] = ""
-    name: Annotated[str, _meta("the assistant's name, in the built-in rows")] = "picollm"
-    maker: Annotated[str, _meta("who trained it, in the built-in rows")] = "my owner"
-    facts: Annotated[str, _meta("your own questions and answers, .jsonl, added to the built-in rows; empty: none")] = ""
+    name: Annotated[str, _meta("the assistant's name, in the built-in rows"), ADDED] = "picollm"
+    maker: Annotated[str, _meta("who trained it, in the built-in rows"), ADDED] = "my owner"
+    facts: Annotated[
+        str, _meta("your own questions and answers, .jsonl, added to the built-in rows; empty: none"), ADDED
+    ] = ""
 
 
 class MidtrainConfig(msgspec.Struct, kw_only=True):
@@ -199,7 +209,7 @@ class SftConfig(msgspec.Struct, kw_only=True):
     warmdown: Warmdown = 0.5
     final_lr: FinalLr = 0.0
     weight_decay: Decay = 0.0
-    reuse_moments: Moments = False
+    reuse_moments: Annotated[Moments, ADDED] = False
     mixture: Mix = msgspec.field(default_factory=dict)
     custom: Annotated[str, _meta("your own conversations, .jsonl or .json; empty: none")] = ""
     eval_every: ReadEvery = 30.0
@@ -232,6 +242,7 @@ class ChatEvalConfig(msgspec.Struct, kw_only=True):
     tasks: Annotated[
         dict[str, Annotated[int, Meta(ge=0)]],
         _meta("asked besides what the run practises, with the items of each; 0: as many as items", "items"),
+        ADDED,
     ] = msgspec.field(default_factory=dict)
     items: Annotated[int, _meta("held-out items per task", "items", ge=8, le=10**6)] = 120
     max_tokens: Annotated[int, _meta("longest answer; 0: each task's own", "tokens", ge=0, le=1 << 16)] = 0
@@ -299,6 +310,12 @@ class Knob(msgspec.Struct, frozen=True):
     unit: str
     affects: str
     auto: bool
+    default: Any
+    added: bool
+
+    def counts(self, value: Any) -> bool:
+        """Whether `value` is among what a result was made from; not a default that was the only way before."""
+        return not self.added or value != self.default
 
 
 @functools.cache
@@ -310,13 +327,13 @@ def tables() -> dict[str, type[msgspec.Struct]]:
 @functools.cache
 def knobs() -> dict[str, Knob]:
     """Every knob by its dotted key, in the order of the file. Read it only: the one table is shared by all callers."""
-    found = {}
+    found, defaults = {}, flat(Config())
     for table, struct in tables().items():
         for name, kind in get_type_hints(struct, include_extras=True).items():
-            meta = next(m for m in kind.__metadata__ if isinstance(m, Meta) and m.extra)
-            extra = meta.extra or {}
-            found[f"{table}.{name}"] = Knob(
-                f"{table}.{name}", kind, meta.description or "", extra["unit"], extra["affects"], extra["auto"]
+            metas = [m for m in kind.__metadata__ if isinstance(m, Meta) and m.extra]
+            key, extra = f"{table}.{name}", metas[0].extra or {}
+            found[key] = Knob(
+                key, kind, metas[0].description or "", **extra, default=defaults[key], added=ADDED in metas
             )
     return found
 

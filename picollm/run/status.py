@@ -195,7 +195,8 @@ def _stale_reasons(
     reasons = [_Reason("lost" if os.path.isabs(path) else "changed", f"{path} is gone") for path in gone]
     if started is None:
         return [*reasons, _Reason("changed", "its first event is lost")]
-    then, now = started.inputs, msgspec.to_builtins(run.inputs(name, config))
+    before = {key: knob.default for key, knob in settings.knobs().items() if knob.added}
+    then, now = before | started.inputs, before | msgspec.to_builtins(run.inputs(name, config))
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
             if ":" in key:

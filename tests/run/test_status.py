@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from picollm.run import config as settings
 from picollm.run import events as ev
@@ -170,6 +173,51 @@ def test_settings_that_change_no_result_make_nothing_stale(run: Run) -> None:
     make_done(run, "dataset", "tokenizer", "pretrain")
     run.set(["pretrain.save_every=5", "machine.compile=off", "chat.temperature=0.1", "run.minutes=9"])
     assert state(run, "pretrain") == "done"
+
+
+def other_value(value: Any) -> Any:
+    """Some value that is not this one."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return value + "x"
+        case _:
+            return {"arithmetic": 8}
+
+
+ADDED = [knob for knob in settings.knobs().values() if knob.added]
+
+
+@given(unknown=st.sets(st.sampled_from([knob.key for knob in ADDED])))
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=20)
+def test_what_was_made_before_there_was_a_knob_is_as_with_its_default(run: Run, unknown: set[str]) -> None:
+    """Whether an attempt wrote the default down or did not know the knob; and neither changes a fingerprint."""
+    now = {name: run.inputs(name) for name in pipeline.NAMES}
+    assert not any(knob.key in found for knob in ADDED for found in now.values())
+    for name in pipeline.NAMES:
+        tables = pipeline.stage(name).tables
+        known = {knob.key: knob.default for knob in ADDED
+                 if knob.key.partition(".")[0] in tables and knob.key not in unknown}  # fmt: skip
+        make_done(run, name)
+        finished = ev.tail_events(run.events_file(name, 1))[-1]
+        then = started(run, name, inputs=now[name] | known)
+        write_attempt(run, name, lines(then, finished))
+    # What a stage was given by others was forged in order, so only settings could make anything stale.
+    assert not [found for found in Run(run.dir).statuses() if " was " in found.reason]
+
+
+@pytest.mark.parametrize("knob", [knob for knob in ADDED if knob.affects == "result"], ids=lambda knob: knob.key)
+def test_another_value_of_an_added_knob_counts(run: Run, knob: settings.Knob) -> None:
+    [name] = [row.name for row in pipeline.STAGES if knob.key.partition(".")[0] in row.tables]
+    make_done(run, name)
+    value = other_value(knob.default)
+    run.save_config(settings.build(settings.flat(run.wishes()) | {knob.key: value}))
+    assert run.inputs(name)[knob.key] == value
+    found = run.status(name)
+    assert found.state == "stale" and f"{knob.key} was {knob.default!r}, is now {value!r}" in found.reason
 
 
 def test_a_new_artifact_upstream_is_named_and_spreads(run: Run) -> None:
