@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from picollm.data.loader import ValLoader
 from picollm.data.shards import ShardSet
 from picollm.evals.bpb import text_loss
@@ -19,6 +21,7 @@ from picollm.infer.engine import Engine
 from picollm.infer.load import load_model
 from picollm.run.errors import StopRequested
 from picollm.run.folder import write_atomic
+from picollm.run.planned import fingerprint
 from picollm.run.stage import Outcome, StageContext, main
 from picollm.text.tokenizer import Tokenizer
 from picollm.train.device import Ranks
@@ -129,7 +132,9 @@ def measure_core(
 
 
 def _made_from(ctx: StageContext, about: dict[str, Any]) -> list[str]:
-    return [ctx.fingerprint, about["tasks"]["sha256"], about["baselines"]["sha256"]]
+    """Of what is kept task by task: the items of each count on their own, not the bundle as a whole."""
+    inputs = {key: value for key, value in ctx.inputs.items() if key != "base_eval.core content"}
+    return [fingerprint(msgspec.to_builtins(inputs)), about["tasks"]["sha256"], about["baselines"]["sha256"]]
 
 
 def _kept(ctx: StageContext, file: Path, made_from: list[str]) -> dict[str, dict[str, Any]]:

@@ -62,8 +62,8 @@ def inputs_of(run: Run, name: str, config: settings.Config | None = None) -> dic
             found[key] = values[key]
     if name == "preflight":
         found = {k: v for k, v in found.items() if k != "run.seed"} | plan_inputs(run.wishes())
-    for key in (f"{name}.custom", f"{name}.file", f"{name}.facts"):
-        if values.get(key):
+    for key in (f"{name}.custom", f"{name}.file", f"{name}.facts", f"{name}.core"):
+        if values.get(key) not in (None, "", "auto"):
             found[f"{key} content"] = _content(Path(values[key]).expanduser())
     for key in (f"{name}.mixture", f"{name}.task", f"{name}.tasks"):
         written = values.get(key) or ()
@@ -106,15 +106,22 @@ def apply_plan(config: settings.Config, plan: Plan | None) -> settings.Config:
 
 
 def _content(file: Path) -> str:
-    """The first digits of a file's sha256, "missing" when it is not there; read again only when it was touched."""
+    """The first digits of a file's sha256, "missing" when it is not there; read again only when it was touched.
+
+    Of a folder: of the names and contents of all files in it but hidden ones.
+    """
     try:
+        if file.is_dir():
+            parts = sorted(part for part in file.rglob("[!.]*") if part.is_file())
+            listed = "".join(f"{part.relative_to(file).as_posix()}\n{_content(part)}\n" for part in parts)
+            return hashlib.sha256(listed.encode()).hexdigest()[:16]
         stat = file.stat()
         return _digest(str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino)
     except OSError:
         return "missing"
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)
 def _digest(file: str, touched_ns: int, size: int, inode: int) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]

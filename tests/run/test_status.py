@@ -155,6 +155,7 @@ def test_a_changed_setting_is_named_with_both_values(run: Run) -> None:
         ("identity", "identity.facts={}"),
         ("sft", 'sft.mixture={{ "custom:rows=4,path={}" = 20, spelling = 3 }}'),
         ("rl", "rl.task=custom:path={}"),
+        ("base_eval", "base_eval.core={}"),
         ("chat_eval", 'chat_eval.tasks={{ "custom: path = {}" = 9 }}'),
     ],
 )
@@ -167,6 +168,25 @@ def test_a_file_of_your_own_counts_by_its_content(run: Run, tmp_path: Path, name
     file.write_text("another")
     found = run.status(name)
     assert found.state == "stale" and f"{sets.partition('=')[0]} content was " in found.reason
+
+
+def test_a_folder_of_your_own_counts_by_its_names_and_contents(run: Run, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    (bundle / "eval_data").mkdir(parents=True)
+    (bundle / "eval_data" / "one.jsonl").write_text("{}")
+    run.set([f"base_eval.core={bundle}"])
+    make_done(run, "base_eval")
+    (bundle / ".listing").touch()
+    assert run.status("base_eval").state == "done"
+    for change in (
+        lambda: (bundle / "eval_data" / "one.jsonl").write_text("[]"),
+        lambda: (bundle / "eval_data" / "one.jsonl").rename(bundle / "eval_data" / "two.jsonl"),
+        lambda: shutil.rmtree(bundle),
+    ):
+        change()
+        assert "base_eval.core content was " in run.status("base_eval").reason
+        make_done(run, "base_eval")
+        assert run.status("base_eval").state == "done"
 
 
 def test_settings_that_change_no_result_make_nothing_stale(run: Run) -> None:

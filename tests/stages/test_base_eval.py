@@ -61,6 +61,15 @@ class Bench:
 
         monkeypatch.setattr(base_eval, "evaluate_task", evaluate)
 
+    def kill_before(self, task: str) -> None:
+        """Every attempt from now on is killed when it comes to `task`."""
+
+        def kill(label: str) -> None:
+            if label == task:
+                raise Killed
+
+        self.before = kill
+
     def run(self, *sets: str) -> Run:
         sizes = ("model.seq_len=64", "pretrain.rows=2", "base_eval.sample_tokens=4", "tokenizer.vocab_size=300")
         return Run.create("r", config.load(sets=[*sizes, *sets], environ={}))
@@ -123,12 +132,7 @@ def test_the_text_read_is_named(bench: Bench) -> None:
 def test_a_resumed_attempt_measures_what_is_left(bench: Bench) -> None:
     run = bench.run(f"base_eval.core={bench.bundle}")
     whole = bench.attempt(run, 1).summary
-
-    def kill(label: str) -> None:
-        if label == "repeat":
-            raise Killed
-
-    bench.before = kill
+    bench.kill_before("repeat")
     with pytest.raises(Killed):
         bench.attempt(run, 2)
     assert bench.measured == ["letters", "winograd"]
@@ -139,12 +143,7 @@ def test_a_resumed_attempt_measures_what_is_left(bench: Bench) -> None:
 
 def test_what_was_kept_of_other_items_or_damaged_is_not_used(bench: Bench) -> None:
     run = bench.run(f"base_eval.core={bench.bundle}")
-
-    def kill(label: str) -> None:
-        if label == "repeat":
-            raise Killed
-
-    bench.before = kill
+    bench.kill_before("repeat")
     with pytest.raises(Killed):
         bench.attempt(run, 1)
     file = bench.bundle / "eval_data" / "reading" / "letters.jsonl"
