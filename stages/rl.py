@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,13 +71,14 @@ def work(ctx: StageContext) -> Outcome:
             sampling=sampling,
             row_length=row_length,
         )
-        everywhere = added(ranks.gather(made.sums))
+        shares = ranks.gather((made.sums, contrast(chosen, made)))
+        everywhere = added(sums for sums, _ in shares)
         if ranks.any(ctx.stop_requested()):
             raise StopRequested(step)
         stats.clear()
         stats.update(figures(everywhere))
-        if ranks.rank == 0:
-            show(step, chosen, made)
+        for shown in next((told for _, told in shares if len(told) > 1), shares[0][1]):
+            ctx.sample(shown.question, shown.text, step + 1, "rl", shown.details)
         for notice in collapse.step(step + 1, stats):
             (ctx.warning if notice.warning else ctx.message)(notice.text)
         inputs, targets, weights = made.teaching(multiple)
@@ -83,30 +86,33 @@ def work(ctx: StageContext) -> Outcome:
         at_once = at_once if session.compute.compile else min(at_once, len(inputs))
         yield from Batch.from_numpy(inputs, targets, weights, everywhere["sampled"]).split(at_once)
 
-    def show(step: int, chosen: list[Example], made: Rollouts) -> None:
-        """The best and the worst answer to one question, of those whose answers differ in reward if there are any."""
-        shown = int((made.rewards.max(axis=1) > made.rewards.min(axis=1)).argmax())
-        rewards = made.rewards[shown]
-        for which, place in (("best", int(rewards.argmax())), ("worst", int(rewards.argmin()))):
-            if which == "worst" and rewards[place] == rewards.max():
-                continue
-            details = {"which": which, "reward": float(rewards[place]), "mean": float(rewards.mean())}
-            ctx.sample(chosen[shown].question, made.texts[shown][place], step + 1, "rl", details)
-
     def read_heldout(step: int) -> None:
-        ctx.phase("held-out reading")
-        result = evaluate(task, engine, session.tokenizer, settings.eval_items, max_new_tokens=settings.max_tokens)
+        look = session.looking(step)
+        result = evaluate(
+            task,
+            engine,
+            session.tokenizer,
+            settings.eval_items,
+            max_new_tokens=settings.max_tokens,
+            on_progress=look,
+        )
         readings[step] = {"accuracy": result.accuracy, "low": result.low, "high": result.high}
         ctx.eval("heldout", step, readings[step], n=result.n)
         if settings.pass_items:
             found = sample_pass_at(
-                task, engine, session.tokenizer, settings.pass_items, ranks, sampling=sampling, seed=seed
+                task,
+                engine,
+                session.tokenizer,
+                settings.pass_items,
+                ranks,
+                sampling=sampling,
+                seed=seed,
+                on_progress=look,
             )
             values: dict[str, float] = {}
             for k, (rate, low, high) in found.rates.items():
                 values |= {f"pass_at_{k}": rate, f"low_{k}": low, f"high_{k}": high}
             ctx.eval("sampled", step, values, n=found.n)
-        ctx.phase("train")
 
     outcome = session.train(
         batches,
@@ -119,6 +125,32 @@ def work(ctx: StageContext) -> Outcome:
         content={"rl.task": fingerprint(source["sha256"])} if source.get("sha256") else {},
     )
     return Outcome(paths=outcome.paths, artifacts=outcome.artifacts, summary=outcome.summary | gained(ctx, readings))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One answer, as a sample event has it."""
+
+    question: str
+    text: str
+    details: dict[str, Any]
+
+
+def contrast(chosen: list[Example], made: Rollouts) -> list[Shown]:
+    """The best and the worst answer to the first question whose answers differ in reward; without one, only a best."""
+    which = int((made.rewards.max(axis=1) > made.rewards.min(axis=1)).argmax())
+    rewards, mean = made.rewards[which], float(made.rewards[which].mean())
+    places = {"best": int(rewards.argmax()), "worst": int(rewards.argmin())}
+    if rewards.max() == rewards.min():
+        del places["worst"]
+    return [
+        Shown(
+            chosen[which].question,
+            made.texts[which][place],
+            {"which": name, "reward": float(rewards[place]), "mean": mean},
+        )
+        for name, place in places.items()
+    ]
 
 
 def gained(ctx: StageContext, readings: dict[int, dict[str, float]]) -> dict[str, float]:

@@ -115,6 +115,7 @@ def evaluate(
 
     Raises:
         UserError: there is nothing to ask.
+        torch.OutOfMemoryError: on every rank, when one of them has no memory for a single item.
     """
     started = time.perf_counter()
     items = list((task.heldout() if examples is None else examples)[:n])
@@ -125,15 +126,23 @@ def evaluate(
     blocks = [range(i, min(i + block, len(items))) for i in range(0, len(items), block)]
     share = sum(map(len, blocks[rank::world]))
     outcomes: list[_Outcome] = []
+    no_memory = ""
     if engine.live:
         engine.refresh()
+
+    def compute(part: list[tuple[int, Example]]) -> list[_Outcome]:
+        return _choose(part, engine, tok) if task.kind == "choice" else _answer(task, part, engine, tok, limit)
+
     for turn in range(0, len(blocks), world):
         for mine in blocks[turn : turn + world][rank : rank + 1]:  # none for some ranks in the last turn
-            part = [(index, items[index]) for index in mine]
-            outcomes += _choose(part, engine, tok) if task.kind == "choice" else _answer(task, part, engine, tok, limit)
+            try:
+                outcomes += _as_fits(compute, [(index, items[index]) for index in mine] if not no_memory else [])
+            except torch.OutOfMemoryError as error:  # the others learn of it where they would wait for this rank
+                no_memory = str(error) or "out of memory"
         if on_progress is not None:
             on_progress(len(outcomes), share)
-    return _result(task, items, _gather(outcomes, world), limit, keep_failures, time.perf_counter() - started)
+    everywhere = _gather(outcomes, no_memory, world)
+    return _result(task, items, everywhere, limit, keep_failures, time.perf_counter() - started)
 
 
 def wilson(correct: int, n: int, z: float = Z_95) -> tuple[float, float]:
@@ -177,6 +186,21 @@ def chat_core(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "n": sum(cell["n"] for cell in cells.values()),
         "tasks": len(cells),
     }
+
+
+def _as_fits(
+    compute: Callable[[list[tuple[int, Example]]], list[_Outcome]], part: list[tuple[int, Example]]
+) -> list[_Outcome]:
+    """`compute(part)`, in halves where there is no memory for all of it at once."""
+    if not part:
+        return []
+    try:
+        return compute(part)
+    except torch.OutOfMemoryError:
+        if len(part) == 1:
+            raise
+    half = len(part) // 2
+    return [*_as_fits(compute, part[:half]), *_as_fits(compute, part[half:])]
 
 
 @torch.inference_mode()
@@ -253,13 +277,16 @@ def _place() -> tuple[int, int]:
     return 0, 1
 
 
-def _gather(outcomes: list[_Outcome], world: int) -> list[_Outcome]:
-    """Those of all ranks, by index."""
+def _gather(outcomes: list[_Outcome], no_memory: str, world: int) -> list[_Outcome]:
+    """Those of all ranks, by index. Raises `torch.OutOfMemoryError` where one of them says `no_memory`."""
+    shares: list[Any] = [(outcomes, no_memory)]
     if world > 1:
-        shares: list[Any] = [None] * world
-        dist.all_gather_object(shares, outcomes)
-        outcomes = [outcome for share in shares for outcome in share]
-    return sorted(outcomes, key=lambda outcome: outcome.index)
+        shares *= world
+        dist.all_gather_object(shares, (outcomes, no_memory))
+    for _, reason in shares:
+        if reason:
+            raise torch.OutOfMemoryError(reason)
+    return sorted((outcome for share, _ in shares for outcome in share), key=lambda outcome: outcome.index)
 
 
 def _result(

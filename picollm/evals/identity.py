@@ -5,6 +5,7 @@ identity: 91.2 % of 228 held-out questions (86.8-94.3): it mostly knows who it i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from picollm.evals.chat import Result, evaluate
@@ -15,12 +16,15 @@ from picollm.text.tokenizer import Tokenizer
 KNOWS, MOSTLY = 0.95, 0.75
 
 
-def identity_check(engine: Engine, tok: Tokenizer, rows: Path | str = "") -> Result:
+def identity_check(
+    engine: Engine, tok: Tokenizer, rows: Path | str = "", on_progress: Callable[[int, int], None] | None = None
+) -> Result:
     """Accuracy on all held-out phrasings, for the name and maker that `rows` (the built-in ones if empty) teach.
 
-    The same on every rank; all of them must call it. Raises `UserError` when the rows are not as they were signed.
+    The same on every rank; all of them must call it. `on_progress`: as in `evaluate`. Raises `UserError` when the rows
+    are not as they were signed.
     """
-    return evaluate(Identity(path=rows) if rows else Identity(), engine, tok)
+    return evaluate(Identity(path=rows) if rows else Identity(), engine, tok, on_progress=on_progress)
 
 
 def verdict(result: Result) -> str:

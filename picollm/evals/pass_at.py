@@ -10,7 +10,7 @@ model with the same numbers, and two readings of one run differ by the model onl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -69,8 +69,11 @@ def sample_pass_at(
     samples: int = max(KS),
     sampling: Sampling,
     seed: int = 0,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> PassAt:
     """pass@k, k = 1, 2, 4, 8 up to `samples`, on the first `items` held-out examples; the same on every rank.
+
+    `on_progress` is called now and then, equally often on every rank: it may use collectives, and may raise to leave.
 
     Raises `UserError` when nothing is held out.
     """
@@ -80,8 +83,10 @@ def sample_pass_at(
     at_once = max(1, BLOCK // samples)
     blocks = [range(i, min(i + at_once, len(examples))) for i in range(0, len(examples), at_once)]
     found: dict[int, int | None] = {}
-    for mine in blocks[ranks.rank :: ranks.world]:
-        found |= _ask(task, [(i, examples[i]) for i in mine], engine, tok, samples, sampling, seed)
+    for turn in range(0, len(blocks), ranks.world):
+        for mine in blocks[turn : turn + ranks.world][ranks.rank : ranks.rank + 1]:
+            found |= _ask(task, [(i, examples[i]) for i in mine], engine, tok, samples, sampling, seed)
+        on_progress()
     everywhere = {index: right for share in ranks.gather(found) for index, right in share.items()}
     right = [everywhere[i] or 0 for i in range(len(examples))]
     return PassAt(

@@ -8,8 +8,8 @@ from typing import Any
 
 from picollm.data.chat_loader import ChatLoader
 from picollm.data.publish import sha256
+from picollm.evals.chat import Result
 from picollm.evals.identity import identity_check, verdict
-from picollm.infer.engine import Engine
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.planned import fingerprint
@@ -73,7 +73,9 @@ def train_on_conversations(ctx: StageContext, parent: str, *, all_tokens: bool) 
 
     def who(step: int) -> None:
         """All ranks ask together."""
-        found = identity_check(Engine(session.model, tok), tok, identity)
+        reader.ask(lambda engine: tell(step, identity_check(engine, tok, identity, session.looking(step))))
+
+    def tell(step: int, found: Result) -> None:
         ctx.eval("identity_check", step, {"accuracy": found.accuracy, "low": found.low, "high": found.high}, n=found.n)
         ctx.message(verdict(found))
         summary["identity"] = {key: getattr(found, key) for key in ("accuracy", "low", "high", "n")}

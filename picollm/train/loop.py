@@ -30,6 +30,9 @@ class Every:
     With `at_start` also before the first step of all: where training began from. With `when` also whenever rank 0 finds
     it true, or, if there are `seconds`, only once both hold.
 
+    What is done `at_end` is a reading: it changes nothing, and who goes on from a step after which it was due begins
+    with it, since it may not have come to its end.
+
     `step` counts finished steps. All ranks run `fn` at the same step, so it may use collectives.
     """
 
@@ -40,6 +43,12 @@ class Every:
     at_start: bool = False
     when: Callable[[], bool] | None = None
     _next: float = field(default=math.inf, repr=False)
+
+    def owed(self, first: int, last: int) -> bool:
+        """Whether an attempt that begins after step `first` begins with it."""
+        if first == 0 < last:
+            return self.at_start
+        return self.at_end and (first == last or (self.n > 0 and first % self.n == 0))
 
     def wind(self) -> None:
         self._next = time.monotonic() + self.seconds
@@ -92,12 +101,13 @@ def loop(
     `batches(step)` gives this rank's micro-batches and depends on nothing but the step, so that a resumed run sees what
     an undisturbed one would have. A step whose loss or gradient is not finite changes nothing and is counted;
     `patience` of them in a row raise NotFinite. A StopRequested out of `batches`, on any rank, ends the loop on all of
-    them before that step. `updated` is called after every change of the weights.
+    them before that step; one out of `every`, which all ranks must raise together, leaves the loop. `updated` is called
+    after every change of the weights.
     """
     skipped = in_a_row = 0
     for item in every:
-        if item.at_start and first == 0:
-            item.fn(0)
+        if item.owed(first, last):
+            item.fn(first)
         item.wind()
     with frozen_gc():
         for step in range(first, last):

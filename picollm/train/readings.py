@@ -6,10 +6,11 @@ Readings change nothing of the training: neither weights nor random numbers. The
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
+import torch
 
 from picollm.data.packing import fill, plan_rows
 from picollm.evals.bpb import text_loss
@@ -69,6 +70,8 @@ def held_out(
 class Reader:
     """`read(step)` reports the loss on held-out conversations, and the accuracy on a few questions of each task.
 
+    Where there is no memory left for answering beside training, that is said once, and only the loss is reported.
+
     Args:
         all_tokens: the loss counts every token of a conversation, as in midtraining, instead of the assistant's.
         rows: of one batch over all ranks.
@@ -78,19 +81,35 @@ class Reader:
         self.session, self.held = session, held
         self.rows = max(1, session.eval_rows(rows) // session.ranks.world)
         self.all_tokens = all_tokens
+        self._room = True
 
     def read(self, step: int) -> float | None:
-        """Returns the loss in nats per counted token; None when nothing is held out."""
+        """Returns the loss in nats per counted token; None when nothing is held out. May raise `StopRequested`."""
         loss = self._loss(step) if self.held.conversations else None
-        if not self.held.asked:
-            return loss
-        engine = Engine(self.session.model, self.session.tokenizer)  # not kept: training needs the memory
+        if self.held.asked:
+            self.ask(lambda engine: self._questions(engine, step))
+        return loss
+
+    def ask(self, about: Callable[[Engine], None]) -> None:
+        """`about(engine)` on all ranks. The engine is not kept: training needs the memory."""
+        engine = self.session.engine() if self._room else None
+        try:
+            if engine is not None:
+                about(engine)
+                return
+        except torch.OutOfMemoryError:  # on all ranks, see `evaluate`
+            pass
+        if self._room:
+            self._room = False
+            self.session.ctx.warning("no memory left to ask the model questions; training goes on without them")
+
+    def _questions(self, engine: Engine, step: int) -> None:
+        look = self.session.looking(step)
         for name, (task, items) in self.held.asked.items():
-            result = evaluate(task, engine, self.session.tokenizer, examples=items)
+            result = evaluate(task, engine, self.session.tokenizer, examples=items, on_progress=look)
             self.session.ctx.eval(
                 name, step, {"accuracy": result.accuracy, "low": result.low, "high": result.high}, n=result.n
             )
-        return loss
 
     def _loss(self, step: int) -> float:
         every_token = np.ones(self.session.model.shape.vocab_size, dtype=np.int64)  # marks are to be learnt, too

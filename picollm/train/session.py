@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
+from picollm.infer.engine import Engine
 from picollm.model.gpt import GPT
 from picollm.run import memory, pipeline, plan
 from picollm.run.errors import StopRequested, UserError
@@ -21,9 +25,10 @@ from picollm.train.loop import Every
 from picollm.train.optim import OptimizerSettings
 from picollm.train.schedule import Schedule
 from picollm.train.step import Compute
-from picollm.train.trainer import TrainSettings, train_stage
+from picollm.train.trainer import READING, TrainSettings, train_stage
 
 BATCHES_AHEAD = 2
+SIGN_S = 20.0  # between two signs of life in a long reading
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,31 @@ class Session:
     def eval_rows(self, rows: int) -> int:
         """Rows of one validation batch over all ranks: a step's, or as many as the devices compute at a time."""
         return min(rows, (self.ctx.config.machine.device_rows or rows) * self.ranks.world)
+
+    def engine(self) -> Engine | None:
+        """What answers with the present weights; None, on all ranks, where one of them has no memory for it."""
+        try:
+            made = Engine(self.model, self.tokenizer)
+        except torch.OutOfMemoryError:
+            made = None
+        return None if self.ranks.any(made is None) else made
+
+    def looking(self, step: int) -> Callable[..., None]:
+        """For a reading after `step` to call now and then, whatever with, equally often on every rank.
+
+        It gives signs of life, and raises `StopRequested` when a stop was asked for.
+        """
+        said = time.monotonic()
+
+        def look(*_: object) -> None:
+            nonlocal said
+            if time.monotonic() > said + SIGN_S:
+                said = time.monotonic()
+                self.ctx.phase(READING)
+            if self.ranks.any(self.ctx.stop_requested()):
+                raise StopRequested(step)
+
+        return look
 
     def train(
         self,

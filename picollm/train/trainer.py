@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from picollm.train.saver import Saver
 from picollm.train.schedule import Schedule
 from picollm.train.sharded import AnyOptimizer, ShardedOptimizer
 from picollm.train.step import Compute, ForwardBackward
+
+READING = "held-out reading"
+"""The phase."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,15 @@ def train_stage(
         saver.begin(step)
         at_checkpoint(step)
 
+    def read(reading: Callable[[int], object], step: int) -> None:
+        """What it returns (if a number: lower is better) is noted with the checkpoints that follow."""
+        ctx.phase(READING)
+        saver.read(reading(step))
+        ctx.phase("compile" if meter.compiling and step < steps else "train")
+
     idle = saver.idle if settings.save_every else None  # by the clock, and not while the one before is being written
     every = [
-        *(replace(item, fn=_scored(item.fn, saver)) for item in evals),
+        *(replace(item, fn=partial(read, item.fn)) for item in evals),
         Every(0, saver.settle, at_end=False, when=saver.landed),
         Every(settings.save_steps, save, settings.save_every, at_end=False, when=idle),
     ]
@@ -143,6 +153,9 @@ def train_stage(
                 report=meter.report, stop=ctx.stop_requested, updated=model.weights_changed,
                 patience=settings.patience,
             )  # fmt: skip
+        stopped = done < steps
+    except StopRequested as stop:  # in a reading
+        done, stopped = stop.step, True
     except NotFinite as error:
         saver.settle()
         origin = where_not_finite(model, error.batches, ranks)
@@ -154,7 +167,7 @@ def train_stage(
         ) from error
     ctx.phase("save")
     info = saver.save(done)
-    if done < steps:
+    if stopped:
         raise StopRequested(done)
     at_checkpoint(done)
     return Summary(
@@ -218,8 +231,3 @@ def begin(
         figures = {"parent_loss": last.get("usual_loss", last.get("loss"))}
     ctx.resumed(0)  # what an earlier attempt reported and did not save, or was told to forget, is superseded
     return 0, figures
-
-
-def _scored(reading: Callable[[int], object], saver: Saver) -> Callable[[int], None]:
-    """The reading, whose result (if a number: lower is better) is noted with the checkpoints that follow."""
-    return lambda step: saver.read(reading(step))

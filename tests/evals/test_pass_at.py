@@ -85,7 +85,11 @@ def test_samples_differ_and_ranks_agree(tmp_path: Path) -> None:
     def work(ranks: Ranks) -> PassAt:
         torch.set_num_threads(1)
         tok = ByteTokenizer()
-        return sample_pass_at(EvenLength(), Engine(tiny_model(), tok), tok, 18, ranks, sampling=HOW, seed=3)
+        looks: list[list[int]] = []  # a collective, so that ranks that call it unequally often would not end
+        engine, look = Engine(tiny_model(), tok), lambda: looks.append(ranks.gather(ranks.rank))
+        found = sample_pass_at(EvenLength(), engine, tok, 18, ranks, sampling=HOW, seed=3, on_progress=look)
+        assert looks
+        return found
 
     [one] = on_ranks(1, work, tmp_path)
     two = on_ranks(2, work, tmp_path)

@@ -56,6 +56,21 @@ def test_stopped_and_resumed_equals_undisturbed(workplace: Workplace, smoke: Run
     assert tensors(run, stage) == tensors(smoke, stage)
 
 
+def test_killed_after_its_last_checkpoint_it_says_all_that_it_would_have(workplace: Workplace, smoke: Run) -> None:
+    run = workplace.copy(smoke, "killed-at-the-end")
+    before = run.finished("sft")
+    assert before is not None and before.summary["identity"]["n"] > 0
+    file = run.events_file("sft", run.attempts("sft")[-1])
+    kept = [line for line in file.read_text().splitlines() if '"finished"' not in line and "identity_check" not in line]
+    file.write_text("\n".join(kept) + "\n")
+    assert run.finished("sft") is None
+    assert workplace.launch(run, "sft").wait(timeout=300) == 0
+    after = run.finished("sft")
+    assert after is not None and after.summary["identity"] == before.summary["identity"]
+    assert after.artifacts == before.artifacts
+    assert "identity_check" in {event.name for event in StageHistory(run, "sft").read_all().evals}
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "midtrain", "sft", "rl"])
 def test_two_ranks_killed_and_resumed(workplace: Workplace, smoke: Run, stage: str) -> None:
     twin = workplace.copy(smoke, f"ranks-{stage}")

@@ -81,6 +81,11 @@ def test_two_ranks_report_what_one_does(workplace: Workplace, smoke: Run, undist
     two, one = (StageHistory(each, "rl").read_all().series for each in (run, undisturbed))
     for curve in CURVES:
         assert two[curve].values[0] == pytest.approx(one[curve].values[0], rel=1e-5, abs=1e-7), curve
+    shown = [
+        [(s.prompt, s.text, s.details) for s in StageHistory(each, "rl").read_all().samples if s.step == 1]
+        for each in (run, undisturbed)
+    ]
+    assert shown[0] == shown[1]
     for curve in ("loss", "grad_norm"):
         assert two[curve].values[0] == pytest.approx(one[curve].values[0], rel=1e-3, abs=1e-5), curve
 

@@ -24,10 +24,10 @@ class Bench:
         self.reports = []
         self.run = ForwardBackward(self.model, Compute())
 
-    def go(self, steps=10, *, batches=counting_batches, forward_backward=None, **kwargs):
+    def go(self, steps=10, *, first=0, batches=counting_batches, forward_backward=None, **kwargs):
         return loop(
             forward_backward or self.run, self.optimizer, batches, Schedule(steps, warmup=0),
-            Ranks(torch.device("cpu")), first=0, last=steps, report=self.reports.append, **kwargs,
+            Ranks(torch.device("cpu")), first=first, last=steps, report=self.reports.append, **kwargs,
         )  # fmt: skip
 
     def weights(self):
@@ -64,6 +64,19 @@ def test_periodic_work_by_the_clock():
     Bench().go(4, every=[Every(0, often.append, seconds=1e-9), Every(0, never.append, seconds=1e6, at_end=False)])
     assert often == [1, 2, 3, 4]
     assert never == []
+
+
+@pytest.mark.parametrize(("first", "owed"), [(0, ["start"]), (3, ["third"]), (4, []), (6, ["third", "last", "start"])])
+def test_who_goes_on_begins_with_the_readings_that_were_due(first, owed):
+    made = []
+
+    def note(name):
+        return lambda step: made.append((name, step))
+
+    readings = [Every(3, note("third")), Every(0, note("last")), Every(0, note("start"), at_start=True)]
+    saving = Every(3, note("saved"), at_end=False)
+    Bench().go(6, first=first, batches=lambda step: [], stop=lambda: True, every=[*readings, saving])
+    assert made == [(name, first) for name in owed]
 
 
 def test_a_stop_ends_the_loop_after_its_step():

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from picollm.infer.engine import Engine
+from picollm.run.errors import StopRequested
 from picollm.tasks import make
 from picollm.tasks.base import BaseTask
 from picollm.text.chat import render
@@ -29,6 +31,14 @@ class Told:
     def __init__(self) -> None:
         self.config = SimpleNamespace(machine=SimpleNamespace(device_rows=2))
         self.evals: list[tuple[str, int, dict[str, float], int]] = []
+        self.warnings: list[str] = []
+        self.stop = False
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def stop_requested(self) -> bool:
+        return self.stop
 
     def eval(self, name: str, step: int, values: dict[str, float], n: int) -> None:
         self.evals.append((name, step, values, n))
@@ -102,6 +112,43 @@ def test_reading_changes_no_weight() -> None:
     assert names == ["val", "arithmetic", "spelling"]
     for _, _, values, n in told.evals[1:]:
         assert n == 5 and values["low"] <= values["accuracy"] <= values["high"]
+
+
+def test_a_stop_leaves_a_reading() -> None:
+    reader, told = a_reader(one(), some())
+    told.stop = True
+    with pytest.raises(StopRequested) as left:
+        reader.read(4)
+    assert left.value.step == 4 and [name for name, *_ in told.evals] == ["val"]
+
+
+@pytest.mark.parametrize("fits", [2, 0])
+def test_with_little_memory_on_one_rank_fewer_are_asked_at_a_time_or_training_goes_on_without(
+    tmp_path: Path, fits: int
+) -> None:
+    def read(ranks: Ranks, fits: int = 64) -> tuple[list[Any], list[str]]:
+        whole = Engine.generate
+
+        def scarce(self: Engine, prompts: Any, *args: Any, **more: Any) -> Any:
+            if ranks.rank == 1 and len(prompts) > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return whole(self, prompts, *args, **more)
+
+        reader, told = a_reader(ranks, some(70))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Engine, "generate", scarce)
+            reader.read(1)
+            reader.read(2)
+        return told.evals, told.warnings
+
+    plenty = on_ranks(2, read, tmp_path)
+    for (evals, warnings), (expected, none) in zip(on_ranks(2, lambda r: read(r, fits), tmp_path), plenty, strict=True):
+        assert not none
+        if fits:
+            assert evals == expected and not warnings
+        else:
+            assert evals == [event for event in expected if event[0] == "val"]
+            assert len(warnings) == 1 and "no memory" in warnings[0]
 
 
 def test_two_ranks_read_what_one_reads(tmp_path: Path) -> None:

@@ -99,6 +99,25 @@ def test_batches_made_ahead_change_nothing_and_a_stop_among_them_is_a_stop(tmp_p
     assert train(tmp_path / "parts", ahead=2).hash == whole.hash
 
 
+@pytest.mark.parametrize("at", [0, 6, STEPS])
+def test_stopped_in_a_reading_it_is_made_again_and_nothing_is_lost(tmp_path, at):
+    whole = train(tmp_path / "whole")
+
+    def left(step):
+        if step == at:
+            raise StopRequested(step)
+
+    with pytest.raises(StopRequested) as stopped:
+        train(tmp_path / "parts", evals=[Every(3, left, at_start=True)])
+    assert stopped.value.step == at and checkpoint.latest(tmp_path / "parts").name == f"step-{at:06d}"
+    ctx, seen = FakeContext(), []
+    rest = train(tmp_path / "parts", ctx, evals=[Every(3, seen.append, at_start=True)])
+    assert seen == list(range(at, STEPS + 1, 3))
+    assert rest.resumed_from == at and rest.hash == whole.hash
+    phases = [args[0] for args in ctx.of("phase")]
+    assert phases.count("held-out reading") == len(seen) and phases[-2:] == ["train", "save"]
+
+
 def test_the_best_reading_on_the_way_is_kept(tmp_path):
     readings = {2: 2.0, 4: 1.0, 6: 3.0}
     settings = {"save_steps": 2, "keep": checkpoint.Keep(1, best=True)}
