@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from picollm.run import config as settings
-from picollm.run import pipeline
+from picollm.run import failures, pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import FORMAT, Run, name_of_new, write_atomic
 from picollm.run.planned import Inherited, Origin, plan_inputs
@@ -106,7 +106,7 @@ def _planned(base: Run, taken: list[str]) -> dict[str, Any]:
 
 
 def _take_over(base: Run, new: Run, name: str) -> Inherited:
-    """One stage: its attempts up to the one that finished, its own files, and what it made."""
+    """One stage: its attempts up to the one that finished, its own files, what it made and what it shows of it."""
     number, finished = base.finished_attempt(name), base.finished(name)
     assert number is not None and finished is not None  # it is done
     for file in sorted(base.stage_dir(name).iterdir()):
@@ -118,6 +118,9 @@ def _take_over(base: Run, new: Run, name: str) -> Inherited:
         if not os.path.isabs(path):
             fixed = Path(path).parts[0] in pipeline.CHECKPOINT_FOLDERS.values()
             _copy(base.dir / path, new.dir / path, link=fixed)
+    for path in (f"samples/{name}", *([f"eval/{failures.FOLDER}"] if name == "chat_eval" else [])):
+        if (base.dir / path).exists():
+            _copy(base.dir / path, new.dir / path)
     if "checkpoint" in finished.paths:
         _check_weights(base, name, new.dir / finished.paths["checkpoint"], finished.artifacts)
     return base.inherited(name) or Inherited(

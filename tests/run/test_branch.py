@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from picollm import cli, cli_show
-from picollm.run import conductor, pipeline
+from picollm.run import conductor, failures, pipeline
 from picollm.run import config as settings
 from picollm.run import events as ev
 from picollm.run.branch import branch
@@ -83,6 +83,18 @@ def test_what_came_before_is_done_and_says_from_where(with_tokenizer: Run) -> No
     assert (new.dir / "stages/identity/identity.jsonl").exists()
     assert '"reason": "from r"' in cli_show.status_json(new) and "from r" in cli_show.status_table(new)
     assert {path.name for path in new.dir.parent.iterdir()} == {"r", "n"}
+
+
+def test_what_the_report_shows_of_the_stages_comes_along(with_tokenizer: Run) -> None:
+    (with_tokenizer.dir / "samples/pretrain").mkdir(parents=True)
+    (with_tokenizer.dir / "samples/pretrain/step-000009.jsonl").write_text("{}\n")
+    make_done(with_tokenizer, "sft", "rl", "chat_eval")
+    kept = failures.write(with_tokenizer, "sft", "spelling", [{"index": 0}])
+    early, late = branch(with_tokenizer, "early", "sft", {}), branch(with_tokenizer, "late", "report", {})
+    assert failures.kept(early) == {} and failures.read(failures.kept(late)["sft"]["spelling"]) == [{"index": 0}]
+    assert (early.dir / "samples/pretrain/step-000009.jsonl").read_text() == "{}\n"
+    kept.unlink()
+    assert failures.kept(late)
 
 
 def test_the_new_run_lives_without_the_other_one(with_tokenizer: Run) -> None:
