@@ -56,6 +56,7 @@ class StageHistory:
         self.version = 0
         self.seconds = 0.0
         self.spans: list[tuple[float, float]] = []  # unix times between which each attempt was at work
+        self._earlier = 0  # warnings of the attempts before this one
         self._before = 0.0
         self._last_time = 0.0
         self._attempt = 0
@@ -111,6 +112,7 @@ class StageHistory:
                 self.notes.append(event)
             case ev.Started():
                 self.started.append(event)
+                self._earlier = len(self.warnings)
                 self.checks.clear()
                 self.finished = None
                 if not pipeline.stage(self.name).trains:  # it starts from nothing, and says no `Resumed`
@@ -135,6 +137,9 @@ class StageHistory:
             self.spans[-1] = begin, begin + self.seconds - self._before
 
     def _resume(self, step: int) -> None:
+        if step == 0:  # from nothing: what is read before the first step is read again
+            step = -1
+            del self.warnings[: self._earlier]
         for series in self.series.values():
             series.cut(step)
         self.evals = [event for event in self.evals if event.step <= step]

@@ -40,6 +40,26 @@ def test_a_start_from_nothing_forgets_the_earlier_attempt(run: Run) -> None:
     assert history.series["loss"].steps == [] and history.checkpoints == []
 
 
+def test_started_over_nothing_is_left_of_the_readings_before_the_first_step(run: Run) -> None:
+    for attempt in (1, 2):
+        said = [
+            ev.Resumed(step=0),
+            ev.Eval(name="val", step=0, values={"bpb": float(attempt)}, n=1),
+            ev.Sample(prompt="p", text=f"of attempt {attempt}", step=0),
+            ev.Note(step=0, text="n"),
+            *metrics(1),
+        ]
+        warned = ev.Warning(text=f"warning {attempt}")
+        write_attempt(run, "pretrain", lines(started(run, "pretrain", attempt), warned, *said), attempt)
+    history = StageHistory(run, "pretrain").read_all()
+    assert history.series["val/bpb"].values == [2.0] and len(history.evals) == len(history.notes) == 1
+    assert [sample.text for sample in history.samples] == ["of attempt 2"] and history.warnings == ["warning 2"]
+    resumed = lines(started(run, "pretrain", 3), ev.Resumed(step=1), *metrics(2))
+    write_attempt(run, "pretrain", resumed, 3)
+    history = StageHistory(run, "pretrain").read_all()
+    assert history.series["val/bpb"].values == [2.0] and history.warnings == ["warning 2"]
+
+
 def test_a_stage_without_steps_starts_from_nothing(run: Run) -> None:
     sample = ev.Sample(prompt="p", text="t", step=0)
     for attempt in (1, 2):
