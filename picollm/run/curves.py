@@ -27,16 +27,28 @@ def points(steps: Sequence[int], values: Sequence[float], buckets: int = MOST_BU
     return list(dict.fromkeys([found[0], *kept, found[-1]]))
 
 
-def lines(steps: Sequence[int], values: Sequence[float], width: int = WIDTH, height: int = HEIGHT) -> list[str]:
-    """The curve in braille dots, with its lowest and highest value at the left and the steps below."""
+def lines(
+    steps: Sequence[int], values: Sequence[float], width: int = WIDTH, height: int = HEIGHT, marks: Sequence[int] = ()
+) -> list[str]:
+    """The curve in braille dots, with its lowest and highest value at the left and the steps below.
+
+    `marks`: steps with a dotted line from top to bottom.
+    """
     found = points(steps, values)
     if not found:
         return ["(no values)"]
     (first, last), (low, high) = _range([step for step, _ in found]), _range([value for _, value in found])
     cells = [[0] * width for _ in range(height)]
+
+    def across(step: int) -> int:
+        return round((step - first) / (last - first) * (2 * width - 1))
+
+    for x in {across(step) for step in marks if first <= step <= last}:
+        for cell in cells:
+            cell[x // 2] |= DOTS[1][x % 2]
     previous = None
     for step, value in found:
-        column = round((step - first) / (last - first) * (2 * width - 1))
+        column = across(step)
         row = round((high - value) / (high - low) * (4 * height - 1))
         for x, y in _line(previous or (column, row), (column, row)):
             cells[y // 4][x // 2] |= DOTS[y % 4][x % 2]
@@ -49,8 +61,17 @@ def lines(steps: Sequence[int], values: Sequence[float], width: int = WIDTH, hei
     return [*chart, " " * (margin + 2) + left + right.rjust(width - len(left))]
 
 
-def svg(title: str, steps: Sequence[int], values: Sequence[float], note: str = "") -> str:
-    """An `<svg>` of its own: axes with ticks, the curve, and its last value. Colours come from the page's classes."""
+def svg(
+    title: str,
+    steps: Sequence[int],
+    values: Sequence[float],
+    note: str = "",
+    marks: Sequence[tuple[int, str]] = (),
+) -> str:
+    """An `<svg>` of its own: axes with ticks, the curve, and its last value. Colours come from the page's classes.
+
+    `marks`: steps with a line from top to bottom, which says its words when it is pointed at.
+    """
     found = points(steps, values)
     if not found:
         return f'<p class="about">{escape(title)}: no values</p>'
@@ -72,6 +93,11 @@ def svg(title: str, steps: Sequence[int], values: Sequence[float], note: str = "
     for step in ticks(first, last):
         x, _ = at(step, low)
         parts.append(f'<text class="tick" x="{x:.1f}" y="{SVG_HEIGHT - 10}" text-anchor="middle">{number(step)}</text>')
+    for step, text in marks:
+        if first <= step <= last:
+            x, _ = at(step, low)
+            parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{SVG_HEIGHT - BOTTOM}">')
+            parts.append(f"<title>{escape(f'{step:,}: {text}')}</title></line>")
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in found))
     x, y = at(*found[-1])
     parts.append(f'<polyline class="line" points="{path}"/><circle class="end" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')

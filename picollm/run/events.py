@@ -34,7 +34,10 @@ class Event(msgspec.Struct, tag_field="type", tag=str.lower, omit_defaults=True,
 
 
 class Started(Event):
-    """The first event of an attempt; `age` seconds passed before it, loading Python and torch."""
+    """The first event of an attempt; `age` seconds passed before it, loading Python and torch.
+
+    `machine`: of a training stage, where it works (`machine.described`).
+    """
 
     stage: str
     attempt: int
@@ -48,6 +51,7 @@ class Started(Event):
     inputs: dict[str, Any] = {}
     predicted_s: float = 0.0
     versions: dict[str, str] = {}
+    machine: dict[str, Any] = {}
 
 
 class Resumed(Event):

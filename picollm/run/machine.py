@@ -123,6 +123,21 @@ class MachineRecorder:
                 ev.append(self.file, read_machine(gpus, self.folder))
 
 
+def described() -> dict[str, Any]:
+    """This machine: system, processor, cores, memory in bytes, Python, and the name and memory of each GPU."""
+    return {
+        "system": platform.platform(),
+        "processor": processor(),
+        "cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+        "gpus": [
+            {"name": str(gpu.get("name", "unknown")), "memory_total": int(gpu.get("memory_total", 0))}
+            for gpu in Gpus().read()
+        ],
+    }
+
+
 def processor() -> str:
     """The processor's name: as Linux has it, else as Python does."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", errors="replace") as lines:

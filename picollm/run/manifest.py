@@ -9,13 +9,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import platform
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-import psutil
 
 from picollm.run import config as settings
 from picollm.run import estimate, failures, gpus, machine, pipeline
@@ -50,7 +48,7 @@ class Record:
             self.seconds[name] = round(whole.seconds, 3) if whole.started else None
             spans += whole.spans
         self.wall_s = round(together(spans), 3)
-        self.machine = _machine(run)
+        self.machine = _machine(run, self.histories)
 
     def summary(self, stage: str) -> dict[str, Any]:
         """What the stage's newest finished attempt says of itself; {} before there is one."""
@@ -201,6 +199,7 @@ def _stage(record: Record, name: str, per_hour: float | None) -> dict[str, Any]:
         "fingerprint": started.fingerprint if started else None,
         "inputs": started.inputs if started else {},
         "versions": started.versions if started else {},
+        "machine": started.machine if started else {},
         "artifacts": done.artifacts if done else {},
         "paths": done.paths if done else {},
         "summary": done.summary if done else {},
@@ -222,29 +221,32 @@ def together(spans: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-def _machine(run: Run) -> dict[str, Any]:
-    """This machine, and what the run's readings of it say: memory and GPU memory are the highest of them."""
+def _machine(run: Run, histories: dict[str, StageHistory]) -> dict[str, Any]:
+    """The machine of the first training stage that says where it worked, `recorded`; else this one.
+
+    What the run's readings say of it comes along: memory and GPU memory are the highest of them.
+    """
+    said = [started.machine for name in pipeline.CHECKPOINT_FOLDERS for started in reversed(histories[name].started)]
+    trained = next((one for one in said if one), None)
+    facts = trained or machine.described()
     readings = [event for event in ev.read_events(run.machine_file) if isinstance(event, ev.Machine)]
     cards: list[dict[str, Any]] = []
-    for index, gpu in enumerate(readings[-1].gpus if readings else []):
+    for index, gpu in enumerate(facts["gpus"] if trained or not readings else readings[-1].gpus):
         over = [reading.gpus[index] for reading in readings if index < len(reading.gpus)]
+        over = [record for record in over if record.get("name") == gpu.get("name")]
         cards.append(
             {
                 "name": str(gpu.get("name", "unknown")),
                 "memory_total": int(gpu.get("memory_total", 0)),
-                "memory_used": max(int(record.get("memory_used", 0)) for record in over),
+                "memory_used": max((int(record.get("memory_used", 0)) for record in over), default=None),
                 "utilisation": _mean([record["utilisation"] for record in over if "utilisation" in record]),
             }
         )
-    return {
-        "system": platform.platform(),
-        "processor": machine.processor(),
-        "cores": psutil.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
+    return facts | {
+        "recorded": trained is not None,
         "memory_used": max((reading.memory_used for reading in readings), default=None),
         "cpu": _mean([reading.cpu for reading in readings]),
         "gpus": cards,
-        "python": platform.python_version(),
     }
 
 

@@ -244,15 +244,22 @@ def _times(facts: dict[str, Any]) -> list[Block]:
 def _environment(record: Record, facts: dict[str, Any]) -> list[Block]:
     machine = facts["machine"]
     rows = [
-        ["system", machine["system"]],
+        [
+            "system",
+            machine["system"] + ("" if machine["recorded"] else " (where this was written; training did not say)"),
+        ],
         ["processor", f"{machine['processor']}, {machine['cores']} cores"],
         ["memory", _bytes(machine["memory_bytes"])],
     ]
     if machine["memory_used"] is not None:
         rows.append(["in use while it ran", f"{_bytes(machine['memory_used'])} at most, CPU {machine['cpu']} % (mean)"])
     for gpu in machine["gpus"]:
-        used = f"{_bytes(gpu['memory_used'])} of {_bytes(gpu['memory_total'])} at most"
+        used = "–" if gpu["memory_used"] is None else _bytes(gpu["memory_used"])
+        used += f" of {_bytes(gpu['memory_total'])} at most"
         rows.append(["GPU", f"{gpu['name']}, {used}, {_busy(gpu['utilisation'])}"])
+    where = _hardware(machine)
+    elsewhere = {name: _hardware(stage["machine"]) for name, stage in facts["stages"].items() if stage["machine"]}
+    rows += [[f"{name} ran on", found] for name, found in elsewhere.items() if found != where]
     rows += [[f"version of {name}", text] for name, text in facts["versions"].items()]
     ranks = {name: stage["ranks"] for name, stage in facts["stages"].items() if (stage["ranks"] or 1) > 1}
     if ranks:
@@ -262,6 +269,10 @@ def _environment(record: Record, facts: dict[str, Any]) -> list[Block]:
     if checks:
         found.append(Table(["check", "state", "found"], [[check.name, check.status, check.found] for check in checks]))
     return found
+
+
+def _hardware(machine: dict[str, Any]) -> str:
+    return ", ".join([machine["processor"], f"{machine['cores']} cores", *(gpu["name"] for gpu in machine["gpus"])])
 
 
 def _busy(percent: float | None) -> str:

@@ -57,12 +57,13 @@ class Command(msgspec.Struct, frozen=True):
 
 
 class Chart(msgspec.Struct, frozen=True):
-    """One curve over steps."""
+    """One curve over steps; `marks` are words about some of them."""
 
     title: str
     steps: list[int]
     values: list[float]
     note: str = ""
+    marks: list[tuple[int, str]] = []
 
 
 Block = Heading | Text | Notes | Table | Said | Command | Chart
@@ -106,7 +107,9 @@ def _markdown(block: Block) -> str:
         case Command():
             return f"```sh\n{visible(block.text)}\n```"
         case Chart():
-            drawn = "\n".join(curves.lines(block.steps, block.values))
+            marks = [step for step, _ in block.marks]
+            said = [visible(f"│ {step:,}: {text}").replace("\n", " ") for step, text in block.marks]
+            drawn = "\n".join([*curves.lines(block.steps, block.values, marks=marks), *said])
             return f"**{escaped(block.title)}** {escaped(block.note)}".rstrip() + f"\n\n```text\n{drawn}\n```"
 
 

@@ -29,7 +29,7 @@ pre { overflow-x: auto; padding: .6rem .8rem; background: var(--panel); }
 figure { margin: 1rem 0; } figcaption { color: var(--soft); font-size: .9rem; }
 .curve { width: 100%; max-width: 48rem; height: auto; } .grid { stroke: var(--rule); }
 .tick { fill: var(--soft); font-size: 12px; } .line { fill: none; stroke: var(--curve); stroke-width: 1.6; }
-.end { fill: var(--curve); }
+.end { fill: var(--curve); } .mark { stroke: var(--soft); stroke-dasharray: 2 4; }
 """.strip()
 
 
@@ -76,8 +76,9 @@ def _html(block: Block) -> str:
         case Command():
             return f"<pre>{escape(block.text)}</pre>"
         case Chart():
-            drawn = curves.svg(block.title, block.steps, block.values, block.note)
-            caption = escape(f"{block.title} {block.note}".strip())
+            drawn = curves.svg(block.title, block.steps, block.values, block.note, block.marks)
+            said = [f"┆ {step:,}: {text}" for step, text in block.marks]
+            caption = "<br>".join(escape(text) for text in [f"{block.title} {block.note}".strip(), *said])
             return f"<figure><figcaption>{caption}</figcaption>{drawn}</figure>"
 
 

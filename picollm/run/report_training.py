@@ -12,6 +12,8 @@ from picollm.run.report_blocks import Block, Chart, Heading, Said, Table, Text
 LONGEST_LIST = 12
 """Entries of a nested table that are shown; the manifest has them all."""
 MOST_SAMPLES = 6
+MOST_MARKS = 8
+"""Words about steps that are drawn at the curve of the loss, the newest ones."""
 QUIET = ("low", "high")
 """What the ends of an interval begin with: not curves of their own."""
 CURVES = {"rl": ("reward", "tokens", "length", "entropy", "lr")}
@@ -123,7 +125,8 @@ def training(record: Record, facts: dict[str, Any]) -> list[Block]:
         for key in [*(key for key in CURVES.get(name, ("loss",)) if key in history.series), *shown]:
             series = history.series[key]
             if len(series.steps) > 1:
-                curves.append(Chart(f"{name}: {key}", series.steps, series.values, _spike(facts, name, key)))
+                marks = [(note.step, note.text) for note in history.notes[-MOST_MARKS:]] if key == "loss" else []
+                curves.append(Chart(f"{name}: {key}", series.steps, series.values, _spike(facts, name, key), marks))
     if not rows:
         return []
     found: list[Block] = [

@@ -30,7 +30,7 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 
 from picollm.run import events as ev
-from picollm.run import failure, lease, pipeline
+from picollm.run import failure, lease, machine, pipeline
 from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run, write_atomic
 from picollm.run.planned import fingerprint
@@ -310,4 +310,5 @@ def _started(ctx: StageContext) -> ev.Started:
         predicted_s=(plan.seconds.get(ctx.name) if plan else None) or pipeline.stage(ctx.name).typical_s,
         age=round(ctx.seconds, 3),
         versions=versions,
+        machine=machine.described() if ctx.rank == 0 and pipeline.stage(ctx.name).trains else {},
     )

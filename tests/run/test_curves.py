@@ -37,11 +37,22 @@ def test_a_falling_curve_is_drawn_from_the_upper_left_to_the_lower_right():
     assert {len(row) for row in rows} == {20}
 
 
-@given(VALUES)
-def test_any_values_can_be_drawn(values):
+def test_a_marked_step_has_a_line_of_its_own():
+    steps, values = list(range(1, 101)), [5.0] * 50 + [1.0] * 50
+    plain, marked = curves.lines(steps, values, 20, 5), curves.lines(steps, values, 20, 5, marks=[100, 101])
+    assert [row[:-1] for row in plain[:5]] == [row[:-1] for row in marked[:5]] and plain[5:] == marked[5:]
+    assert all(row[-1] != "\u2800" for row in marked[:5]) and plain[0][-1] == "\u2800"
+    found = ET.fromstring(curves.svg("loss", steps, values, marks=[(100, "spike <1>"), (101, "beyond")]))
+    [line] = [line for line in found.iter("line") if line.attrib["class"] == "mark"]
+    assert line.attrib["x1"] == line.attrib["x2"] == f"{curves.SVG_WIDTH - curves.RIGHT:.1f}"
+    assert "".join(line.itertext()) == "100: spike <1>"
+
+
+@given(VALUES, st.lists(st.integers(-5, 60), max_size=4))
+def test_any_values_can_be_drawn(values, marks):
     steps = list(range(len(values)))
-    assert all(len(line) < 100 for line in curves.lines(steps, values))
-    found = ET.fromstring(curves.svg("a <b> & c", steps, values))
+    assert all(len(line) < 100 for line in curves.lines(steps, values, marks=marks))
+    found = ET.fromstring(curves.svg("a <b> & c", steps, values, marks=[(mark, "why") for mark in marks]))
     assert "a <b> & c" in "".join(found.itertext())
     for element in found.iter("polyline"):
         places = [tuple(map(float, point.split(","))) for point in element.attrib["points"].split()]

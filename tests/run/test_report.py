@@ -121,7 +121,7 @@ MANIFEST_KEYS = {
 }  # fmt: skip
 STAGE_KEYS = {
     "state", "attempts", "seconds", "predicted_s", "dollars", "predicted_dollars", "ranks", "fingerprint", "inputs",
-    "versions", "artifacts", "paths", "summary", "readings", "warnings",
+    "versions", "machine", "artifacts", "paths", "summary", "readings", "warnings",
 }  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def test_the_manifest_key_by_key(run: Run) -> None:
     assert set(facts["stages"]) == set(pipeline.NAMES) - {"report"}
     assert all(set(stage) == STAGE_KEYS for stage in facts["stages"].values())
     assert set(facts["machine"]) == {
-        "system", "processor", "cores", "memory_bytes", "memory_used", "cpu", "gpus", "python",
+        "system", "processor", "cores", "memory_bytes", "memory_used", "cpu", "gpus", "python", "recorded",
     }  # fmt: skip
     assert facts["format"] == 1 and facts["run"] == "r" and facts["profile"] == "pocket"
     assert facts["notes"] == "Written *after* the run." and facts["prompts"] == run.prompts()
@@ -154,6 +154,50 @@ def test_versions_are_those_of_the_newest_attempt(run: Run) -> None:
     record.histories["tokenizer"].started[-1].versions = {"python": "3.13", "torch": "2.13"}
     record.histories["tokenizer"].started[-1].time = 1_900_000_000.0
     assert manifest.versions(record)["python"] == "3.13"
+
+
+FARM = {"system": "Linux of the farm", "processor": "Many Cores", "cores": 96, "memory_bytes": 1 << 40,
+        "python": "3.12", "gpus": [{"name": "NVIDIA H100 80GB HBM3", "memory_total": 80 << 30}] * 2}  # fmt: skip
+
+
+def trained_on(run: Run, stage: str, machine: dict) -> None:
+    """Another attempt at a stage, made there."""
+    done = run.finished(stage)
+    script = start(run, stage, 1_800_000_000.0, run.config(), attempt=max(run.attempts(stage)) + 1, machine=machine)
+    script.say(ev.Metrics(step=1, values={"loss": 1.0}))
+    script.say(done, 3.0)
+    script.write()
+
+
+def test_the_machine_is_the_one_that_trained(run: Run) -> None:
+    """Not the one on which the report is written; where training did not say, that is said."""
+    found = sections(report.text_of(run))["Environment"]
+    assert "training did not say" in found and not Record(run).machine["recorded"]
+    trained_on(run, "pretrain", FARM)
+    record = Record(run)
+    assert record.machine["recorded"] and record.machine["cores"] == 96 and len(record.machine["gpus"]) == 2
+    assert record.machine["gpus"][0]["memory_used"] is None  # the readings are of a machine without
+    assert manifest.hourly(record)["source"].startswith("a typical price of h100")
+    text = report.text_of(run)
+    assert (
+        "NVIDIA H100 80GB HBM3, – of 80.0 GiB at most" in text
+        and "training did not say" not in text
+        and " ran on" not in text
+    )
+    trained_on(run, "sft", FARM | {"processor": "A Laptop", "cores": 4, "gpus": []})
+    found = sections(report.text_of(run))["Environment"]
+    assert "| sft ran on | A Laptop, 4 cores |" in found and "| system | Linux of the farm |" in found
+
+
+def test_words_about_steps_stand_at_the_curve_of_the_loss(run: Run) -> None:
+    again(run, "midtrain", {}, [ev.Resumed(step=0), *(ev.Metrics(step=n, values={"loss": 5.0}) for n in (1, 2, 3)),
+                                ev.Note(step=2, text="loss <spiked>: the new format")])  # fmt: skip
+    assert (
+        "│ 2: loss <spiked>: the new format" in report.text_of(run).partition("**midtrain: loss**")[2].split("```")[1]
+    )
+    shown = report.page_of(run)
+    assert shown.count('<line class="mark"') == 1 and "2: loss &lt;spiked&gt;: the new format</title>" in shown
+    assert "┆ 2: loss &lt;spiked&gt;: the new format</figcaption>" in shown
 
 
 def test_numbers_that_json_does_not_have_are_null(run: Run) -> None:
