@@ -25,10 +25,9 @@ from picollm.train.loop import Every
 from picollm.train.optim import OptimizerSettings
 from picollm.train.schedule import Schedule
 from picollm.train.step import Compute
-from picollm.train.trainer import READING, TrainSettings, train_stage
+from picollm.train.trainer import READING, SIGN_S, TrainSettings, train_stage
 
 BATCHES_AHEAD = 2
-SIGN_S = 20.0  # between two signs of life in a long reading
 
 
 @dataclass(frozen=True)

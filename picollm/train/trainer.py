@@ -28,7 +28,8 @@ from picollm.train.sharded import AnyOptimizer, ShardedOptimizer
 from picollm.train.step import Compute, ForwardBackward
 
 READING = "held-out reading"
-"""The phase."""
+SIGN_S = 5.0
+"""A reading that takes longer is a phase, said again and again as a sign of life."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,10 @@ def train_stage(
 
     def read(reading: Callable[[int], object], step: int) -> None:
         """What it returns (if a number: lower is better) is noted with the checkpoints that follow."""
-        ctx.phase(READING)
+        begun = time.monotonic()
         saver.read(reading(step))
-        ctx.phase("compile" if meter.compiling and step < steps else "train")
+        if time.monotonic() > begun + SIGN_S:
+            ctx.phase("compile" if meter.compiling and step < steps else "train")
 
     idle = saver.idle if settings.save_every else None  # by the clock, and not while the one before is being written
     every = [

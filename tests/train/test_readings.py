@@ -32,7 +32,11 @@ class Told:
         self.config = SimpleNamespace(machine=SimpleNamespace(device_rows=2))
         self.evals: list[tuple[str, int, dict[str, float], int]] = []
         self.warnings: list[str] = []
+        self.phases: list[str] = []
         self.stop = False
+
+    def phase(self, name: str) -> None:
+        self.phases.append(name)
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
@@ -112,6 +116,15 @@ def test_reading_changes_no_weight() -> None:
     assert names == ["val", "arithmetic", "spelling"]
     for _, _, values, n in told.evals[1:]:
         assert n == 5 and values["low"] <= values["accuracy"] <= values["high"]
+
+
+def test_a_long_reading_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, told = a_reader(one(), some())
+    reader.read(4)
+    assert not told.phases
+    monkeypatch.setattr("picollm.train.session.SIGN_S", 0.0)
+    reader.read(5)
+    assert set(told.phases) == {"held-out reading"} and len(told.phases) >= 2
 
 
 def test_a_stop_leaves_a_reading() -> None:
