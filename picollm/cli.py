@@ -32,7 +32,7 @@ from picollm import (
 from picollm.run import branch, conductor, launch, pipeline, serving
 from picollm.run import config as settings
 from picollm.run.errors import UserError
-from picollm.run.folder import ACTIVE, Run, picollm_home, runs_folder
+from picollm.run.folder import ACTIVE, Run, folder_of, picollm_home, runs_folder
 from picollm.run.history import StageHistory
 
 DEFAULT_RUN = "demo"
@@ -253,8 +253,8 @@ def prepare(name: str, profile: str | None, file: Path | None, sets: list[str]) 
 
     Raises `UserError` where an existing run would have to change its profile.
     """
-    there = runs_folder() / name / "config.toml"
-    if os.sep not in name and not there.exists():
+    there = folder_of(name) / "config.toml"
+    if not there.exists():
         config = settings.load(profile, file, sets)
         try:
             return Run.create(name, config)

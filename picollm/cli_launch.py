@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +11,7 @@ import typer
 from picollm.run import config as settings
 from picollm.run import join as joining
 from picollm.run.errors import UserError
-from picollm.run.folder import Run, picollm_home, runs_folder, write_atomic
+from picollm.run.folder import Run, folder_of, new_name, picollm_home, runs_folder, write_atomic
 
 CPUS_PER_GPU = 8
 SAVE_BEFORE_S = 180
@@ -48,8 +46,7 @@ def launch(
         return _join(run, node_rank, rendezvous)
     if node_rank is not None or rendezvous is not None:
         raise UserError("--node-rank and --rendezvous are for --join; a job's nodes learn them from its scheduler")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", run):
-        raise UserError(f"run name '{run}': expected letters, digits, dot, dash or underscore, at most 64")
+    run = new_name(run)
     sets = [*(set or []), f"launch.nproc={gpus}", f"launch.nnodes={nodes}"]
     settings.load(profile, None, sets)  # a mistake is better found now than when the job starts
     argv = ["picollm", "run", "--run", run, "--profile", profile]
@@ -69,8 +66,7 @@ def launch(
 def _join(name: str, node_rank: int | None, rendezvous: str | None) -> int:
     """What is given here holds for this machine alone; the run's own settings stay as node 0 has them."""
     given = {"launch.node_rank": node_rank, "launch.rendezvous": rendezvous}
-    run = Run(Path(name).expanduser().absolute() if os.sep in name else runs_folder() / name)
-    return joining.join(run, {key: value for key, value in given.items() if value is not None})
+    return joining.join(Run(folder_of(name)), {key: value for key, value in given.items() if value is not None})
 
 
 def _node_script(run: str, argv: list[str], rank: str, nodes: int) -> list[str]:

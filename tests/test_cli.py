@@ -78,7 +78,11 @@ def test_every_command_has_help(capsys: Any) -> None:
         (["web", "--port", "70000"], "--port"),
         (["run", "--profile", "huge"], "unknown profile 'huge'"),
         (["run", "--set", "sft.lrr=1"], "unknown key 'sft.lrr'"),
-        (["run", "--run", "../up"], "no run '../up'"),
+        (["run", "--run", "../up"], "a name has no slash; runs are made in "),
+        (["plan", "--run", "else/where"], "a name has no slash; runs are made in "),
+        (["status", "--run", "else/where"], "else/where (no config.toml); runs lie in "),
+        (["run", "--from", "sft", "--base", "else/where"], "else/where (no config.toml); runs lie in "),
+        (["run", "--run", "else/../a b"], "a name has no slash"),
         (["run", "--run", "a b"], "run name 'a b'"),
         (["run", "--only", "sfft"], "unknown stage 'sfft'"),
         (["run", "--only", "sft", "--from", "rl"], "exclude each other"),
@@ -91,6 +95,22 @@ def test_mistakes_are_one_line_and_exit_2(runs: Path, capsys: Any, argv: list[st
     assert code == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1 and said in err
     assert Run.all() == []
+
+
+@pytest.mark.parametrize("path", ["{runs}/a", "{runs}/../runs/a/", "here/a"])
+def test_a_path_into_the_runs_folder_names_a_new_run(runs: Path, monkeypatch: Any, capsys: Any, path: str) -> None:
+    runs.mkdir()
+    (runs.parent / "here").symlink_to(runs)
+    monkeypatch.chdir(runs.parent)
+    path = path.format(runs=runs)
+    assert call("status", "--run", path, capsys=capsys)[2].rstrip().endswith("start it with: picollm run --run a")
+    made = cli.prepare(path, "smoke", None, [])
+    assert (made.name, made.dir) == ("a", runs / "a") == (Run.open(path).name, Run.open("a").dir)
+    assert cli.prepare(path, None, None, ["run.seed=7"]).wishes().run.seed == 7 == Run.open("a").wishes().run.seed
+    with pytest.raises(UserError, match="run 'a' exists already"):
+        Run.create(path, Run.open("a").wishes())
+    with pytest.raises(UserError, match="run name 'a b'"):
+        Run.create(f"{path.rstrip('/')} b", Run.open("a").wishes())
 
 
 def test_an_unexpected_exception_is_one_line_and_a_file(runs: Path, capsys: Any, monkeypatch: Any) -> None:

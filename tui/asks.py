@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from picollm.run import conductor, pipeline
 from picollm.run import config as settings
 from picollm.run.errors import UserError
-from picollm.run.folder import Run, runs_folder
+from picollm.run.folder import Run, folder_of, new_name
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def resolve(name: str | None, profile: str | None, config: Path | None, sets: li
     if name is None:
         newest = Run.all()[:1]
         name = newest[0].name if newest else "demo"
-    folder = Path(name).expanduser().absolute() if "/" in name else runs_folder() / name
+    folder = folder_of(name)
     if (folder / "config.toml").is_file():
         Run.open(name)
         if profile or config:
@@ -45,22 +44,20 @@ def resolve(name: str | None, profile: str | None, config: Path | None, sets: li
         settings.parse_sets(sets)
     elif folder.is_dir() and any(folder.iterdir()) and "/" in name:
         raise UserError(f"{folder} is not a run folder (no config.toml)")
-    elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise UserError(f"run name '{name}': expected letters, digits, dot, dash or underscore, at most 64")
-    elif profile or config or sets:
-        settings.load(profile, config, sets)
+    else:
+        new_name(name)
+        if profile or config or sets:
+            settings.load(profile, config, sets)
     return Options(run=name, profile=profile, config=config, sets=tuple(sets))
 
 
 def open_or_create(options: Options) -> Run:
     """The run, laid out when it is new; `--set` on a run that exists makes a revision of its settings."""
-    name = options.run
-    folder = Path(name).expanduser().absolute() if "/" in name else runs_folder() / name
-    if (folder / "config.toml").is_file():
-        run = Run.open(name)
+    if (folder_of(options.run) / "config.toml").is_file():
+        run = Run.open(options.run)
         run.set(list(options.sets))
         return run
-    return Run.create(name, settings.load(options.profile, options.config, options.sets))
+    return Run.create(options.run, settings.load(options.profile, options.config, options.sets))
 
 
 def launch(options: Options, stages: tuple[str, ...]) -> str:

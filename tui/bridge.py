@@ -20,7 +20,7 @@ from picollm.run import config as settings
 from picollm.run import events as ev
 from picollm.run import lease, pipeline
 from picollm.run.errors import UserError
-from picollm.run.folder import Run, runs_folder
+from picollm.run.folder import Run, folder_of
 from picollm.run.history import StageHistory
 from picollm.run.planned import Plan
 from tui import state
@@ -146,7 +146,7 @@ class Reader(threading.Thread):
 
     def __init__(self, name: str, post: Callable[[Message], Any], poll_s: float = POLL_S) -> None:
         super().__init__(name=f"reader-{name}", daemon=True)
-        folder = Path(name).expanduser().absolute() if "/" in name else runs_folder() / name
+        folder = folder_of(name)
         self.run_folder = WatchedRun(folder)
         self._post, self._poll_s = post, poll_s
         self._selected: str | None = None

@@ -80,7 +80,7 @@ def branch(base: Run, name: str, stage: str, changes: dict[str, Any]) -> Run:
         raise UserError(f"{base.dir}: {error.filename} is gone, and the new run needs it") from None
     except OSError as error:
         if final.exists():
-            raise UserError(f"run '{name}' exists already in {final.parent}; choose another name") from None
+            raise UserError(f"run '{final.name}' exists already in {final.parent}; choose another name") from None
         raise UserError(f"cannot write {final}: {error.strerror}; choose another folder") from None
     finally:
         shutil.rmtree(draft.dir, ignore_errors=True)

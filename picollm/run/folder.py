@@ -41,6 +41,28 @@ def runs_folder() -> Path:
     return Path(os.environ.get("PICOLLM_RUNS") or "runs").expanduser().absolute()
 
 
+def folder_of(name: str) -> Path:
+    """The folder of the run of that name, or at that path; there or not."""
+    return Path(os.path.abspath(Path(name).expanduser())) if os.sep in name else runs_folder() / name
+
+
+def new_name(name: str) -> str:
+    """The name of a run yet to be made, given as such or as a path into the runs folder. Raises `UserError`."""
+    folder = folder_of(name)
+    if os.sep in name and not _in_runs_folder(folder):
+        raise UserError(
+            f"run name '{name}': a name has no slash; runs are made in {runs_folder()}, or where PICOLLM_RUNS says"
+        )
+    plain = folder.name if os.sep in name else name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", plain):
+        raise UserError(f"run name '{plain}': expected letters, digits, dot, dash or underscore, at most 64")
+    return plain
+
+
+def _in_runs_folder(folder: Path) -> bool:
+    return folder.parent.resolve() == runs_folder().resolve()
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside and rename: a reader sees the old file or the new one. Raises `UserError` where it cannot."""
     try:
@@ -75,7 +97,7 @@ class Run:
     def create(cls, name: str, config: settings.Config) -> Run:
         """Lay out a new run. Raises `UserError` for a bad name, an existing run or a folder that cannot be written."""
         run = cls(name_of_new(name))
-        known = UserError(f"run '{name}' exists already in {run.dir.parent}; resume it or choose another name")
+        known = UserError(f"run '{run.name}' exists already in {run.dir.parent}; resume it or choose another name")
         write_atomic(run.dir / "format", f"{FORMAT}\n")
         alone = lease.Lock(run.conductor_lock)
         try:
@@ -93,8 +115,10 @@ class Run:
     @classmethod
     def open(cls, name: str) -> Run:
         """Raises `UserError` when there is no such run, its settings are broken or its format is newer than ours."""
-        folder = Path(name).expanduser().absolute() if os.sep in name else runs_folder() / name
+        folder = folder_of(name)
         run = cls(folder)
+        if not run.exists() and not _in_runs_folder(folder):
+            raise UserError(f"no run in {folder} (no config.toml); runs lie in {runs_folder()}, or set PICOLLM_RUNS")
         if not run.exists():
             known = ", ".join(r.name for r in cls.all()) or "none yet"
             raise UserError(
@@ -333,11 +357,9 @@ class Run:
 
 def name_of_new(name: str) -> Path:
     """The folder of a run yet to be made. Raises `UserError` for a bad name or one that is taken."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise UserError(f"run name '{name}': expected letters, digits, dot, dash or underscore, at most 64")
-    folder = runs_folder() / name
+    folder = runs_folder() / new_name(name)
     if Run(folder).exists():
-        raise UserError(f"run '{name}' exists already in {folder.parent}; resume it or choose another name")
+        raise UserError(f"run '{folder.name}' exists already in {folder.parent}; resume it or choose another name")
     return folder
 
 

@@ -84,6 +84,7 @@ def test_a_file_instead_of_the_screen(tmp_path: Path, capsys: pytest.CaptureFixt
         ((*SLURM, "--set", "run.sed=3"), "run.sed"),
         (("--slurm", "--profile", "pockett"), "pockett"),
         (("--slurm", "--run", "a b"), "run name 'a b'"),
+        (("--slurm", "--run", "else/where"), "a name has no slash"),
         (("--slurm", "--node-rank", "1"), "are for --join"),
     ],
 )

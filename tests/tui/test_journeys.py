@@ -139,6 +139,8 @@ def command(*arguments: str, runs) -> subprocess.CompletedProcess[str]:
     [
         (("--nonsense",), "--nonsense"),
         (("--run", "bad name"), "run name 'bad name'"),
+        (("--run", "else/where"), "a name has no slash"),
+        (("--run", "./new"), "needs a terminal"),
         (("--run", "new", "--profile", "huge"), "unknown profile 'huge'"),
         (("--run", "new", "--set", "sft.lr=fast"), "sft.lr"),
         (("--run", "new", "--config", "nowhere.toml"), "nowhere.toml"),
