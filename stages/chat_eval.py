@@ -22,7 +22,7 @@ from picollm.run import failures, measures, pipeline
 from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import write_atomic
 from picollm.run.stage import Outcome, StageContext, main
-from picollm.tasks import Example, Task, make
+from picollm.tasks import Example, Task, make, names_of
 from picollm.text.chat import render_prompt
 from picollm.text.tokenizer import Tokenizer
 from picollm.train.device import Ranks
@@ -34,10 +34,9 @@ CHATCORE = "ChatCORE"
 def tasks(ctx: StageContext) -> dict[str, Task]:
     """What SFT and RL practised and what `chat_eval.tasks` adds."""
     config = ctx.config
-    names = dict.fromkeys([*config.midtrain.mixture, *config.sft.mixture, config.rl.task, *config.chat_eval.tasks])
     rows = str(ctx.output("identity", "rows"))
     made = {}
-    for name in names:
+    for name in names_of(config):
         more = {"path": rows} if name.partition(":")[0] == "identity" else {}
         made[name] = make(name, seed=config.run.seed, **more)
     return made
@@ -60,7 +59,8 @@ def questions_of(ctx: StageContext, ranks: Ranks, made: dict[str, Task]) -> tupl
         reason = task.unavailable()
         if ranks.any(bool(reason)):
             skipped[name] = ranks.share(reason) or "another rank's machine cannot judge its answers"
-            ctx.warning(f"{name} is left out of the evaluation: {skipped[name]}")
+            say = ctx.warning if task.judged else ctx.message
+            say(f"{name} is left out of the evaluation: {skipped[name]}")
         elif items := list(task.heldout()[: settings.tasks.get(name) or settings.items]):
             asked[name] = items
     if not asked:

@@ -17,7 +17,7 @@ from picollm.data.shards import write_text
 from picollm.evals import core_bundle
 from picollm.run.folder import picollm_home
 from picollm.run.stage import Outcome, StageContext, main, watched
-from picollm.tasks import TASKS, Task, make
+from picollm.tasks import TASKS, Task, make, names_of
 from picollm.tasks.hub_task import HubTask
 
 MEGABYTE = 1_000_000
@@ -35,15 +35,14 @@ def work(ctx: StageContext) -> Outcome:
     return outcome
 
 
-def _tasks(ctx: StageContext) -> list[Task]:
-    """Those of the run that are made from published rows."""
-    config = ctx.config
-    names = dict.fromkeys([*config.midtrain.mixture, *config.sft.mixture, config.rl.task, *config.chat_eval.tasks])
+def _tasks(ctx: StageContext) -> dict[str, Task]:
+    """Those of the run that are made from published rows, by name with their settings."""
+    names = names_of(ctx.config)
     published = [name for name in names if issubclass(TASKS.get(name.partition(":")[0], type), HubTask)]  # type: ignore[arg-type]
-    return [make(name, seed=config.run.seed) for name in published]
+    return {name: make(name, seed=ctx.config.run.seed) for name in published}
 
 
-def _fetch(ctx: StageContext, tasks: list[Task]) -> dict[str, Any]:
+def _fetch(ctx: StageContext, tasks: dict[str, Task]) -> dict[str, Any]:
     """By task, where its rows are from: address, commit, licence, files with their sha256."""
 
     def look(got: int, everything: int) -> None:
@@ -52,10 +51,10 @@ def _fetch(ctx: StageContext, tasks: list[Task]) -> dict[str, Any]:
 
     if tasks:
         ctx.phase("tasks")
-    return {task.name: task.fetch(ctx.config.data.mirrors, ctx.message, look) for task in tasks}
+    return {name: task.fetch(ctx.config.data.mirrors, ctx.message, look) for name, task in tasks.items()}
 
 
-def _check(ctx: StageContext, tasks: list[Task]) -> None:
+def _check(ctx: StageContext, tasks: dict[str, Task]) -> None:
     """Read every row of the tasks once, and warn of those that cannot be used."""
 
     def look(done: int, rows: int) -> None:
@@ -64,7 +63,7 @@ def _check(ctx: StageContext, tasks: list[Task]) -> None:
 
     if tasks:
         ctx.phase("check tasks")
-    for problem in (line for task in tasks for line in task.problems(look)):
+    for problem in dict.fromkeys(line for task in tasks.values() for line in task.problems(look)):
         ctx.warning(problem)
 
 

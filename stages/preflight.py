@@ -159,7 +159,7 @@ def check_settings(run: Run) -> None:
     wishes = run.wishes()
     plan.check(wishes)
     for table, settings in (("midtrain", wishes.midtrain), ("sft", wishes.sft)):
-        for name in settings.mixture:
+        for name in (name for name, count in settings.mixture.items() if count):
             with _naming(f"{table}.mixture"):
                 _trainable(name)
         if settings.custom:

@@ -17,7 +17,7 @@ from picollm.data.shards import ShardSet, TextSet, encode
 from picollm.data.waiting import Upstream
 from picollm.run.folder import picollm_home
 from picollm.run.stage import Outcome, StageContext, main, watched
-from picollm.tasks import make
+from picollm.tasks import make, names_of
 from picollm.text.tokenizer import Tokenizer, train_tokenizer
 
 MOST_ITEMS = 2000
@@ -154,9 +154,8 @@ def _overlap(ctx: StageContext, tokenizer: Tokenizer, shards: ShardSet) -> tuple
     """What of the held-out items of the run's tasks the training text has already, and the share of it looked at."""
     ctx.phase("overlap")
     config = ctx.config
-    names = dict.fromkeys([*config.midtrain.mixture, *config.sft.mixture, config.rl.task, *config.chat_eval.tasks])
     items = {}
-    for name in names:
+    for name in names_of(config):
         own = {"assistant": config.identity.name, "maker": config.identity.maker} if name == "identity" else {}
         heldout = make(name, seed=config.run.seed, **own).heldout()[:MOST_ITEMS]
         if heldout:

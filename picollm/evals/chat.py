@@ -301,13 +301,12 @@ def _result(
         right, asked = topics.get(example.topic, (0, 0))
         topics[example.topic] = (right + outcome.right, asked + 1)
         if not outcome.right and len(failures) < keep:
-            expected = example.letter or example.answer
             failures.append(
                 Failure(
                     index=outcome.index,
                     topic=example.topic,
                     prompt=example.question,
-                    expected=expected,
+                    expected=task.expected(example),
                     got=outcome.got,
                 )
             )

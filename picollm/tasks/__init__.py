@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from picollm.run.errors import UserError
+from picollm.run.schema import Config
 from picollm.tasks.arc import ARCChallenge, ARCEasy
 from picollm.tasks.arithmetic import Arithmetic
 from picollm.tasks.base import Example, Task
@@ -28,7 +29,7 @@ from picollm.tasks.smoltalk import SmolTalk
 from picollm.tasks.spelling import Spelling
 from picollm.tasks.spelling_bee import SimpleSpelling, SpellingBee
 
-__all__ = ["TASKS", "Example", "Task", "make"]
+__all__ = ["TASKS", "Example", "Task", "make", "names_of"]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "docs_qa": DocsQA,
@@ -48,6 +49,13 @@ TASKS: dict[str, Callable[..., Task]] = {
     "gsm8k": GSM8K,
     "humaneval": HumanEval,
 }
+
+
+def names_of(config: Config) -> list[str]:
+    """All tasks that a run practises or is asked, each once, without those of which a mixture draws nothing."""
+    mixtures = (config.midtrain.mixture, config.sft.mixture)
+    drawn = [name for mixture in mixtures for name, count in mixture.items() if count]
+    return list(dict.fromkeys([*drawn, config.rl.task, *config.chat_eval.tasks]))
 
 
 def make(spec: str, settings: Mapping[str, Any] | None = None, /, **more: Any) -> Task:

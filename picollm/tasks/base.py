@@ -60,17 +60,20 @@ class Task(Protocol):
     kind            "generative": the answer is sampled and scored; "choice": the letters' logits are compared
     baseline        accuracy of blind guessing, 0 to 1
     max_new_tokens  room a generated answer needs, with some to spare
+    judged          whether there are right answers at all; `unavailable` says whether they can be told here
     """
 
     name: str
     kind: Literal["generative", "choice"]
     baseline: float
     max_new_tokens: int
+    judged: bool
 
     def train(self) -> Sequence[Example]: ...
     def heldout(self) -> Sequence[Example]: ...
     def score(self, example: Example, answer_text: str) -> bool: ...
     def reward(self, example: Example, answer_text: str) -> float: ...
+    def expected(self, example: Example) -> str: ...
     def unavailable(self) -> str: ...
     def fetch(
         self, mirrors: str = "", say: Callable[[str], None] = ..., look: Callable[[int, int], None] = ...
@@ -103,6 +106,7 @@ class BaseTask:
     kind: Literal["generative", "choice"] = "generative"
     baseline: float = 0.0
     max_new_tokens: int = 48
+    judged: bool = True
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
 
     def __init__(self, settings: Mapping[str, Any] | None = None, **more: Any) -> None:
@@ -129,6 +133,10 @@ class BaseTask:
     def reward(self, example: Example, answer_text: str) -> float:
         """What RL maximises, 0 to 1; right or wrong unless the task knows better."""
         return float(self.score(example, answer_text))
+
+    def expected(self, example: Example) -> str:
+        """A right answer, to be shown beside a wrong one."""
+        return example.letter or example.answer
 
     def unavailable(self) -> str:
         """Why answers cannot be judged, here or at all; empty when they can."""

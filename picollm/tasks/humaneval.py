@@ -26,6 +26,7 @@ from picollm.data.hub import Repo
 from picollm.tasks.base import Example, Split, ask
 from picollm.tasks.hub_rows import HubSplit
 from picollm.tasks.hub_task import HubTask
+from picollm.text.chat import text_of
 
 REPO = Repo(repo="openai/openai_humaneval", licence="MIT", about="HumanEval (Chen et al., arXiv 2107.03374)")
 COLUMNS = ("prompt", "canonical_solution", "test", "entry_point")
@@ -49,6 +50,10 @@ class HumanEval(HubTask):
         question = f"Complete this Python function.\n```python\n{row['prompt'].rstrip()}\n```"
         answer = f"```python\n{row['prompt']}{row['canonical_solution'].rstrip()}\n```"
         return Example(messages=ask(question, answer), answer=row["test"], key=row["entry_point"])
+
+    def expected(self, example: Example) -> str:
+        """The published solution; `answer` holds the tests."""
+        return text_of(example.messages[-1]["content"])
 
     def unavailable(self) -> str:
         from picollm.evals import sandbox

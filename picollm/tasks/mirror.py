@@ -24,6 +24,7 @@ import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -112,6 +113,21 @@ def _safe(url: str) -> bool:
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"))
 
 
+class _Encrypted(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect that leaves https; within this very machine plain http may go on."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if not _safe(newurl) or (req.full_url.startswith("https:") and not newurl.startswith("https:")):
+            raise _LeavesHttps
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _LeavesHttps(Exception):
+    pass
+
+
 def _get(what: str, url: str, most: int) -> bytes:
     host = urllib.parse.urlsplit(url).hostname
     request = urllib.request.Request(url, headers={"User-Agent": "picollm"})
@@ -125,9 +141,7 @@ def _get(what: str, url: str, most: int) -> bytes:
             request.add_unredirected_header("Authorization", f"Bearer {token}")  # not for whom it sends us to
     end = time.monotonic() + LONGEST_S
     try:
-        with urllib.request.urlopen(request, timeout=SILENCE_S) as answer:
-            if not _safe(answer.geturl()):
-                raise UserError(f"{what}: {host} sends us to an address without https")
+        with urllib.request.build_opener(_Encrypted).open(request, timeout=SILENCE_S) as answer:
             pieces = bytearray()
             while piece := answer.read(1 << 16):
                 pieces += piece
@@ -136,6 +150,8 @@ def _get(what: str, url: str, most: int) -> bytes:
                 if time.monotonic() > end:
                     raise Unreachable(f"{what}: {host} sent {len(pieces):,} bytes in {LONGEST_S:.0f} s")
             return bytes(pieces)
+    except _LeavesHttps:
+        raise UserError(f"{what}: {host} sends us to an address without https") from None
     except urllib.error.HTTPError as error:
         why = {
             401: "not allowed: set HF_TOKEN, or make it public",

@@ -53,7 +53,7 @@ def mix(
     Raises `UserError` for an unknown task, a malformed file, or when nothing is left to learn from.
     """
     wanted: list[tuple[str, int | None]] = [("custom", None)] if custom else []
-    wanted += list(table.items())
+    wanted += _drawn(table)
     names, portions, drawn = [], [], []
     problems: list[str] = []
     sources: dict[str, Any] = {}
@@ -83,13 +83,18 @@ def prepare(
 ) -> None:  # fmt: skip
     """Have ready what `mix` of the same arguments would download (from `mirrors`, if any) or render into a shared
     folder: for one rank, ahead of the others. `look` is told of bytes while it downloads."""
-    for name, count in table.items():
+    for name, count in _drawn(table):
         given = {"seed": seed, **_files(name, "", identity)}
         task = make(name, given)
         task.fetch(mirrors, say, look)
         task.problems(look)
         if is_kept(task, count):
             portion(name, given, task, count, tok, max_tokens, look)
+
+
+def _drawn(table: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The entries from which anything is drawn; the others are as if they were not there."""
+    return [(name, count) for name, count in table.items() if count]
 
 
 def _mixed(

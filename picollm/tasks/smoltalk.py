@@ -45,6 +45,7 @@ class SmolTalkSettings(HubTaskSettings, frozen=True, kw_only=True):
 class SmolTalk(HubTask):
     name = "smoltalk"
     max_new_tokens = 256
+    judged = False
     published: ClassVar[dict[Split, HubSplit]] = {
         "train": HubSplit(REPO, "data/train-*.parquet", ("messages",)),
         "heldout": HubSplit(REPO, "data/test-*.parquet", ("messages",)),

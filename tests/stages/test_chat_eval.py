@@ -239,10 +239,20 @@ def test_a_task_that_cannot_be_judged_here_is_left_out_with_the_reason(bench: Be
             return "no sandbox: the kernel has neither"
 
     bench.tasks["programs"] = Programs()
+
+    class Talk(Capitals):
+        judged = False
+
+        def unavailable(self) -> str:
+            return "free conversation has no right answers"
+
+    bench.tasks["talk"] = Talk()
     history = bench.attempt(1)
     all_there(history)
     assert any("programs is left out" in text and "neither" in text for text in history.warnings)
+    assert not any("talk" in text for text in history.warnings), "nothing is wrong with it"
     found = json.loads((bench.run.dir / "eval" / "chat_eval.json").read_text())
+    assert found["skipped"].pop("talk").startswith("free conversation")
     assert found["skipped"] == {"programs": "no sandbox: the kernel has neither"}
     assert found["chatcore"]["sft"]["tasks"] == 2 and "programs" not in found["models"]["sft"]
 

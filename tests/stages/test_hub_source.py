@@ -167,7 +167,7 @@ def test_rows_of_tasks_that_cannot_be_had_or_used_are_known_before_training(plac
     published.publish(place.hub, gsm8k=rows)
     file = "main/train-00000-of-00001.parquet"
     place.hub.fault(file, "missing", times=None, method="")
-    run = place.make("tasks", "sft.mixture={ gsm8k = 20 }")
+    run = place.make("tasks", 'sft.mixture={ gsm8k = 20, "gsm8k:rows=5" = 5 }')
     assert place.work.launch(run, "dataset").wait(timeout=200) == 2
     reason = run.status("dataset").reason
     assert f"cannot get {file} of openai/gsm8k" in reason and "404 not found" in reason
@@ -175,6 +175,8 @@ def test_rows_of_tasks_that_cannot_be_had_or_used_are_known_before_training(plac
     place.do(run, "dataset")
     said = [e.text for e in ev.tail_events(run.events_file("dataset", 2)) if isinstance(e, ev.Warning)]
     assert said == [f"gsm8k: 1 of 20 rows cannot be used: {file} row 5: answer has no number after ####"]
-    kept = run.finished("dataset").summary["tasks"]["gsm8k"]  # type: ignore[union-attr]
+    tasks = run.finished("dataset").summary["tasks"]  # type: ignore[union-attr]
+    assert tasks.keys() == {"gsm8k", "gsm8k:rows=5"}, "each with its settings"
+    kept = tasks["gsm8k"]
     assert kept["licence"] == "MIT" and len(kept["revision"]) == 40 and len(kept["sha256"][file]) == 64
     assert TOKEN not in place.said()

@@ -4,6 +4,8 @@ import functools
 import http.server
 import shutil
 import threading
+import urllib.request
+from email.message import Message
 from pathlib import Path
 from typing import ClassVar
 
@@ -127,7 +129,9 @@ def test_other_mistakes_are_one_clear_line(site, monkeypatch):
     assert "sends more than" in refused(f"{at}/me.jsonl")
     monkeypatch.undo()
     Handler.redirect["/me.jsonl.manifest.json"] = "http://example.invalid/x"
-    refused(f"{at}/me.jsonl")
+    assert "127.0.0.1 sends us to an address without https" in refused(f"{at}/me.jsonl")
+    Handler.redirect["/me.jsonl.manifest.json"] = f"{at}/moved"
+    assert "404" in refused(f"{at}/me.jsonl") and Handler.asked[-1] == "/moved"
     Handler.redirect.clear()
     manifest_path(folder / "me.jsonl").write_text("<html>")
     assert "not a manifest" in refused(f"{at}/me.jsonl")
@@ -136,6 +140,16 @@ def test_other_mistakes_are_one_clear_line(site, monkeypatch):
     assert "expected https://" in refused("http://example.org/me.jsonl")
     assert "expected https://" in refused("ftp://example.org/me.jsonl")
     assert ".jsonl file" in refused(f"{at}/me.json")
+
+
+@pytest.mark.parametrize("to", ["http://example.org/b", "http://127.0.0.1/b", "ftp://example.org/b"])
+def test_no_hop_leaves_https(to):
+    """A later one could come back, and nobody would know who chose the rows."""
+    asked = urllib.request.Request("https://example.org/a")
+    with pytest.raises(mirror._LeavesHttps):
+        mirror._Encrypted().redirect_request(asked, None, 302, "", Message(), to)
+    onward = mirror._Encrypted().redirect_request(asked, None, 302, "", Message(), "https://example.net/b")
+    assert onward is not None and onward.full_url == "https://example.net/b"
 
 
 def test_rows_on_the_hub_are_found_by_its_routes(site, monkeypatch):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from picollm.run.config import build
 from picollm.run.errors import UserError
-from picollm.tasks import identity, make
-from picollm.tasks.mixing import mix
+from picollm.tasks import identity, make, names_of
+from picollm.tasks.mixing import mix, prepare
 from picollm.text.chat import render
 from tests.infer.fakes import ByteTokenizer
 
@@ -35,6 +36,14 @@ def test_as_many_of_each_task_as_asked_for() -> None:
     whole = {tuple(render(e.messages, TOK)[0]): render(e.messages, TOK)[1] for e in make("arithmetic", seed=1).train()}
     known = [whole[tuple(ids)] == mask for ids, mask in lists(mixed) if tuple(ids) in whole]
     assert len(known) >= 30 and all(known)
+
+
+def test_a_task_of_which_nothing_is_drawn_is_as_if_it_were_not_there() -> None:
+    table = {"arithmetic": 20, "custom": 0, "gsm8k": 0}  # the one without a file, the other out of reach
+    prepare(table, TOK, LONG, 1)
+    assert lists(mix(table, TOK, LONG, 1)) == lists(mix({"arithmetic": 20}, TOK, LONG, 1))
+    config = build({"sft.mixture": table, "rl.task": "spelling", "chat_eval.tasks": {"counting": 0, "arithmetic": 9}})
+    assert names_of(config) == ["arithmetic", "spelling", "counting"]
 
 
 def test_the_same_seed_gives_the_same_order_and_another_another() -> None:

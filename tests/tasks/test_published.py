@@ -110,6 +110,7 @@ def test_humaneval_runs_what_was_answered(hub: LoopbackHub) -> None:
     assert task.unavailable() == "" and len(task.train()) == 0 and len(task.heldout()) == 12
     example = next(e for e in task.heldout() if e.key == "add_3")
     assert task.score(example, text_of(example.messages[-1]["content"]))
+    assert task.expected(example) == text_of(example.messages[-1]["content"]) != example.answer
     assert task.score(example, "    return sum(numbers) + 3\n"), "the rest of the body alone"
     assert task.score(example, "Sure!\n```python\ndef add_3(numbers):\n    return sum(numbers) + 3\n```\nDone.")
     assert not task.score(example, "```python\ndef add_3(numbers):\n    return sum(numbers) + 4\n```")
