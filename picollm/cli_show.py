@@ -12,10 +12,11 @@ import msgspec
 
 from picollm.cli_follow import duration
 from picollm.run import config as settings
+from picollm.run import estimate, lease, pipeline
 from picollm.run import events as ev
-from picollm.run import lease
 from picollm.run.errors import UserError
 from picollm.run.folder import ACTIVE, Run, runs_folder
+from picollm.run.history import spent
 from picollm.run.planned import Plan
 
 
@@ -122,14 +123,14 @@ def plan_text(run: Run, plan: Plan) -> str:
         if what not in plan.choices:
             parts.append(table([[what, ""], *([f"  {name}", number(figure)] for name, figure in figures.items())]))
     rows = [["stage", "predicted", "took", "state"]]
-    total, spent = 0.0, 0.0
-    for status in run.statuses():
+    statuses = run.statuses()
+    for status in statuses:
         predicted = plan.seconds.get(status.name)
         took = status.seconds if status.attempt else None
-        total, spent = total + (predicted or 0.0), spent + (took or 0.0)
         state = status.state + (f": {status.reason}" if status.state == "stale" else "")
         rows.append([status.name, duration(predicted), duration(took), state])
-    rows.append(["all", duration(total), duration(spent) if spent else "-", ""])
+    total = estimate.eta_seconds(run.config(), {name: plan.seconds.get(name, 0.0) for name in pipeline.NAMES})
+    rows.append(["all", duration(total), duration(spent(statuses) or None), ""])
     parts.append(table(rows, right=(1, 2)))
     return "\n\n".join(parts)
 

@@ -18,9 +18,20 @@ import pytest
 from picollm import cli
 from picollm.run import conductor, lease, pipeline
 from picollm.run import config as settings
+from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
-from tests.run.conftest import make_done, run, runs, script, state, until  # noqa: F401  two are fixtures
+from tests.run.conftest import (  # noqa: F401  two are fixtures
+    lines,
+    make_done,
+    run,
+    runs,
+    script,
+    started,
+    state,
+    until,
+    write_attempt,
+)
 from tests.run.test_serving import SERVER
 
 
@@ -214,6 +225,16 @@ def test_plan_runs_what_it_needs_and_shows_the_outcome(runs: Path, capfd: Any) -
     assert re.search(r"^model\.depth +4 +you set 3", out, re.M) and re.search(r"^ +bf16 +1,400 +<", out, re.M)
     assert re.search(r"^pretrain +12\.5 s +- +waiting", out, re.M)
     assert re.search(r"^preflight +- +0\.\d s +done", out, re.M)
+
+
+def test_in_the_plan_what_is_at_work_at_the_same_time_counts_once(run: Run, capsys: Any) -> None:
+    run.set(["data.source=climbmix", "data.shards=9", "data.first_shards=4"])
+    (run.dir / "plan.json").write_text(json.dumps({"seconds": {"dataset": 100, "pretrain": 1000}}))
+    for name, begin in (("dataset", 1000.0), ("pretrain", 1040.0)):
+        done = lines(started(run, name), ev.Finished(seconds=60.0), start=begin, every=60.0)
+        write_attempt(run, name, done)
+    _, out, _ = call("plan", "--run", "r", capsys=capsys)
+    assert re.search(r"^all +17m 30s +1m 40s", out, re.M)
 
 
 def test_doctor_in_a_throwaway_run_leaves_nothing(runs: Path, capsys: Any) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from picollm.run import pipeline
+from picollm.run import config as settings
+from picollm.run import estimate, pipeline
 from picollm.run.folder import ACTIVE, StageStatus
+from picollm.run.history import spent
 from tui.curves import Curve
 from tui.figures import clock
 
@@ -121,18 +123,14 @@ class Totals:
     done: int
     stages: int
     elapsed: float
-    left: float | None
+    left: float
 
 
 def totals(view: RunView) -> Totals:
-    """Stages done, seconds spent (newest attempts), seconds to go (predictions for what has not begun)."""
-    left = 0.0
-    for status in view.stages:
-        if status.state in ("done", "skipped"):
-            continue
-        left += status.eta if status.eta is not None else (status.predicted_s or 0.0)
+    """Stages done, seconds spent and seconds to go; what is at work at the same time counts once."""
     done = sum(status.state in ("done", "skipped") for status in view.stages)
-    return Totals(done, len(view.stages), sum(status.seconds for status in view.stages), left)
+    left = estimate.left_seconds(settings.build(view.settings), view.stages)
+    return Totals(done, len(view.stages), spent(view.stages), left)
 
 
 def share(status: StageStatus) -> float | None:

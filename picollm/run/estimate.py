@@ -6,11 +6,14 @@ is not here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from picollm.run import gpus, memory, plan, scaling
 from picollm.run.config import Config
 from picollm.run.errors import UserError
+from picollm.run.folder import ACTIVE, StageStatus
 from picollm.run.planned import Plan, apply_plan
 
 ALL_KEPT = 10
@@ -168,11 +171,20 @@ def disk(config: Config, shape: scaling.ModelShape, text: int) -> dict[str, int]
     return memory.disk_bytes(shape, checkpoints, len(plan.TRAINED), {"tokens": tokens, "bytes": kept})
 
 
-def eta_seconds(config: Config, seconds: dict[str, float]) -> float:
-    """Wall clock of all stages. From the Hub, training begins with the first files while the rest arrive."""
+def left_seconds(config: Config, statuses: Iterable[StageStatus]) -> float:
+    """Wall clock still to go, by the pace of what runs and the predictions for what has not begun."""
+    found = {status.name: status for status in statuses}
+    left = {name: one.eta if one.eta is not None else one.predicted_s or 0.0 for name, one in found.items()}
+    left |= {name: 0.0 for name, one in found.items() if one.state in ("done", "skipped")}
+    return eta_seconds(config, left, begun="pretrain" in found and found["pretrain"].state in ACTIVE)
+
+
+def eta_seconds(config: Config, seconds: dict[str, float], begun: bool = False) -> float:
+    """Wall clock of all stages. From the Hub, training begins with the first files while the rest arrive; `begun`: it
+    has."""
     total = sum(seconds.values())
     if config.data.source not in plan.HUB_SHARDS:
         return total
     preparing = seconds["dataset"] + seconds["tokenizer"]
-    first = preparing * min(1.0, (config.data.first_shards + 1) / (config.data.shards + 1))
+    first = 0.0 if begun else preparing * min(1.0, (config.data.first_shards + 1) / (config.data.shards + 1))
     return total - preparing + first + max(0.0, preparing - first - seconds["pretrain"])

@@ -5,12 +5,28 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Any
 
 from picollm.run import events as ev
 from picollm.run import pipeline
-from picollm.run.folder import Run
+from picollm.run.folder import Run, StageStatus
+
+
+def together(spans: Iterable[tuple[float, float]]) -> float:
+    """How long at least one of the spans lasted: stages that work at the same time are paid for once."""
+    total, reached = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def spent(statuses: Iterable[StageStatus]) -> float:
+    """Seconds in which at least one stage was at work, by the newest attempts."""
+    return together((one.started, one.started + one.seconds) for one in statuses if one.started is not None)
 
 
 class Series:

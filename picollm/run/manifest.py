@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import math
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -20,7 +19,7 @@ from picollm.run import estimate, failures, gpus, machine, pipeline
 from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
-from picollm.run.history import StageHistory
+from picollm.run.history import StageHistory, together
 
 FORMAT = 1
 MODELS = tuple(pipeline.MODEL_STAGES)
@@ -210,15 +209,6 @@ def _stage(record: Record, name: str, per_hour: float | None) -> dict[str, Any]:
 
 def _dollars(seconds: float | None, per_hour: float | None) -> float | None:
     return seconds * per_hour / 3600 if seconds and per_hour else None
-
-
-def together(spans: Iterable[tuple[float, float]]) -> float:
-    """How long at least one of the spans lasted: stages that work at the same time are paid for once."""
-    total, reached = 0.0, -math.inf
-    for begin, end in sorted(spans):
-        total += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
-    return total
 
 
 def _machine(run: Run, histories: dict[str, StageHistory]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from picollm.run import pipeline
 from picollm.run.folder import STATES, StageStatus
 from tui import state
@@ -44,6 +46,25 @@ def test_missing_upstream_is_in_order_and_stops_at_what_is_done() -> None:
 def test_totals_count_what_is_to_go() -> None:
     sums = state.totals(view(doctor="done"))
     assert (sums.done, sums.stages, sums.left) == (1, 13, 120.0)
+
+
+def test_stages_at_work_at_the_same_time_count_once() -> None:
+    """From the Hub: training began 100 s after the download, and 300 s of it are left beside 50 s of the download."""
+    begun = {"doctor": (0.0, 10.0), "dataset": (10.0, 200.0), "tokenizer": (90.0, 120.0), "pretrain": (110.0, 100.0)}
+    left = {"dataset": 50.0, "tokenizer": 20.0, "pretrain": 300.0}
+    stages = tuple(
+        StageStatus(name=name, state="running" if name in left else "done", eta=left.get(name, 0.0), predicted_s=999.0,
+                    started=begun.get(name, (None, 0.0))[0], seconds=begun.get(name, (None, 0.0))[1])
+        for name in pipeline.NAMES
+    )  # fmt: skip
+    hub = {"data.source": "climbmix", "data.shards": 9, "data.first_shards": 4}
+    sums = state.totals(state.RunView(name="r", exists=True, stages=stages, settings=hub))
+    assert (sums.elapsed, sums.left) == (210.0, 300.0)
+    late = [replace(one, eta=400.0) if one.name == "dataset" else one for one in stages]
+    assert state.totals(state.RunView(name="r", stages=tuple(late), settings=hub)).left == 420.0
+    waiting = [replace(one, state="ready") if one.name == "pretrain" else one for one in stages]
+    assert state.totals(state.RunView(name="r", stages=tuple(waiting), settings=hub)).left == 300.0 + 35.0
+    assert state.totals(state.RunView(name="r", stages=stages, settings={})).left == 370.0
 
 
 def test_headline_says_the_worst_first() -> None:
