@@ -15,6 +15,7 @@ read in windows. Chat templates do not apply: special tokens have no spelling, s
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from picollm.run.folder import write_atomic
 try:
     from lm_eval import simple_evaluate, utils
     from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
 except ModuleNotFoundError as error:
     missing = f"lm-eval cannot be used: {error.name} is not installed; pip install 'picollm-tui[eval]'"
     if __name__ == "__main__":
@@ -141,7 +143,14 @@ def evaluate(model: Model, tasks: Sequence[str | dict[str, Any]], **settings: An
     """`lm_eval.simple_evaluate` of a model: {"results": {task: {metric: value}}, "samples": …, …}.
 
     `settings` are the harness's own: limit, num_fewshot, task_manager, …
+
+    Raises `UserError` for a task it does not know.
     """
+    known = settings["task_manager"] = settings.get("task_manager") or TaskManager()
+    for task in tasks:
+        if isinstance(task, str) and task not in known.all_tasks and not Path(task).is_file():
+            near = ", ".join(difflib.get_close_matches(task, known.all_tasks)) or "a name or the YAML file of one"
+            raise UserError(f"lm-eval has no task {task!r}: expected {near}")
     lm = PicoLM(model.engine, model.tokenizer)
     found = simple_evaluate(model=lm, tasks=list(tasks), **settings)
     if found is None:

@@ -64,6 +64,13 @@ def same(got: tuple[float, bool], wanted: tuple[float, bool]) -> None:
     assert got[0] == pytest.approx(wanted[0], rel=1e-4) and got[1] == wanted[1]
 
 
+def test_an_unknown_task_is_one_line(lm, harness, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(harness, "load", lambda *_, **__: SimpleNamespace(engine=lm.engine, tokenizer=TOK))
+    assert harness.main(["demo", "--tasks", "arc_eazy"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: lm-eval has no task 'arc_eazy': expected arc_easy")
+
+
 def test_loglikelihood_is_that_of_the_continuation(lm) -> None:
     context = "A question that is long enough to be shared."
     asked = [ask(context, " yes"), ask("", "all"), ask(context, " no way"), ask("short", "er"), ask("end ", "ing")]
