@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import inspect
 import signal
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+import msgspec
 from textual import on
 from textual.app import App
 
@@ -23,7 +25,6 @@ from picollm.run.errors import UserError
 from picollm.run.folder import Run, runs_folder
 from tui import actions, asks, bridge, state, terminal
 from tui.palette import ActionCommands
-from tui.pane_actions import PaneActions
 from tui.screens.main import MainScreen
 from tui.stage_actions import BROKEN, StageActions
 from tui.widgets.frame import OneLine
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from tui.talk import Sampling, Talker
 
 
-class PicollmApp(StageActions, PaneActions, App[None], inherit_bindings=False):
+class PicollmApp(StageActions, App[None], inherit_bindings=False):
     """One run on the screen."""
 
     TITLE = "picollm"
@@ -47,6 +48,7 @@ class PicollmApp(StageActions, PaneActions, App[None], inherit_bindings=False):
     def __init__(self, options: asks.Options) -> None:
         super().__init__()
         self.options = options
+        self.readonly = options.readonly
         self.register_theme(THEME)
         self.theme = THEME.name
         self.main = MainScreen(Path(options.run).name)
@@ -145,7 +147,7 @@ class PicollmApp(StageActions, PaneActions, App[None], inherit_bindings=False):
 
     @on(OneLine.Pressed)
     async def _pressed(self, message: OneLine.Pressed) -> None:
-        await self.run_action(message.action, self)
+        await self.action_press(message.identity)
 
     # what the panes need --------------------------------------------------------------------------------------------
 
@@ -168,6 +170,27 @@ class PicollmApp(StageActions, PaneActions, App[None], inherit_bindings=False):
             self._sampling = Sampling(**{name: values[name] for name in Sampling.__struct_fields__ if name in values})
         return self._sampling
 
+    def choose_sampling(self) -> None:
+        """The form of `sampling`; Compare and Chat share what is chosen."""
+        from tui.screens.ask import SamplingScreen
+
+        self.push_screen(SamplingScreen(self.sampling), self._take_sampling)
+
+    def _take_sampling(self, sampling: Sampling | None) -> None:
+        if sampling is None:
+            return
+        for name in sampling.__struct_fields__:
+            msgspec.structs.force_setattr(self.sampling, name, getattr(sampling, name))
+        self.call_after_refresh(self.main.redraw)
+        for tab in ("compare", "chat"):
+            if tab in self.main.panes:
+                self.main.panes[tab]._draw()  # type: ignore[attr-defined]
+
+    def copy(self, text: str, what: str) -> None:
+        """Copy `text` and say by which route it went; `what` names it on the screen."""
+        self.copy_to_clipboard(text)
+        self.notify(f"{what}: copied by the terminal (OSC 52)", timeout=4, markup=False)
+
     def conversations_folder(self) -> Path:
         return self.reader.run_folder.dir / "conversations"
 
@@ -182,12 +205,29 @@ class PicollmApp(StageActions, PaneActions, App[None], inherit_bindings=False):
             "back": bool(getattr(self.main.panes.get(self.main.tab), "busy", False)),
         }
 
+    # keys: every press of a bound key comes through here ------------------------------------------------------------
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Tab keys work on their tab only; under a dialog the screen's keys rest."""
-        scope = actions.scopes().get(action)
-        if scope is None or "run" in scope:
-            return True
-        return self.main.tab in scope
+        """A tab's keys work on their tab only; under a dialog all of them rest."""
+        return action != "press" or actions.row(str(parameters[0])).place in ("", self.main.tab)
+
+    async def action_press(self, identity: str) -> None:
+        """Do what a row of the registry says: the tab's pane answers with `do_<name>`, the app with `action_<name>`."""
+        row = actions.row(identity)
+        if row.changes and self.readonly:
+            self.complain(f"read-only: “{row.title}” is off, since the app was started with --readonly")
+            return
+        try:
+            if not row.place:
+                await self.run_action(row.name, self)
+                return
+            if self.main.tab != row.place:
+                await self.main.show_tab(row.place)
+            result = getattr(self.main.panes[row.place], f"do_{row.base}")()
+            if inspect.isawaitable(result):
+                await result
+        except UserError as error:
+            self.complain(str(error))
 
     def work(self, job: Callable[[], str | None], then: Callable[[], Any] | None = None) -> None:
         """Run `job` in a thread; say what it returns; a `UserError` is said too, and is nothing worse than that."""
@@ -265,13 +305,14 @@ class PicollmApp(StageActions, PaneActions, App[None], inherit_bindings=False):
         if not rows:
             self.notify(f"no runs in {runs_folder()}", timeout=4)
             return
-        self.push_screen(PickScreen("Runs, newest first", rows), self._open_run)
+        self.push_screen(PickScreen("Runs, newest first", rows), self.open_run)
 
-    async def _open_run(self, name: str | None) -> None:
+    async def open_run(self, name: str | None) -> None:
+        """Show another run in every tab."""
         if name is None or name == self.options.run:
             return
         self.reader.close()
-        self.options = asks.Options(run=name)
+        self.options = asks.Options(run=name, readonly=self.readonly)
         self._talker, self._sampling, self._moved, self._seen = None, None, False, False
         await self.main.forget(name)
         self.reader = bridge.Reader(name, self.post_message)
@@ -294,6 +335,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", type=Path, help="your own settings, for a new run")
     parser.add_argument("--set", metavar="K=V", action="append", default=[], dest="sets", help="one setting")
     parser.add_argument("--go", action="store_true", help="make the run if needed and launch the whole pipeline")
+    parser.add_argument("--readonly", action="store_true", help="look only: nothing is launched, stopped or changed")
     parser.add_argument("--export-svg", nargs=2, metavar=("SCREEN", "FILE"),
                         help=f"draw SCREEN ({', '.join(actions.TAB_NAMES)} or train:sft) and leave")  # fmt: skip
     return parser
@@ -314,7 +356,7 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    app = PicollmApp(replace(options, go=given.go))
+    app = PicollmApp(replace(options, go=given.go and not given.readonly, readonly=given.readonly))
     terminal.leave_with(sys.stdin.fileno())
     app.run()
     if app.farewell:

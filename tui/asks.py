@@ -20,6 +20,7 @@ class Options:
     config: Path | None = None
     sets: tuple[str, ...] = ()
     go: bool = False
+    readonly: bool = False
     tab: str = "stage"
     stage: str = ""
     problems: tuple[str, ...] = field(default=())

@@ -13,7 +13,8 @@ from tui import actions
 
 def entries() -> list[tuple[str, str, str]]:
     """(name, help, action) of everything that can be found."""
-    found = [(row.title, f"{row.shown}   {row.help}", row.name) for row in actions.ACTIONS if row.scope != ("dialog",)]
+    found = [(row.title, f"{row.shown}   {row.help}", f"press('{row.identity}')")
+             for row in actions.ACTIONS if row.place != "dialog"]  # fmt: skip
     found += [(f"Go to {row.title}", row.purpose, f"select_stage('{row.name}')") for row in pipeline.STAGES]
     return found
 
@@ -26,7 +27,7 @@ class ActionCommands(Provider):
 
     async def discover(self) -> Hits:
         for name, words, action in entries():
-            if action != "command_palette":
+            if "command_palette" not in action:
                 yield DiscoveryHit(name, self._run(action), help=words)
 
     async def search(self, query: str) -> Hits:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.tui.conftest import shown, until
 from tui import actions, palette
-from tui.app import PicollmApp
 from tui.screens.help import help_blocks
 
 
-def test_no_key_is_bound_twice() -> None:
-    keys = [key for row in actions.ACTIONS for key in row.keys]
+@pytest.mark.parametrize("tab", actions.TAB_NAMES)
+def test_no_key_is_bound_twice_in_one_place(tab: str) -> None:
+    keys = [key for row in (*actions.of(""), *actions.of(tab)) for key in row.keys]
     assert len(keys) == len(set(keys))
 
 
@@ -17,15 +19,22 @@ def test_nothing_needs_alt() -> None:
     assert not [key for row in actions.ACTIONS for key in row.keys if "alt" in key]
 
 
-def test_every_action_is_implemented() -> None:
-    for row in actions.ACTIONS:
-        if row.scope != ("dialog",):
-            assert hasattr(PicollmApp, f"action_{actions.base(row)}"), row.name
+async def test_every_action_is_implemented(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=(120, 40)):
+        for tab in actions.TAB_NAMES:
+            await app.main.show_tab(tab)
+        for row in actions.ACTIONS:
+            if row.place in app.main.panes:
+                assert hasattr(app.main.panes[row.place], f"do_{row.base}"), row.identity
+            elif not row.place:
+                assert hasattr(app, f"action_{row.base}"), row.name
 
 
 def test_every_action_is_in_the_palette() -> None:
     names = {name for name, _, _ in palette.entries()}
-    assert {row.title for row in actions.ACTIONS if row.scope != ("dialog",)} <= names
+    assert {row.title for row in actions.ACTIONS if row.place != "dialog"} <= names
 
 
 def test_every_action_is_in_the_help_of_every_tab() -> None:
@@ -48,7 +57,7 @@ def test_footer_is_short() -> None:
 
 def test_tabs_are_numbered_from_zero() -> None:
     for number, tab in enumerate(actions.TABS):
-        assert [row.keys for row in actions.ACTIONS if row.name == f"show_tab('{tab.name}')"] == [(str(number),)]
+        assert [row.keys for row in actions.ACTIONS if row.identity == f"show_tab.{tab.name}"] == [(str(number),)]
 
 
 async def test_help_opens_and_closes(a_run, an_app) -> None:

@@ -172,5 +172,5 @@ async def test_nobody_to_talk_to_yet(a_run, an_app) -> None:
     app = an_app("failed", tab="chat")
     async with app.run_test(size=NARROW) as pilot:
         await until(pilot, lambda: "Nobody to talk to yet" in shown(app))
-        await pilot.press("6")
+        await pilot.press("7")
         await until(pilot, lambda: "No model to compare yet" in shown(app))

@@ -44,16 +44,16 @@ def help_blocks(tab: str) -> list[RenderableType]:
     """This tab first, then what works everywhere, then the other tabs."""
     current = next(row for row in actions.TABS if row.name == tab)
     found: list[RenderableType] = [heading(current.title), text(current.about), Text("")]
-    here = [row for row in actions.ACTIONS if tab in row.scope]
+    here = actions.of(tab)
     if here:
         found += [rows([(row.shown, _about(row)) for row in here], 2), Text("")]
     found.append(heading("Everywhere", "in a text box ordinary keys type; esc leaves it"))
-    found.append(rows([(row.shown, _about(row)) for row in actions.ACTIONS if "run" in row.scope], 2))
+    found.append(rows([(row.shown, _about(row)) for row in actions.of("")], 2))
     for other in actions.TABS:
-        keys = [row for row in actions.ACTIONS if other.name in row.scope and row not in here]
+        keys = actions.of(other.name)
         if other.name != tab and keys:
             found += [Text(""), heading(f"In {other.title}"), rows([(row.shown, _about(row)) for row in keys], 2)]
-    keys = [row for row in actions.ACTIONS if row.scope == ("dialog",)]
+    keys = actions.of("dialog")
     return [*found, Text(""), heading("In dialogs"), rows([(row.shown, _about(row)) for row in keys], 2)]
 
 

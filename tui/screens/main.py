@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from textual.app import ComposeResult
-from textual.containers import Container, Horizontal, Vertical
+from textual.containers import Container, Horizontal
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Input, TextArea
@@ -20,6 +20,9 @@ from tui.widgets.stage import StagePane
 
 if TYPE_CHECKING:
     from tui.app import PicollmApp
+
+
+TINY = 70
 
 
 class MainScreen(Screen[None]):
@@ -41,12 +44,11 @@ class MainScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield self.title_line
+        yield self.tab_bar
         with Horizontal(id="body"):
             yield self.rail
-            with Vertical(id="right"):
-                yield self.tab_bar
-                with Container(id="panes"):
-                    yield self.panes["stage"]
+            with Container(id="panes"):
+                yield self.panes["stage"]
         yield self.footer
 
     def on_mount(self) -> None:
@@ -58,6 +60,7 @@ class MainScreen(Screen[None]):
         return self.rail.selected
 
     def on_resize(self) -> None:
+        self.set_class(self.size.width < TINY, "-tiny")
         self.call_after_refresh(self.redraw)
 
     def redraw(self) -> None:
@@ -71,11 +74,15 @@ class MainScreen(Screen[None]):
         self.call_later(self.update_pane)
 
     def show_footer(self) -> None:
-        self.footer.show(actions.footer(self.tab, self.app.possible()))
+        self.footer.show(actions.footer(self.tab, self.app.possible(), self.app.readonly))
 
     def _make(self, tab: str) -> Widget:
         """A pane, with its imports, when it is first needed."""
         identity = f"pane-{tab}"
+        if tab == "runs":
+            from tui.widgets.runs import RunsPane
+
+            return RunsPane(id=identity)
         if tab == "doctor":
             from tui.widgets.doctor import DoctorPane
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import RenderableType
@@ -17,6 +19,7 @@ from textual.worker import Worker
 from picollm.run.errors import UserError
 from tui import actions, conversations, state
 from tui.conversations import Conversation, Turn
+from tui.figures import clock
 from tui.talk import Sampling, Talker
 from tui.widgets.answer import measured
 from tui.widgets.frame import OneLine
@@ -24,11 +27,16 @@ from tui.widgets.lines import LinesView, empty_state, rows, text
 from tui.widgets.prompt_box import PromptBox
 from tui.widgets.tones import tone
 
+if TYPE_CHECKING:
+    from tui.app import PicollmApp
+
 FLUSH_S = 0.08
 
 
 class ChatPane(Vertical):
     """The conversation, and the box to write in."""
+
+    app: PicollmApp
 
     DEFAULT_CSS = """
     ChatPane #chat-turns { height: 1fr; }
@@ -188,14 +196,54 @@ class ChatPane(Vertical):
         self._worker.cancel()
         return True
 
-    def start_new(self) -> None:
+    # keys (tui/actions/chat.py) -------------------------------------------------------------------------------------
+
+    def do_ask(self) -> None:
+        """The box sends by itself, so that Enter elsewhere leads to it."""
+        self.do_type_text()
+
+    def do_type_text(self) -> None:
+        self.box.focus()
+
+    def do_settings(self) -> None:
+        self.app.choose_sampling()
+
+    def do_conversations(self) -> None:
+        self.app.work(self._find_conversations)
+
+    def _find_conversations(self) -> str | None:
+        """In a thread: read the folder, then offer the list."""
+        found = conversations.kept(self._folder())
+        if not found:
+            return "no conversation kept yet"
+        now = time.time()
+        rows = [(one.id, one.title, f"{one.model}, {clock(now - one.created)} ago") for one in found]
+        self.app.call_from_thread(self._offer_conversations, rows)
+        return None
+
+    def _offer_conversations(self, rows: list[tuple[str, str, str]]) -> None:
+        from tui.screens.ask import PickScreen
+
+        self.app.push_screen(PickScreen("Earlier conversations", rows), self._open_conversation)
+
+    def _open_conversation(self, identity: str | None) -> None:
+        if identity is None:
+            return
+
+        def read() -> None:
+            found = conversations.load(self._folder() / f"{identity}.json")
+            self.app.call_from_thread(self.open, found)
+
+        self.app.work(read)
+
+    def do_new_conversation(self) -> None:
         self.cancel()
         self.conversation = conversations.begin(self.model)
         self.error = ""
         self._draw()
         self.box.focus()
 
-    def edit_last(self) -> None:
+    def do_edit_last(self) -> None:
         """Take the last message, and the answer to it, back into the box."""
         self.cancel()
         turns = self.conversation.turns
@@ -210,7 +258,7 @@ class ChatPane(Vertical):
                 self.box.focus()
                 return
 
-    def next_model(self) -> None:
+    def do_next_model(self) -> None:
         if self.models:
             index = self.models.index(self.model) + 1 if self.model in self.models else 0
             self.model = self.models[index % len(self.models)]

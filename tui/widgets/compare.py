@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -20,6 +21,9 @@ from tui.widgets.frame import OneLine
 from tui.widgets.lines import LinesView, empty_state, heading, text
 from tui.widgets.prompt_box import PromptBox
 from tui.widgets.tones import tone
+
+if TYPE_CHECKING:
+    from tui.app import PicollmApp
 
 FLUSH_S = 0.08
 
@@ -62,6 +66,8 @@ class AnswerPane(LinesView):
 
 class ComparePane(Vertical):
     """Prompt list, box for one's own prompt, two answers."""
+
+    app: PicollmApp
 
     DEFAULT_CSS = """
     ComparePane #compare-prompts { height: auto; max-height: 9; margin-bottom: 1; }
@@ -161,6 +167,35 @@ class ComparePane(Vertical):
     def on_resize(self) -> None:
         self._draw()
 
+    # keys (tui/actions/compare.py) ----------------------------------------------------------------------------------
+
+    def do_next_prompt(self) -> None:
+        self.step(1)
+
+    def do_previous_prompt(self) -> None:
+        self.step(-1)
+
+    def do_ask(self) -> None:
+        self.ask()
+
+    def do_type_text(self) -> None:
+        self.query_one(PromptBox).focus()
+
+    def do_settings(self) -> None:
+        self.app.choose_sampling()
+
+    async def do_carry_on(self) -> None:
+        """Go on in Chat with the prompt and the chat model's answer."""
+        model, prompt, pane = self.carry()
+        if not model or not prompt:
+            raise UserError("nothing to carry on yet: ask first")
+        self.cancel()
+        await self.app.main.show_tab("chat")
+        chat: Any = self.app.main.panes["chat"]
+        chat.update_from(self.app.main.view)
+        finish = pane.finish if pane.answer else None
+        chat.carry_on(model, prompt, pane.answer if pane.model == model else "", finish, pane.tok_s)
+
     def step(self, by: int) -> None:
         """Select another prompt of the list."""
         self.own = ""
@@ -172,7 +207,7 @@ class ComparePane(Vertical):
             return
         view.scroll_to(y=max(0, self.chosen - 3), animate=False)
 
-    def next_model(self) -> None:
+    def do_next_model(self) -> None:
         chat = [name for name in self.models if name != "base"]
         if chat:
             index = chat.index(self.right_model) + 1 if self.right_model in chat else 0

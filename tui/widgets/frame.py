@@ -19,14 +19,14 @@ _UNDERLINE = Style(underline=True)
 
 
 class OneLine(Widget, can_focus=False):
-    """A single drawn line; `spots` are the clickable parts as (start, end, action)."""
+    """A single drawn line; `spots` are the clickable parts as (start, end, identity of an action)."""
 
     DEFAULT_CSS = "OneLine { height: 1; width: 1fr; }"
 
     class Pressed(Message):
-        def __init__(self, action: str) -> None:
+        def __init__(self, identity: str) -> None:
             super().__init__()
-            self.action = action
+            self.identity = identity
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -48,9 +48,9 @@ class OneLine(Widget, can_focus=False):
         return 1
 
     def on_click(self, event: events.Click) -> None:
-        for start, end, action in self.spots:
+        for start, end, identity in self.spots:
             if start <= event.x < end:
-                self.post_message(self.Pressed(action))
+                self.post_message(self.Pressed(identity))
 
 
 class TitleLine(OneLine):
@@ -64,7 +64,7 @@ class TitleLine(OneLine):
         line.append("   ", tone("plain"))
         line.append(sentence, tone(mood))
         sums = state.totals(view)
-        if view.exists and sums.done < sums.stages and view.active is not None and sums.left is not None:
+        if view.exists and sums.done < sums.stages and view.active is not None:
             line.append(f"  ·  all in {clock(sums.left)}", tone("faint"))
         if view.problem:
             line.append(f"   ! {view.problem}", tone("bad"))
@@ -81,8 +81,9 @@ class TabBar(OneLine):
     def show(self, current: str) -> None:
         self.current = current
         width = self.size.width
-        full = sum(len(tab.title) + 4 for tab in actions.TABS) - 1 <= width
-        gap = "  " if full else " "
+        room = width - 1 - sum(len(tab.title) + 3 for tab in actions.TABS)
+        full = room >= 0
+        gap = "  " if room >= len(actions.TABS) else " "
         line, self.spots = text((" ", "plain")), []
         for number, tab in enumerate(actions.TABS):
             start = line.cell_len
@@ -90,7 +91,7 @@ class TabBar(OneLine):
             line.append(f"{number}", tone("accent" if chosen else "faint"))
             name = tab.title if full else tab.short
             line.append(f" {name}" if full else name, tone("strong") + _UNDERLINE if chosen else tone("faint"))
-            self.spots.append((start, line.cell_len, f"show_tab('{tab.name}')"))
+            self.spots.append((start, line.cell_len, f"show_tab.{tab.name}"))
             line.append(gap)
         self.set_line(line)
 
@@ -109,7 +110,7 @@ class Footer(OneLine):
                 start = line.cell_len
                 line.append(row.first, tone("accent"))
                 line.append(f" {row.short}{spacing}", tone("faint"))
-                spots.append((start, line.cell_len, row.name))
+                spots.append((start, line.cell_len, row.identity))
             line.rstrip()
             if line.cell_len <= width:
                 break

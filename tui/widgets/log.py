@@ -172,14 +172,14 @@ class LogPane(Vertical):
                 line.append_text(text((f"  {self._note}", "warn")))
         self.query_one("#log-title", OneLine).set_line(line)
 
-    def toggle_follow(self) -> None:
+    def do_follow(self) -> None:
         self.lines.following = not self.lines.following
         self.lines.request()
         if self.lines.following:
             self.lines.scroll_end(animate=False)
         self._title()
 
-    def search(self) -> None:
+    def do_search(self) -> None:
         """Open the search box."""
         self.add_class("searching")
         self.query_one("#log-search", Input).focus()

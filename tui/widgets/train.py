@@ -102,7 +102,7 @@ class TrainPane(LinesView):
             return
         self._tick()
 
-    def zoom(self) -> None:
+    def do_zoom(self) -> None:
         """All charts, then each alone, then all again."""
         self.zoomed = (self.zoomed + 1) % (len(self._picked) + 1) if self._picked else 0
         self._drawn_at.clear()
