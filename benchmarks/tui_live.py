@@ -1,163 +1,110 @@
-"""What the app costs on a terminal: first frame, bytes a second while a run is live, processor time, latency of a key.
+"""What the app costs on a terminal while a run is live: bytes and processor time a second, data to screen, memory.
 
-    python benchmarks/tui_live.py [--seconds 20] [--rate 20] [--columns 120] [--rows 40] [--tab 2]
+    python benchmarks/tui_live.py [--seconds 60] [--rate 2] [--earlier 20000] [--size 120x40] [--tab 2]
+    python benchmarks/tui_live.py --minutes 120 --rate 20      memory over time, a line every ten minutes
 
-A run folder is made in a temporary place; a thread here appends training steps to it at `--rate` a second and holds the
-stage's lock, so that the app sees a living run. The app runs on a pseudo-terminal that this script reads. CPU is of the
-app's process alone, as a share of one core.
+A stage with eight metrics a step is fed as a training loop would write it; the curves are on the screen. "Data to
+screen" is from the moment a step was written to the first frame that shows its loss, or a later one.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
-import pty
-import random
-import select
-import signal
-import statistics
-import struct
+import re
 import sys
 import tempfile
-import termios
-import threading
 import time
 from pathlib import Path
-
-import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import tui_ruler  # noqa: E402
+from benchmarks.tui_start import FRAME, size  # noqa: E402
+from tests.fixtures import long_run  # noqa: E402
 
-class Terminal:
-    """The app on a pseudo-terminal; `pump` reads what it writes and counts."""
-
-    def __init__(self, columns: int, rows: int, environ: dict[str, str]) -> None:
-        self.begun = time.monotonic()
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-            os.chdir(ROOT)
-            os.execve(sys.executable, [sys.executable, "-m", "tui.app", "--run", "live"], environ)
-        self.process = psutil.Process(self.pid)
-
-    def pump(self, seconds: float, until: bytes = b"", quiet: float = 0.0) -> tuple[int, float, bytes]:
-        """Read for `seconds`, or until some bytes came, or until `quiet` seconds of silence after the first byte.
-
-        Returns bytes read, monotonic time of the last byte, and what was read.
-        """
-        end, data, last = time.monotonic() + seconds, b"", 0.0
-        while (now := time.monotonic()) < end:
-            if quiet and last and now - last > quiet:
-                break
-            if select.select([self.fd], [], [], 0.01)[0]:
-                try:
-                    data += os.read(self.fd, 1 << 16)
-                except OSError:  # the app has left
-                    break
-                last = time.monotonic()
-                if until and until in data:
-                    break
-        return len(data), last, data
-
-    def cpu(self) -> float:
-        times = self.process.cpu_times()
-        return times.user + times.system
-
-    def close(self) -> None:
-        os.kill(self.pid, signal.SIGTERM)
-        self.pump(1.0)
-        os.close(self.fd)
-        os.waitpid(self.pid, 0)
-
-
-def feed(script: object, rate: float, stopping: threading.Event) -> None:
-    """Append steps to the running stage, as a training loop would."""
-    import msgspec
-
-    from picollm.run import events as ev
-
-    file = script.run.events_file(script.stage, 1)  # type: ignore[attr-defined]
-    draw, step, seq = random.Random(1), 161, 100_000
-    with open(file, "ab", buffering=0) as out:
-        while not stopping.wait(1 / rate):
-            step, seq = step + 1, seq + 2
-            values: dict[str, float | None] = {
-                "loss": 2.4 + draw.gauss(0, 0.1), "tok_s": 41e3 + draw.gauss(0, 900), "lr": 0.02,
-                "grad_norm": 1 + draw.random() / 3,
-            }  # fmt: skip
-            metrics = ev.Metrics(step=step, values=values, seq=seq, time=time.time())
-            progress = ev.Progress(step=step, steps=100_000, seq=seq + 1, time=time.time())
-            out.write(msgspec.json.encode(metrics) + b"\n" + msgspec.json.encode(progress) + b"\n")
+SHOWN = re.compile(r"Loss +(\d+\.\d+)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of each measured window")
-    parser.add_argument("--rate", type=float, default=20.0, help="training steps a second")
-    parser.add_argument("--columns", type=int, default=120)
-    parser.add_argument("--rows", type=int, default=40)
-    parser.add_argument("--starts", type=int, default=5, help="starts to take the first frame from")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of the measured window")
+    parser.add_argument("--minutes", type=float, default=0.0, help="watch the memory for so long instead")
+    parser.add_argument("--rate", type=float, default=2.0, help="training steps a second")
+    parser.add_argument("--earlier", type=int, default=20_000, help="steps that are there already")
+    parser.add_argument("--size", type=size, default=(120, 40), metavar="COLUMNSxROWS")
     parser.add_argument("--tab", default="2", help="the tab to measure, as its key")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), options)
-
-
-def measure(folder: Path, options: argparse.Namespace) -> None:
-    environ = os.environ | {"PICOLLM_RUNS": str(folder), "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
-    os.environ["PICOLLM_RUNS"] = str(folder)
-    from tests.fixtures import make_runs
-
-    run = make_runs.make(folder, "running", name="live")
-    script = make_runs.Script(run, "pretrain", 1, time.time())
-    lock = make_runs.hold(run, "pretrain")
-
-    firsts, costs = [], []
-    for _ in range(options.starts):
-        terminal = Terminal(options.columns, options.rows, environ)
-        _, last, data = terminal.pump(20, until=b"Preflight")
-        assert b"Preflight" in data, "no frame within 20 s"
-        firsts.append(last - terminal.begun)
-        costs.append(terminal.cpu())
-        terminal.pump(1.0)
+        runs = Path(folder) / "runs"
+        horizon = 5 * options.earlier
+        run = long_run.write(runs, options.earlier, name="live", horizon=horizon, finished=False)
+        feeder = long_run.Feeder(run, options.earlier, horizon, options.rate)
+        feeder.start()
+        environ = tui_ruler.environment(runs)
+        terminal = tui_ruler.Terminal(tui_ruler.app("--run", "live"), options.size, environ)
+        terminal.until(FRAME)
+        terminal.press(options.tab)
+        terminal.quiet(0.3, 5)
+        time.sleep(5)
+        terminal.text()
+        print(f"{options.size[0]}x{options.size[1]}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; "
+              f"{options.rate:g} steps/s after {options.earlier:,}")  # fmt: skip
+        if options.minutes:
+            memory(terminal, options.minutes)
+        else:
+            live(terminal, feeder, options.seconds)
         terminal.close()
-    print(f"{options.columns}x{options.rows}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"first frame            {min(firsts):.2f} s best, {statistics.median(firsts):.2f} s median of {len(firsts)}")
-    print(f"CPU until then         {statistics.median(costs):.2f} s")
+        feeder.close()
 
-    terminal = Terminal(options.columns, options.rows, environ)
-    terminal.pump(20, until=b"Preflight")
-    terminal.pump(2)
-    os.write(terminal.fd, options.tab.encode())
-    terminal.pump(3)
-    for label, rate in (("no new data", 0.0), (f"live, {options.rate:g} steps/s", options.rate)):
-        stopping = threading.Event()
-        thread = threading.Thread(target=feed, args=(script, rate or 1, stopping), daemon=True)
-        if rate:
-            thread.start()
-            terminal.pump(3)
-        before, began = terminal.cpu(), time.monotonic()
-        count, _, _ = terminal.pump(options.seconds)
-        spent = time.monotonic() - began
-        share = (terminal.cpu() - before) / spent
-        print(f"tab {options.tab}, {label:<18} {count / spent:8,.0f} B/s   {share:6.1%} of a core")
-        stopping.set()
-    delays, sizes = [], []
-    for key in b"jkjkjkjkjkjk":
-        terminal.pump(0.4)
-        pressed = time.monotonic()
-        os.write(terminal.fd, bytes([key]))
-        count, last, _ = terminal.pump(1.0, quiet=0.08)
-        if count:
-            delays.append(last - pressed)
-            sizes.append(count)
-    print(f"a key, settled         {statistics.median(delays) * 1000:.0f} ms median, {statistics.median(sizes):,.0f} B")
-    print(f"memory                 {terminal.process.memory_info().rss / 2**20:.0f} MiB")
-    terminal.close()
-    lock.release()
+
+def live(terminal: tui_ruler.Terminal, feeder: long_run.Feeder, seconds: float) -> None:
+    index, cpu, began = len(terminal.reads), terminal.cpu(), time.monotonic()
+    time.sleep(seconds)
+    ended = time.monotonic()
+    spent, cpu = ended - began, terminal.cpu() - cpu
+    sent, frames = terminal.since(index), len(terminal.reads) - index
+    print(
+        f"live                   {sent / spent:,.0f} B/s in {frames / spent:.1f} writes/s, {cpu / spent:.1%} of a core"
+    )
+    shown: list[tuple[float, float]] = []
+
+    def look(at: float) -> None:
+        if found := SHOWN.search("\n".join(terminal.screen.display)):
+            shown.append((at, round(float(found[1]), 3)))
+
+    terminal.text(look)
+    delays = lags([said for said in feeder.said if said[0] < ended - 3], shown, began)
+    print(f"data to screen         {tui_ruler.spread(delays)} of {len(delays)} steps")
+    print(f"memory                 {terminal.memory() / 2**20:.0f} MiB")
+
+
+def lags(said: list[tuple[float, float]], shown: list[tuple[float, float]], began: float) -> list[float]:
+    """Seconds from each step said after `began` to the first frame that shows it or a later one."""
+    delays, frame = [], 0
+    number = {loss: index for index, (_, loss) in enumerate(said)}
+    steps = [(at, number[loss]) for at, loss in shown if loss in number]
+    for index, (at, _) in enumerate(said):
+        if at < began:
+            continue
+        while frame < len(steps) and (steps[frame][1] < index or steps[frame][0] < at):
+            frame += 1
+        if frame < len(steps):
+            delays.append(steps[frame][0] - at)
+    return delays
+
+
+def memory(terminal: tui_ruler.Terminal, minutes: float) -> None:
+    began, cpu = time.monotonic(), terminal.cpu()
+    every = max(1.0, minutes / 12 * 60)
+    while (spent := time.monotonic() - began) < minutes * 60:
+        share = (terminal.cpu() - cpu) / spent if spent > 1 else 0.0
+        print(f"{spent / 60:6.1f} min   {terminal.memory() / 2**20:6.1f} MiB   {share:.1%} of a core", flush=True)
+        time.sleep(every)
+        terminal.text()
+        terminal.forget()
+    print(f"{spent / 60:6.1f} min   {terminal.memory() / 2**20:6.1f} MiB")
 
 
 if __name__ == "__main__":
