@@ -26,6 +26,7 @@ from picollm.run.folder import ACTIVE, Run, write_atomic
 
 TOKEN_VARIABLE = "PICOLLM_TOKEN"
 SHORTEST_TOKEN = 16  # characters
+KEPT_MODELS = 5  # in memory at once, for those who step through checkpoints
 
 
 def socket_path(run: Run) -> Path:
@@ -59,7 +60,7 @@ def serve_run(run: Run, idle_s: float) -> None:
     machine = run.config().machine
     device = "cpu" if machine.device == "auto" else machine.device
     ranks = start(device, threads=machine.threads, deterministic="off")
-    models = RunModels([run], device=ranks.device, say=_say)
+    models = RunModels([run], device=ranks.device, keep=KEPT_MODELS, checkpoints=True, say=_say)
     models.require()
     stopping = _on_signals()
     uds = socket_path(run)

@@ -81,16 +81,26 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """What a model asked of the calculator, and what it was told: None when that was refused."""
+
+    code: str
+    result: str | None
+
+
+@dataclass(frozen=True)
 class Chunk:
     """New text of a streamed answer, and the tokens of this step.
 
     `logprobs`: the sampled tokens behind text that is shown by now, when asked for. A token comes when its text does,
-    so over all chunks they are those behind the answer's text: no specials, no tool calls or their output.
+    so over all chunks they are those behind the answer's text: no specials, no tool calls or their output. `calls` are
+    the tool calls that ended in this step.
     """
 
     text: str
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
 
 
 class Marks:
@@ -161,6 +171,7 @@ class Row:
     """The state of one answer.
 
     `queue` holds tokens that must come next whatever the model says: the output of a tool it has called.
+    `calls` are those of which nobody has been told yet.
     """
 
     def __init__(
@@ -180,6 +191,7 @@ class Row:
         self.logprobs: list[TokenLogprob] | None = [] if sampling.logprobs else None
         self._unshown: deque[tuple[int, TokenLogprob]] = deque()  # byte where its text begins, token
         self.queue: deque[int] = deque()
+        self.calls: list[ToolCall] = []
         self.finish_reason: FinishReason | None = None
         self.out = TextStream(sampling.stop)
         self._kind: Literal["text", "python", "output"] = "text"
@@ -234,7 +246,9 @@ class Row:
         else:
             if token == marks.python_end and self._kind == "python" and self.tools:
                 # An expression the calculator refuses gets no output: the model goes on without one.
-                result = calculate(marks.tok.decode(self._code))
+                code = marks.tok.decode(self._code)
+                result = calculate(code)
+                self.calls.append(ToolCall(code, result))
                 if result is not None:
                     self.queue.extend([marks.output_start, *marks.tok.encode(result), marks.output_end])
             self._kind = "text"

@@ -108,8 +108,8 @@ class Request:
 
     def take(self) -> Chunk:
         """What is new."""
-        chunk = Chunk(self.text, self.ids, self.records)
-        self.text, self.ids, self.records = "", [], []
+        chunk = Chunk(self.text, self.ids, self.records, self.row.calls)
+        self.text, self.ids, self.records, self.row.calls = "", [], [], []
         return chunk
 
 

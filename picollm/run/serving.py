@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from picollm.run import launch, lease
+from picollm.run.endpoint import Endpoint
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
+from picollm.run.stream import Delta, Fold, body_of, message_of, milder
 
 if TYPE_CHECKING:
     import httpx
+
+__all__ = ["Address", "Client", "Delta", "ensure_serving", "serving", "stop_serving"]
 
 POLL_S = 0.1
 CONNECT_S = 5.0
@@ -38,19 +42,6 @@ class Address(msgspec.Struct, kw_only=True):
     host: str = ""
     boot_id: str = ""
     start_ticks: int = -1
-
-
-class Delta(msgspec.Struct, kw_only=True):
-    """A piece of an answer. The last one has a `finish_reason` ("stop", "length"), the tokens per second and the count.
-
-    `first_token_s`: seconds from the request to the first piece; on every piece.
-    """
-
-    text: str = ""
-    finish_reason: str | None = None
-    tok_s: float | None = None
-    first_token_s: float | None = None
-    tokens: int = 0
 
 
 def serve_folder(run: Run) -> Path:
@@ -130,63 +121,70 @@ def last_line(console: Path) -> str:
 
 
 class Client:
-    """Talks to one inference process. The sync streams are for the command line, the async ones for the app.
+    """Talks to one inference process, or to an endpoint of others. The sync streams are for the command line, the
+    async ones for the app.
 
     Closing a stream's generator closes the connection, which makes the server stop generating. All methods raise
-    `UserError` when the process is gone or refuses.
+    `UserError` when the process is gone or refuses. What the streams take besides the prompt are the arguments of
+    `stream.body_of`; `logprobs` is how many of the likeliest tokens are told beside each token, 0 for none.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address | Endpoint) -> None:
         self.address = address
+        self._own = isinstance(address, Address)
+
+    @property
+    def who(self) -> str:
+        """As messages call it."""
+        return "the inference process" if isinstance(self.address, Address) else self.address.host
 
     def models(self) -> list[str]:
-        """The models that can be asked for: some of base, mid, sft, rl."""
-        with _errors(), self._client() as client:
-            answer = client.get("/v1/models")
+        """The models that can be asked for: of a run base, mid, sft and rl, as far as there are."""
+        with self._errors(), self._client() as client:
+            answer = client.get("/models")
             _refuse(answer.status_code, answer.content)
-            return [str(model["id"]) for model in answer.json()["data"]]
+            names = [str(model["id"]) for model in answer.json()["data"]]
+            return [name for name in names if "@" not in name] if self._own else names
 
-    def stream_chat(
-        self, model: str, messages: list[dict[str, Any]], *, temperature: float = 0.7, top_k: int = 50, seed: int = 1,
-        max_tokens: int = 96,
-    ) -> Iterator[Delta]:  # fmt: skip
+    def stream_chat(self, model: str, messages: list[dict[str, Any]], **how: Any) -> Iterator[Delta]:
         """An answer to a conversation, piece by piece. For mid, sft and rl."""
-        body = _body(model, temperature, top_k, seed, max_tokens) | {"messages": messages}
-        return self._stream("/v1/chat/completions", body)
+        return self._stream("/chat/completions", self._body(model, True, how) | {"messages": messages})
 
-    def stream_completion(
-        self, model: str, prompt: str, *, temperature: float = 0.7, top_k: int = 50, seed: int = 1,
-        max_tokens: int = 96,
-    ) -> Iterator[Delta]:  # fmt: skip
+    def stream_completion(self, model: str, prompt: str, **how: Any) -> Iterator[Delta]:
         """A continuation of raw text, piece by piece: all that a base model does."""
-        body = _body(model, temperature, top_k, seed, max_tokens) | {"prompt": prompt}
-        return self._stream("/v1/completions", body)
+        return self._stream("/completions", self._body(model, False, how) | {"prompt": prompt})
 
-    def astream_chat(
-        self, model: str, messages: list[dict[str, Any]], *, temperature: float = 0.7, top_k: int = 50, seed: int = 1,
-        max_tokens: int = 96,
-    ) -> AsyncIterator[Delta]:  # fmt: skip
+    def astream_chat(self, model: str, messages: list[dict[str, Any]], **how: Any) -> AsyncIterator[Delta]:
         """`stream_chat` for an event loop."""
-        body = _body(model, temperature, top_k, seed, max_tokens) | {"messages": messages}
-        return self._astream("/v1/chat/completions", body)
+        return self._astream("/chat/completions", self._body(model, True, how) | {"messages": messages})
 
-    def astream_completion(
-        self, model: str, prompt: str, *, temperature: float = 0.7, top_k: int = 50, seed: int = 1,
-        max_tokens: int = 96,
-    ) -> AsyncIterator[Delta]:  # fmt: skip
+    def astream_completion(self, model: str, prompt: str, **how: Any) -> AsyncIterator[Delta]:
         """`stream_completion` for an event loop."""
-        body = _body(model, temperature, top_k, seed, max_tokens) | {"prompt": prompt}
-        return self._astream("/v1/completions", body)
+        return self._astream("/completions", self._body(model, False, how) | {"prompt": prompt})
 
-    def _client(self) -> httpx.Client:
+    def _body(self, model: str, chat: bool, how: dict[str, Any]) -> dict[str, Any]:
+        defaults: dict[str, Any] = {"temperature": 0.7, "top_k": 50, "seed": 1, "max_tokens": 96, "logprobs": 0,
+                                    "show_tools": False}  # fmt: skip
+        return body_of(model, chat=chat, own=self._own, **defaults | how)
+
+    def _way(self, transport: Any) -> dict[str, Any]:
+        """Where to, in the words of httpx."""
         import httpx  # a tenth of a second that only those who talk should pay
 
-        transport = httpx.HTTPTransport(uds=self.address.uds)
-        return httpx.Client(transport=transport, base_url="http://picollm", timeout=_timeout())
+        timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
+        if isinstance(self.address, Address):
+            return {"transport": transport(uds=self.address.uds), "base_url": "http://picollm/v1", "timeout": timeout}
+        headers = {"authorization": f"Bearer {self.address.key}"} if self.address.key else {}
+        return {"base_url": self.address.url, "headers": headers, "timeout": timeout}
+
+    def _client(self) -> httpx.Client:
+        import httpx
+
+        return httpx.Client(**self._way(httpx.HTTPTransport))
 
     def _stream(self, path: str, body: dict[str, Any]) -> Iterator[Delta]:
-        answer = _Answer()
-        with _errors(), self._client() as client, client.stream("POST", path, json=body) as response:
+        answer = Fold()
+        with self._errors(), self._client() as client, client.stream("POST", path, json=body) as response:
             if response.status_code != 200:
                 _refuse(response.status_code, response.read())
             for line in response.iter_lines():
@@ -197,77 +195,38 @@ class Client:
     async def _astream(self, path: str, body: dict[str, Any]) -> AsyncIterator[Delta]:
         import httpx
 
-        answer = _Answer()
-        transport = httpx.AsyncHTTPTransport(uds=self.address.uds)
-        with _errors():
-            async with (
-                httpx.AsyncClient(transport=transport, base_url="http://picollm", timeout=_timeout()) as client,
-                client.stream("POST", path, json=body) as response,
-            ):
-                if response.status_code != 200:
-                    _refuse(response.status_code, await response.aread())
-                async for line in response.aiter_lines():
-                    if (delta := answer.take(line)) is not None:
-                        yield delta
-                yield answer.last()
+        asked: dict[str, Any] | None = body
+        with self._errors():
+            async with httpx.AsyncClient(**self._way(httpx.AsyncHTTPTransport)) as client:
+                while asked is not None:
+                    answer = Fold()
+                    async with client.stream("POST", path, json=asked) as response:
+                        if response.status_code != 200:
+                            content = await response.aread()
+                            asked = None if self._own else milder(asked, content.decode(errors="replace"))
+                            if asked is None:
+                                _refuse(response.status_code, content)
+                            continue
+                        async for line in response.aiter_lines():
+                            if (delta := answer.take(line)) is not None:
+                                yield delta
+                        yield answer.last()
+                        return
 
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What httpx and a server that is no server of ours can raise, as one line."""
+        import httpx
 
-class _Answer:
-    """Folds the lines of one server-sent stream. Reasons and figures are kept for one last delta."""
-
-    def __init__(self) -> None:
-        self.begun = time.monotonic()
-        self.first: float | None = None
-        self.reason: str | None = None
-        self.pieces = 0
-        self.tokens: int | None = None
-        self.tok_s: float | None = None
-
-    def take(self, line: str) -> Delta | None:
-        """One line to a piece of text; None when it holds none. Raises `UserError` for an error in the stream."""
-        if not line.startswith("data:") or line.strip() == "data: [DONE]":
-            return None
-        chunk = json.loads(line[5:])
-        if "error" in chunk:
-            raise UserError(f"inference: {_message(chunk)}")
-        usage = chunk.get("usage") or {}
-        self.tokens = usage.get("completion_tokens", self.tokens)
-        self.tok_s = usage.get("tokens_per_second", self.tok_s)
-        text = ""
-        for choice in chunk.get("choices", [])[:1]:
-            self.reason = choice.get("finish_reason") or self.reason
-            text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
-        if not text:
-            return None
-        self.pieces += 1
-        self.first = time.monotonic() - self.begun if self.first is None else self.first
-        return Delta(text=text, first_token_s=self.first, tokens=self.pieces)
-
-    def last(self) -> Delta:
-        if self.reason is None:
-            raise UserError("the answer was cut off: the inference process ended; ask again")
-        tokens = self.pieces if self.tokens is None else self.tokens
-        spent = time.monotonic() - self.begun - (self.first or 0.0)
-        pace = self.tok_s or ((tokens - 1) / spent if tokens > 1 and spent > 0 else None)
-        return Delta(finish_reason=self.reason, tok_s=pace, first_token_s=self.first, tokens=tokens)
-
-
-def _body(model: str, temperature: float, top_k: int, seed: int, max_tokens: int) -> dict[str, Any]:
-    return {
-        "model": model,
-        "temperature": temperature,
-        "top_k": top_k,
-        "seed": seed,
-        "max_tokens": max_tokens,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-
-
-def _timeout() -> httpx.Timeout:
-    import httpx
-
-    return httpx.Timeout(SILENCE_S, connect=CONNECT_S)
+        again = "ask again to start it" if self._own else "is the address right, and the network up?"
+        try:
+            yield
+        except httpx.TimeoutException:
+            raise UserError(f"{self.who} said nothing for {SILENCE_S:.0f} s; stop it and ask again") from None
+        except httpx.HTTPError as error:
+            raise UserError(f"{self.who} does not answer ({error}); {again}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.who} answered something else than the OpenAI API: {error!r}") from None
 
 
 def _answers(address: Address) -> bool:
@@ -278,12 +237,6 @@ def _answers(address: Address) -> bool:
     return True
 
 
-def _message(answer: Any) -> str:
-    error = answer.get("error") if isinstance(answer, dict) else None
-    text = error.get("message") if isinstance(error, dict) else error
-    return " ".join(str(text or answer).split())[:400]
-
-
 def _refuse(status: int, content: bytes) -> None:
     """Raises `UserError` with the server's own words unless `status` is 200."""
     if status == 200:
@@ -292,19 +245,4 @@ def _refuse(status: int, content: bytes) -> None:
         answer = json.loads(content)
     except ValueError:
         answer = content.decode(errors="replace")
-    raise UserError(f"inference: {_message(answer)} (HTTP {status})")
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """What httpx and a server that is no server of ours can raise, as one line."""
-    import httpx
-
-    try:
-        yield
-    except httpx.TimeoutException:
-        raise UserError(f"the inference process said nothing for {SILENCE_S:.0f} s; stop it and ask again") from None
-    except httpx.HTTPError as error:
-        raise UserError(f"the inference process does not answer ({error}); ask again to start it") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the inference process answered something else than the OpenAI API: {error!r}") from None
+    raise UserError(f"inference: {message_of(answer)} (HTTP {status})")

@@ -157,8 +157,11 @@ class EventSource:
                     elif isinstance(item, Completion):
                         done[index] = item
                         yield envelope.ending(index, item, generation.seed)
-                    elif item.text or item.logprobs:
-                        yield envelope.piece(index, item.text, generation.write_logprobs(item.logprobs))
+                    else:
+                        if item.calls and envelope.with_tools:
+                            yield envelope.tools_piece(index, item.calls)
+                        if item.text or item.logprobs:
+                            yield envelope.piece(index, item.text, generation.write_logprobs(item.logprobs))
             except Exception as error:  # the status is already sent: the stream itself must say it
                 yield error_body(str(error) or repr(error), kind="server_error")
                 return

@@ -187,7 +187,8 @@ async def _answer(
         for seed in seeds
     ]
     answering = Answering(state.models, state.gate, state.metrics, state.limits, generations, len(seeds))
-    envelope = Envelope(chat=chat, model=name, with_usage=request.with_usage)
+    with_tools = isinstance(request, ChatRequest) and request.show_tools
+    envelope = Envelope(chat=chat, model=name, with_usage=request.with_usage, with_tools=with_tools)
     if request.stream:
         source = await unless_gone(http.receive, answering.open())
         return EventStream(source, envelope) if source else Response(status_code=CLIENT_LEFT)

@@ -61,6 +61,12 @@ class ModelHub:
                 self._loaders[name] = model
             self._info[name] = {"created": int(time.time()), **info}
 
+    def remove(self, name: str) -> None:
+        """Serve it no longer; answers under way end undisturbed."""
+        with self._lock:
+            for by_name in (self._loaders, self._engines, self._info):
+                by_name.pop(name, None)  # type: ignore[attr-defined]
+
     @property
     def names(self) -> list[str]:
         return list(self._loaders)
@@ -79,6 +85,8 @@ class ModelHub:
     def engine(self, name: str) -> Engine:
         """The engine, loaded now if need be. May take seconds: call it from the worker. Raises `Unavailable`."""
         with self._lock:
+            if name not in self._loaders:
+                raise Unavailable(f"the model {name!r} is gone; ask for the list of models again")
             loader, engine = self._loaders[name], self._engines.pop(name, None)
             if engine is not None:
                 self._engines[name] = engine  # the last one is the most recently used
@@ -91,7 +99,7 @@ class ModelHub:
             raise Unavailable(f"the model {name!r} cannot be loaded: {error}") from None
         with self._lock:
             self.loads[name] += 1
-            if self._loaders[name] is loader:  # else another has taken its name by now
+            if self._loaders.get(name) is loader:  # else another has taken its name by now
                 self._engines[name] = engine
             return engine
 
@@ -157,8 +165,8 @@ class _Mail:
         for index, item in items:
             if isinstance(item, Chunk) and joined and joined[-1][0] == index and isinstance(joined[-1][1], Chunk):
                 before = joined[-1][1]
-                text, ids = before.text + item.text, before.ids + item.ids
-                joined[-1] = (index, Chunk(text, ids, before.logprobs + item.logprobs))
+                text, ids, calls = before.text + item.text, before.ids + item.ids, before.calls + item.calls
+                joined[-1] = (index, Chunk(text, ids, before.logprobs + item.logprobs, calls))
             else:
                 joined.append((index, item))
         return joined

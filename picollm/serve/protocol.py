@@ -1,8 +1,9 @@
 """The OpenAI wire format: what a request may hold, and how answers are written. No sockets, no models.
 
-Beyond the standard: `top_k`, `min_p` and `repetition_penalty` in requests, and temperatures to 5; in answers a
-`picollm` field with `tok_s` (tokens per second after the first), `first_token_s`, `cut_tokens` and `seed`, and
-`usage.tokens_per_second`. Defaults suit small models: temperature 0.8, top_k 50, 256 tokens.
+Beyond the standard: `top_k`, `min_p`, `repetition_penalty` and `show_tools` in requests, and temperatures to 5; in
+answers a `picollm` field with `tok_s` (tokens per second after the first), `first_token_s`, `cut_tokens` and `seed`,
+in streams that ask for it `tool_calls`, and `usage.tokens_per_second`. Defaults suit small models: temperature 0.8,
+top_k 50, 256 tokens.
 
 A field that would change the answer and cannot be honoured is refused (`REFUSED`, unless it holds a value that asks for
 nothing); one that only labels, routes or bills (`user`, `metadata`, `store`, …) is ignored, as are unknown ones.
@@ -17,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from picollm.infer.rows import Completion
+from picollm.infer.rows import Completion, ToolCall
 from picollm.infer.sampling import Sampling, row_seed
 from picollm.run.errors import UserError
 from picollm.text.chat import Message
@@ -126,7 +127,10 @@ class Request(msgspec.Struct, kw_only=True):
 
 
 class ChatRequest(Request, kw_only=True):
+    """`show_tools`: tool calls are told in a stream, under `picollm`; never in the text."""
+
     messages: list[ChatMessage]
+    show_tools: bool = False
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
@@ -250,8 +254,8 @@ def figures_of(answer: Completion, seed: int) -> dict[str, Any]:
 class Envelope:
     """The fields all pieces of one response share, and the shape of a choice in each of the four forms."""
 
-    def __init__(self, *, chat: bool, model: str, with_usage: bool = False) -> None:
-        self.chat, self.model, self.with_usage = chat, model, with_usage
+    def __init__(self, *, chat: bool, model: str, with_usage: bool = False, with_tools: bool = False) -> None:
+        self.chat, self.model, self.with_usage, self.with_tools = chat, model, with_usage, with_tools
         self.id = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
         self.created = int(time.time())
 
@@ -280,6 +284,11 @@ class Envelope:
         """A streamed chunk of a choice with some text."""
         more: dict[str, Any] = {"delta": {"content": text}} if self.chat else {"text": text}
         return self._piece(index, logprobs=logprobs, **more)
+
+    def tools_piece(self, index: int, calls: list[ToolCall]) -> dict[str, Any]:
+        """A streamed chunk without text: what the model asked of the calculator, and what it was told."""
+        told = [{"code": call.code, "result": call.result} for call in calls]
+        return self.piece(index, "") | {"picollm": {"tool_calls": told}}
 
     def ending(self, index: int, done: Completion, seed: int) -> dict[str, Any]:
         """The last streamed chunk of a choice: why it ended, and its figures."""

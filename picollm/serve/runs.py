@@ -12,7 +12,7 @@ import torch
 from picollm.infer.engine import Engine
 from picollm.infer.load import load_model
 from picollm.infer.products import WrongPrecision
-from picollm.run import pipeline
+from picollm.run import models, pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.serve.hub import ModelHub
@@ -26,21 +26,24 @@ class RunModels:
     """Looks at the runs again now and then, for stages finish while we serve.
 
     Models are called base, mid, sft and rl; of several runs, `run/base` and so on. What cannot be served is said once,
-    with the command that makes it again. `precision` goes before that of the runs' settings.
+    with the command that makes it again. `precision` goes before that of the runs' settings. With `checkpoints` also
+    what the training stages saved on their way is served, as `sft@310`.
     """
 
     def __init__(
         self, runs: Sequence[Run], *, device: torch.device | str = "cpu", precision: str | None = None,
-        keep: int | None = None, say: Callable[[str], None] = print,
+        keep: int | None = None, checkpoints: bool = False, say: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
         names = [run.name for run in runs]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise UserError(f"two runs are called {twice!r}; their models could not be told apart: rename a folder")
         self.runs, self.device, self.precision, self.say = list(runs), device, precision, say
+        self.checkpoints = checkpoints
         self.hub = ModelHub(keep)
         self._seen: dict[str, str] = {}
         self._problems: dict[str, str] = {}
+        self._saved: dict[str, dict[str, models.Model]] = {}
         self.look()
 
     def require(self) -> None:
@@ -59,6 +62,8 @@ class RunModels:
     def look(self) -> None:
         self._looked = time.monotonic()
         for run in self.runs:
+            if self.checkpoints:
+                self._look_at_checkpoints(run)
             for model, stage in pipeline.MODEL_STAGES.items():
                 done = run.finished(stage)
                 name = model if len(self.runs) == 1 else f"{run.name}/{model}"
@@ -79,6 +84,26 @@ class RunModels:
                     checkpoint=folder.name,
                 )
                 self.say(f"{name}: {folder}")
+
+    def _look_at_checkpoints(self, run: Run) -> None:
+        """Those before the last. They come and go while a stage trains; what is wrong with one is said when asked."""
+        there = {}
+        for model in models.models(run):
+            if not model.finished:
+                there[model.name if len(self.runs) == 1 else f"{run.name}/{model.name}"] = model
+        for name in [name for name in self._saved.get(run.name, ()) if name not in there]:
+            self.hub.remove(name)
+        for name, model in there.items():
+            if self._saved.get(run.name, {}).get(name) == model:
+                continue
+            try:
+                tokenizer = run.output("tokenizer", "tokenizer")
+            except UserError as error:
+                self._complain(name, str(error))
+                continue
+            load = partial(self._load, run, model.folder, tokenizer, _cure(run, model.stage))
+            self.hub.add(name, load, run=run.name, stage=model.stage, checkpoint=model.folder.name)
+        self._saved[run.name] = there
 
     def _load(self, run: Run, folder: Path, tokenizer: Path, cure: str) -> Engine:
         precision = self.precision or run.config().chat.precision
