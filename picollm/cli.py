@@ -25,6 +25,7 @@ from picollm import (
     cli_plan,
     cli_profile,
     cli_report,
+    cli_runs,
     cli_serve,
     cli_show,
     cli_talk,
@@ -116,14 +117,6 @@ def status(run: RunName = None, as_json: Json = False) -> int:
     """The state of every stage, in order."""
     found = existing(run)
     print(cli_show.status_json(found) if as_json else cli_show.status_table(found))
-    return 0
-
-
-@app.command()
-def runs() -> int:
-    """All runs, newest first."""
-    found = Run.all()
-    print(cli_show.runs_table(found) if found else f"no runs in {runs_folder()}; start one with: picollm run")
     return 0
 
 
@@ -231,6 +224,7 @@ def config(
 
 
 app.add_typer(cli_identity.identity)
+app.add_typer(cli_runs.runs)
 app.command()(cli_launch.launch)
 app.command()(cli_profile.profile)
 app.command()(cli_report.report)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,27 +72,6 @@ def status_table(run: Run) -> str:
             ]
         )
     return f"run {run.name}  profile {run.wishes().run.profile}  {run.dir}\n" + table(rows, right=(2, 3, 4, 5))
-
-
-def runs_table(runs: list[Run]) -> str:
-    """One row per run; a run whose settings are broken says so in its row."""
-    rows = [["run", "profile", "done", "now", "last sign"]]
-    for run in runs:
-        try:
-            statuses = run.statuses()
-            done = sum(status.state == "done" for status in statuses)
-            now = [status for status in statuses if status.state not in ("done", "waiting", "ready", "skipped")]
-            text = ", ".join(f"{status.name} {status.state}" for status in now)
-            rows.append([run.name, run.wishes().run.profile, f"{done}/{len(statuses)}", text or "-", last_sign(run)])
-        except UserError as error:
-            rows.append([run.name, "-", "-", str(error), last_sign(run)])
-    return table(rows)
-
-
-def last_sign(run: Run) -> str:
-    files = [run.dir / "config.toml", run.conductor_events, run.machine_file]
-    newest = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(newest))
 
 
 def number(value: Any) -> str:
