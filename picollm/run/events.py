@@ -67,12 +67,12 @@ class Phase(Event):
     name: str
 
 
-class Progress(Event):
+class Progress(Event, gc=False):
     step: int
     steps: int
 
 
-class Metrics(Event):
+class Metrics(Event, gc=False):  # a run has a hundred thousand of these two: none for the garbage collector to walk
     step: int
     values: dict[str, float | None]
 
@@ -193,7 +193,12 @@ class Conductor(Event):
 
 
 class Machine(Event):
-    """One reading of the machine: percent, bytes, and one record per GPU."""
+    """One reading of the machine: percent, bytes, bytes per second, and one record per GPU (`nvml.Gpus.read`).
+
+    `memory_limit`: of the control group, where it is lower than the memory. `disks`: what, path, free, total; the run's
+    first. `rates`: received, sent, read, written. `gpu_note`: why there is no GPU. `processes` (`processes.Processes`):
+    None where nobody looked.
+    """
 
     cpu: float
     cores: list[float] = []
@@ -201,6 +206,15 @@ class Machine(Event):
     memory_total: int = 0
     disk_free: int = 0
     gpus: list[dict[str, Any]] = []
+    host: str = ""
+    load: float | None = None
+    swap_used: int = 0
+    memory_limit: int = 0
+    memory_limit_used: int = 0
+    disks: list[dict[str, Any]] = []
+    rates: dict[str, int] = {}
+    gpu_note: str = ""
+    processes: list[dict[str, Any]] | None = None
 
 
 AnyEvent = (
@@ -373,19 +387,26 @@ def _ends_torn(fd: int) -> bool:
 
 
 class EventReader:
-    """Follows one file: `poll()` gives the events completed since the last call."""
+    """Follows one file: `poll()` gives the events completed since the last call.
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    `without`: a type of event that its reader has no use for, left undecoded where it is plain to see.
+    """
+
+    def __init__(self, path: Path, offset: int = 0, without: type[Event] | None = None) -> None:
         self.path = path
         self.offset = offset
+        self._without = f'{{"type":"{without.__name__.lower()}"'.encode() if without else b"\n"
 
     def poll(self, limit_bytes: int = 4 << 20) -> list[AnyEvent]:
         """At most `limit_bytes` are read at a time, so that a million lines arrive in portions; [] only at the end.
 
         A file that was cut short is read from its beginning again.
         """
+        skipped = self._without
         while (data := self._portion(limit_bytes)) is not None:
-            events = [event for line in data.split(b"\n") if line and (event := decode(line)) is not None]
+            lines = data.split(b"\n")
+            events = [event for line in lines if line and not line.startswith(skipped)
+                      and (event := decode(line)) is not None]  # fmt: skip
             if events:
                 return events
         return []

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 from picollm.run import events as ev
 from picollm.run import pipeline
@@ -29,6 +30,9 @@ def spent(statuses: Iterable[StageStatus]) -> float:
     return together((one.started, one.started + one.seconds) for one in statuses if one.started is not None)
 
 
+NAN = float("nan")
+
+
 class Series:
     """One metric: ascending `steps`, `values` (NaN where the event said null) and unix `times`."""
 
@@ -45,6 +49,14 @@ class Series:
         self.values.append(float("nan") if value is None else float(value))
         self.times.append(time)
 
+    def extend(self, steps: list[int], values: list[float], times: list[float]) -> None:
+        """Points in ascending order of their steps; what is there from the first of them on is replaced."""
+        if self.steps and steps[0] <= self.steps[-1]:
+            self.cut(steps[0] - 1)
+        self.steps += steps
+        self.values += values
+        self.times += times
+
     def cut(self, step: int) -> None:
         """Forget every point after `step`."""
         keep = bisect_right(self.steps, step)
@@ -55,6 +67,7 @@ class StageHistory:
     """Call `poll()` now and then; it reads what is new and says whether anything was.
 
     `until`: the last attempt that is read; None: all there are.
+    A subclass that keeps points in another way overrides `_add`, `_cut` and `_forget`.
     """
 
     def __init__(self, run: Run, name: str, until: int | None = None) -> None:
@@ -84,8 +97,7 @@ class StageHistory:
         attempts = [number for number in self.run.attempts(self.name) if self.until is None or number <= self.until]
         while True:
             events = self._reader.poll() if self._reader else []
-            for event in events:
-                self._take(event)
+            self._take_all(events)
             if events:
                 self.version += 1
                 return True
@@ -93,7 +105,7 @@ class StageHistory:
             if following is None:
                 return changed
             self._attempt = following
-            self._reader = ev.EventReader(self.run.events_file(self.name, following))
+            self._reader = ev.EventReader(self.run.events_file(self.name, following), without=ev.Progress)
             changed = True
 
     def read_all(self) -> StageHistory:
@@ -102,16 +114,53 @@ class StageHistory:
             pass
         return self
 
+    def _take_all(self, events: Iterable[Any]) -> None:
+        """In order; metrics with the same keys and ascending steps are taken together."""
+        group: list[ev.Metrics] = []
+        for event in events:
+            metrics = isinstance(event, ev.Metrics)
+            if group and not (
+                metrics and event.step > group[-1].step and event.values.keys() == group[0].values.keys()
+            ):
+                self._metrics(group)
+                group = []
+            if metrics:
+                group.append(event)
+            else:
+                self._take(event)
+        if group:
+            self._metrics(group)
+
+    def _metrics(self, group: list[ev.Metrics]) -> None:
+        steps, times = [event.step for event in group], [event.time for event in group]
+        self._count(group[0])
+        self._pass(sum(max(0.0, after - before) for before, after in pairwise(times)), times[-1])
+        for key in group[0].values:
+            values = [event.values[key] for event in group]
+            if None in values:
+                values = [NAN if value is None else value for value in values]
+            self._add(key, steps, cast("list[float]", values), times)
+
+    def _add(self, key: str, steps: list[int], values: list[float], times: list[float]) -> None:
+        """Points of one metric, in ascending order of their steps."""
+        self.series.setdefault(key, Series()).extend(steps, values, times)
+
+    def _cut(self, step: int) -> None:
+        """Every point after `step` is void."""
+        for series in self.series.values():
+            series.cut(step)
+
+    def _forget(self) -> None:
+        """Every point is void."""
+        self.series.clear()
+
     def _take(self, event: Any) -> None:
         self._count(event)
         match event:
-            case ev.Metrics():
-                for key, value in event.values.items():
-                    self.series.setdefault(key, Series()).add(event.step, value, event.time)
             case ev.Eval():
                 self.evals.append(event)
                 for key, value in event.values.items():
-                    self.series.setdefault(f"{event.name}/{key}", Series()).add(event.step, value, event.time)
+                    self._add(f"{event.name}/{key}", [event.step], [NAN if value is None else value], [event.time])
             case ev.Resumed():
                 self._resume(event.step)
             case ev.Sample():
@@ -132,7 +181,7 @@ class StageHistory:
                 self.checks.clear()
                 self.finished = None
                 if not pipeline.stage(self.name).trains:  # it starts from nothing, and says no `Resumed`
-                    self.series.clear()
+                    self._forget()
                     self.evals, self.samples, self.warnings, self.notes = [], [], [], []
             case ev.Finished():
                 self.finished = event
@@ -147,7 +196,11 @@ class StageHistory:
             self.spans.append((event.time - event.age, event.time))
         else:
             self.seconds += max(0.0, event.time - self._last_time)
-        self._last_time = event.time
+        self._pass(0.0, event.time)
+
+    def _pass(self, seconds: float, now: float) -> None:
+        self.seconds += seconds
+        self._last_time = now
         if self.spans:
             begin = self.spans[-1][0]
             self.spans[-1] = begin, begin + self.seconds - self._before
@@ -156,8 +209,7 @@ class StageHistory:
         if step == 0:  # from nothing: what is read before the first step is read again
             step = -1
             del self.warnings[: self._earlier]
-        for series in self.series.values():
-            series.cut(step)
+        self._cut(step)
         self.evals = [event for event in self.evals if event.step <= step]
         self.samples = [event for event in self.samples if event.step <= step]
         self.notes = [event for event in self.notes if event.step <= step]

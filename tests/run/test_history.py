@@ -78,3 +78,23 @@ def test_new_events_arrive_between_polls_and_from_the_next_attempt(run: Run) -> 
     write_attempt(run, "pretrain", lines(started(run, "pretrain", 2), ev.Resumed(step=2), *metrics(3)), attempt=2)
     history.read_all()
     assert history.series["loss"].steps == [1, 2, 3] and len(history.started) == 2
+
+
+def test_what_comes_together_is_what_comes_one_by_one(run: Run) -> None:
+    said: list[ev.Event] = [started(run, "pretrain")]
+    for step in (1, 2, 3, 3, 4, 2, 3, 4, 5):
+        said.append(ev.Metrics(step=step, values={"loss": None if step == 4 else float(step), "lr": 0.5}))
+        said.append(ev.Progress(step=step, steps=9))
+    said.insert(4, ev.Metrics(step=9, values={"loss": 9.0}))
+    write_attempt(run, "pretrain", lines(*said))
+    one_by_one = {"loss": Series(), "lr": Series()}
+    for event in said:
+        if isinstance(event, ev.Metrics):
+            for key, value in event.values.items():
+                one_by_one[key].add(event.step, value, event.time)
+    history = StageHistory(run, "pretrain").read_all()
+    assert history.series.keys() == one_by_one.keys()
+    for key, series in one_by_one.items():
+        read = history.series[key]
+        assert read.steps == series.steps and read.times == series.times
+        assert str(read.values) == str(series.values)
