@@ -25,7 +25,7 @@ from picollm.run import estimate, memory
 from picollm.run.config import Config
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, picollm_home
-from picollm.run.machine import Gpus, visible_gpus
+from picollm.run.machine import Gpus, control_group, visible_gpus
 from picollm.run.memory import GIB
 from picollm.run.plan import HUB_SHARDS, at_depth
 from picollm.run.scaling import ModelShape
@@ -130,12 +130,7 @@ def _expected_shape(config: Config) -> ModelShape:
 
 def memory_limit() -> int:
     """Bytes that the control group of this process may use; a very large number where there is no limit."""
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            return int(Path(name).read_text())
-        except (OSError, ValueError):
-            continue
-    return 1 << 62
+    return control_group()[0]
 
 
 def _disk(run: Run, config: Config) -> Verdict:

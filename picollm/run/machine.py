@@ -1,4 +1,4 @@
-"""What the machine is doing: CPU, memory, disk, and GPUs through NVML where there are any."""
+"""What the machine is doing: CPU, memory, disks, network, GPUs, and who uses them."""
 
 from __future__ import annotations
 
@@ -7,68 +7,23 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from picollm.run import events as ev
+from picollm.run.errors import UserError
+from picollm.run.folder import picollm_home, write_atomic
+from picollm.run.nvml import Gpus
+from picollm.run.processes import Processes
 
 EVERY_S = 2.0
-
-
-class Gpus:
-    """NVML, opened once. `reason` says in words why there is nothing to read."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-        self._handles: list[Any] = []
-        try:
-            import pynvml
-
-            self._nvml = pynvml
-            pynvml.nvmlInit()
-            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        except Exception as error:
-            self.reason = f"no GPU readings: {error}"
-
-    def __len__(self) -> int:
-        return len(self._handles)
-
-    def read(self) -> list[dict[str, Any]]:
-        """One record per GPU: name, uuid, utilisation (percent), memory (bytes), power (W), temperature (°C).
-
-        What a GPU does not report is left out of its record, never given as 0.
-        """
-        return [self._read_one(handle) for handle in self._handles]
-
-    def processes(self) -> list[list[int]]:
-        """Per GPU the pids that compute on it, in the driver's numbering (in a container: perhaps not ours)."""
-        found: list[list[int]] = []
-        for handle in self._handles:
-            found.append([])
-            with contextlib.suppress(self._nvml.NVMLError):
-                found[-1] = [process.pid for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-        return found
-
-    def _read_one(self, handle: Any) -> dict[str, Any]:
-        nvml = self._nvml
-        readings = {
-            "name": lambda: nvml.nvmlDeviceGetName(handle),
-            "uuid": lambda: nvml.nvmlDeviceGetUUID(handle),
-            "utilisation": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-            "memory_used": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used,
-            "memory_total": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
-            "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-            "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-        }
-        record: dict[str, Any] = {}
-        for key, reading in readings.items():
-            with contextlib.suppress(nvml.NVMLError):
-                value = reading()
-                record[key] = value.decode() if isinstance(value, bytes) else value
-        return record
+PROCESSES_EVERY = 5
+"""Readings: looking at every process costs more than all the rest."""
 
 
 def visible_gpus() -> int:
@@ -90,22 +45,104 @@ def visible_gpus() -> int:
     return min(count, there) if "MIG-" not in wanted else min(count, 1)
 
 
-def read_machine(gpus: Gpus, folder: Path) -> ev.Machine:
-    """One reading; CPU percentages are since the last call in this process."""
-    memory = psutil.virtual_memory()
-    cores = psutil.cpu_percent(percpu=True)
-    return ev.Machine(
-        cpu=sum(cores) / max(1, len(cores)),
-        cores=cores,
-        memory_used=memory.total - memory.available,
-        memory_total=memory.total,
-        disk_free=shutil.disk_usage(folder).free,
-        gpus=gpus.read(),
-    )
+class MachineReader:
+    """Reads this machine again and again; rates and percentages are since the last reading.
+
+    `folder`: where its disk is looked at. `run_dir`: the run whose processes are ours.
+    """
+
+    def __init__(self, folder: Path, run_dir: Path | None = None) -> None:
+        self.folder = folder
+        self.gpus = Gpus()
+        self._processes = Processes(run_dir)
+        self._count = 0
+        self._at = time.monotonic()
+        self._counters = _counters()
+        psutil.cpu_percent(percpu=True)
+
+    def read(self) -> ev.Machine:
+        """One reading; every fifth one, the first included, also tells who uses the machine."""
+        memory = psutil.virtual_memory()
+        cores = psutil.cpu_percent(percpu=True)
+        gpus = self.gpus.read()
+        now, counters = time.monotonic(), _counters()
+        elapsed, before = max(1e-3, now - self._at), self._counters
+        self._at, self._counters = now, counters
+        rates = {key: max(0, round((value - before.get(key, value)) / elapsed)) for key, value in counters.items()}
+        limit, limit_used = control_group()
+        disks = _disks(self.folder)
+        machine = ev.Machine(
+            cpu=round(sum(cores) / max(1, len(cores)), 1),
+            cores=cores,
+            memory_used=memory.total - memory.available,
+            memory_total=memory.total,
+            disk_free=disks[0]["free"],
+            gpus=gpus,
+            host=platform.node(),
+            load=round(os.getloadavg()[0], 2),
+            swap_used=psutil.swap_memory().used,
+            memory_limit=limit if limit < memory.total else 0,
+            memory_limit_used=limit_used if limit < memory.total else 0,
+            disks=disks,
+            rates=rates,
+            gpu_note=self.gpus.reason,
+        )
+        if self._count % PROCESSES_EVERY == 0:
+            machine.processes = self._processes.read(gpus)
+        for gpu in gpus:
+            gpu.pop("processes", None)
+        self._count += 1
+        return machine
+
+
+def _counters() -> dict[str, int]:
+    """Bytes since boot: received and sent on all networks but the loopback, read from and written to all disks."""
+    found: dict[str, int] = {}
+    with contextlib.suppress(OSError, RuntimeError):
+        cards = [card for name, card in psutil.net_io_counters(pernic=True).items() if not name.startswith("lo")]
+        found |= {"received": sum(c.bytes_recv for c in cards), "sent": sum(c.bytes_sent for c in cards)}
+    with contextlib.suppress(OSError, RuntimeError):
+        if (disks := psutil.disk_io_counters()) is not None:
+            found |= {"read": disks.read_bytes, "written": disks.write_bytes}
+    return found
+
+
+def _disks(folder: Path) -> list[dict[str, Any]]:
+    """The run's disk, and the cache folder's where that is another one: what, path, free and total bytes."""
+    found: dict[int, dict[str, Any]] = {}
+    for what, path in (("run", folder), ("cache", picollm_home())):
+        while not path.exists() and path != path.parent:
+            path = path.parent
+        usage = shutil.disk_usage(path)
+        found.setdefault(
+            path.stat().st_dev, {"what": what, "path": str(path), "free": usage.free, "total": usage.total}
+        )
+    return list(found.values())
+
+
+def control_group() -> tuple[int, int]:
+    """Bytes that the control group of this process may use (a very large number where there is no limit), and uses;
+    files that were read and could be dropped do not count."""
+    for folder, limit, used, key in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", b"inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", b"total_inactive_file"),
+    ):
+        try:
+            most = int(Path(folder, limit).read_text())
+            now = int(Path(folder, used).read_text())
+            for line in Path(folder, "memory.stat").read_bytes().splitlines():
+                name, _, value = line.partition(b" ")
+                if name == key:
+                    now -= int(value)
+            return most, max(0, now)
+        except (OSError, ValueError):
+            continue
+    return 1 << 62, 0
 
 
 class MachineRecorder:
-    """Appends a reading every two seconds to a file that is cut in half when it passes 8 MB."""
+    """Appends a reading every two seconds to a file that is thinned when it passes 8 MB: of its older half every second
+    reading stays, so a long run's beginning is kept, more coarsely."""
 
     LIMIT_BYTES = 8 << 20
 
@@ -113,14 +150,23 @@ class MachineRecorder:
         self.file, self.folder = file, folder
 
     def record(self, stopping: threading.Event) -> None:
-        gpus = Gpus()
-        psutil.cpu_percent(percpu=True)
+        reader = MachineReader(self.folder, self.folder)
+        said = ""
         while not stopping.wait(EVERY_S):
-            with contextlib.suppress(OSError):
-                if self.file.exists() and self.file.stat().st_size > self.LIMIT_BYTES:
-                    lines = self.file.read_bytes().splitlines(keepends=True)
-                    self.file.write_bytes(b"".join(lines[len(lines) // 2 :]))
-                ev.append(self.file, read_machine(gpus, self.folder))
+            try:
+                self.thin()
+                ev.append(self.file, reader.read())
+            except (OSError, UserError, psutil.Error) as error:  # a full disk, mostly: the run goes on unrecorded
+                if str(error) != said:
+                    said = str(error)
+                    print(f"machine record: {said}", file=sys.stderr, flush=True)
+
+    def thin(self) -> None:
+        """Halve the density of the older half of a file that has grown too large."""
+        if self.file.exists() and self.file.stat().st_size > self.LIMIT_BYTES:
+            lines = self.file.read_bytes().splitlines(keepends=True)
+            middle = len(lines) // 2
+            write_atomic(self.file, b"".join(lines[:middle:2] + lines[middle:]))
 
 
 def described() -> dict[str, Any]:

@@ -7,7 +7,8 @@ import time
 
 import psutil
 
-from picollm.run.machine import Gpus
+from picollm.run.nvml import Gpus
+from picollm.run.processes import cpu_seconds
 
 BUSY_SHARE = 0.10
 """Of one core: less than this is nobody's fault."""
@@ -19,7 +20,7 @@ class Neighbours:
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
-        self._before = _cpu_seconds()
+        self._before = {key: used for key, (used, _) in cpu_seconds().items()}
 
     def busiest(self) -> str:
         """One line such as "also busy here: python3 (pid 41, 96 % of a core)"; "" when nobody is."""
@@ -27,7 +28,7 @@ class Neighbours:
         ours = _own_pids()
         shares = [
             (100 * (used - self._before.get(key, 0.0)) / elapsed, key[0], name)
-            for key, (used, name) in _cpu_seconds_and_names().items()
+            for key, (used, name) in cpu_seconds().items()
             if key[0] not in ours
         ]
         named = [
@@ -36,21 +37,6 @@ class Neighbours:
             if share >= 100 * BUSY_SHARE
         ] + [f"{name} (pid {pid}, on GPU {gpu})" for gpu, pid, name in _on_gpus(ours)[:MOST]]
         return "also busy here: " + ", ".join(named) if named else ""
-
-
-def _cpu_seconds() -> dict[tuple[int, float], float]:
-    return {key: used for key, (used, _) in _cpu_seconds_and_names().items()}
-
-
-def _cpu_seconds_and_names() -> dict[tuple[int, float], tuple[float, str]]:
-    """By pid and start, so that a reused pid is another process."""
-    found = {}
-    for process in psutil.process_iter(["cpu_times", "create_time", "name"]):
-        times = process.info["cpu_times"]
-        if times is not None:
-            key = (process.pid, process.info["create_time"] or 0.0)
-            found[key] = (times.user + times.system, process.info["name"] or "?")
-    return found
 
 
 def _own_pids() -> set[int]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,21 @@ def test_one_rank_for_each_gpu_unless_told(four_gpus: None, sets: list[str], sta
 def test_no_gpu_is_one_rank(four_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "Gpus", lambda: range(0))
     assert launch.ranks(settings.load(environ={}), "sft") == 1
+
+
+def test_a_reading_has_rates_disks_and_now_and_then_who_is_here(tmp_path: Path) -> None:
+    reader = machine.MachineReader(tmp_path / "not" / "yet", tmp_path)
+    first, second = reader.read(), reader.read()
+    assert first.processes is not None and second.processes is None
+    assert first.disks[0]["what"] == "run" and 0 < first.disks[0]["free"] <= first.disks[0]["total"]
+    assert all(rate >= 0 for rate in second.rates.values()) and second.memory_used < second.memory_total
+    assert second.host and (second.gpus or second.gpu_note)
+
+
+def test_a_long_record_is_thinned_where_it_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "machine.jsonl"
+    file.write_bytes(b"".join(b"%04d\n" % number for number in range(1000)))
+    monkeypatch.setattr(machine.MachineRecorder, "LIMIT_BYTES", 4000)
+    machine.MachineRecorder(file, tmp_path).thin()
+    kept = [int(line) for line in file.read_bytes().split()]
+    assert kept == [*range(0, 500, 2), *range(500, 1000)]
