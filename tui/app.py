@@ -1,20 +1,18 @@
 """`picollm-tui`: the app. It reads run folders and asks for processes; closing it never stops anything.
 
-Who calls what: `main` parses and checks; `Reader` (a thread) posts what changed; `MainScreen` shows it; every
+Who calls what: `start` parses and checks; `Reader` (a thread) posts what changed; `MainScreen` shows it; every
 `action_*` below is one row of `actions.ACTIONS`, and hands work that touches the disk to a thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import inspect
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 from textual import on
@@ -23,8 +21,9 @@ from textual.app import App
 from picollm.run import pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, runs_folder
-from tui import actions, asks, bridge, state, terminal
+from tui import actions, asks, bridge, state
 from tui.palette import ActionCommands
+from tui.replay_actions import ReplayActions
 from tui.screens.main import MainScreen
 from tui.stage_actions import BROKEN, StageActions
 from tui.widgets.frame import OneLine
@@ -32,10 +31,11 @@ from tui.widgets.rail import Rail
 from tui.widgets.tones import THEME
 
 if TYPE_CHECKING:
+    from tui.replay import Player
     from tui.talk import Sampling, Talker
 
 
-class PicollmApp(StageActions, App[None], inherit_bindings=False):
+class PicollmApp(StageActions, ReplayActions, App[None], inherit_bindings=False):
     """One run on the screen."""
 
     TITLE = "picollm"
@@ -45,14 +45,15 @@ class PicollmApp(StageActions, App[None], inherit_bindings=False):
     COMMAND_PALETTE_BINDING = actions.find("command_palette").keys[0]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012
 
-    def __init__(self, options: asks.Options) -> None:
+    def __init__(self, options: asks.Options, player: Player | None = None) -> None:
         super().__init__()
+        self.player = player
         self.options = options
         self.readonly = options.readonly
         self.register_theme(THEME)
         self.theme = THEME.name
         self.main = MainScreen(Path(options.run).name)
-        self.reader = bridge.Reader(options.run, self.post_message)
+        self.reader = bridge.Reader(options.run, self.post_message, player=player)
         self._talker: Talker | None = None
         self._sampling: Sampling | None = None
         self._moved = False
@@ -202,6 +203,7 @@ class PicollmApp(StageActions, App[None], inherit_bindings=False):
             "launch": view.active is None and state.totals(view).done < len(view.stages),
             "stop": view.active is not None or view.conductor,
             "resume": broken and view.active is None,
+            "replay_pause": self.player is not None,
             "back": bool(getattr(self.main.panes.get(self.main.tab), "busy", False)),
         }
 
@@ -311,57 +313,24 @@ class PicollmApp(StageActions, App[None], inherit_bindings=False):
         """Show another run in every tab."""
         if name is None or name == self.options.run:
             return
-        self.reader.close()
         self.options = asks.Options(run=name, readonly=self.readonly)
         self._talker, self._sampling, self._moved, self._seen = None, None, False, False
-        await self.main.forget(name)
-        self.reader = bridge.Reader(name, self.post_message)
+        await self.main.forget(Path(name).name)
+        self.read_anew()
+
+    def read_anew(self) -> None:
+        """Read the run from its beginning."""
+        self.reader.close()
+        self.reader = bridge.Reader(self.options.run, self.post_message, player=self.player)
         self.reader.select(self.main.rail.selected)
         self.reader.start()
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong on one line."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
-        sys.exit(2)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="picollm-tui", description="Make your own chatbot from raw text, and watch every stage.")
-    parser.add_argument("--run", metavar="NAME", help="the run to show (default: the newest, else 'demo')")
-    parser.add_argument("--profile", metavar="P", help="profile of a new run, for example pocket")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="your own settings, for a new run")
-    parser.add_argument("--set", metavar="K=V", action="append", default=[], dest="sets", help="one setting")
-    parser.add_argument("--go", action="store_true", help="make the run if needed and launch the whole pipeline")
-    parser.add_argument("--readonly", action="store_true", help="look only: nothing is launched, stopped or changed")
-    parser.add_argument("--export-svg", nargs=2, metavar=("SCREEN", "FILE"),
-                        help=f"draw SCREEN ({', '.join(actions.TAB_NAMES)} or train:sft) and leave")  # fmt: skip
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
-    """The entry point. Exit 0 after a normal end (signals included), 2 for the person's mistake."""
-    given = _parser().parse_args(argv)
-    try:
-        options = asks.resolve(given.run, given.profile, given.config, given.sets)
-        if given.export_svg:
-            from tui.export import export_svg
+    """The entry point; see `tui/start.py`."""
+    from tui import start
 
-            export_svg(options, *given.export_svg)
-            return
-        if not (sys.stdin.isatty() and sys.stdout.isatty()):
-            raise UserError("picollm-tui needs a terminal; without one use: picollm status")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    app = PicollmApp(replace(options, go=given.go and not given.readonly, readonly=given.readonly))
-    terminal.leave_with(sys.stdin.fileno())
-    app.run()
-    if app.farewell:
-        print(app.farewell)
-    sys.exit(app.return_code or 0)
+    start.main(argv)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
@@ -26,9 +25,13 @@ from picollm.run.planned import Plan
 from tui import state
 from tui.curves import Curve, Envelope
 
+if TYPE_CHECKING:
+    from tui.replay import Player
+
 POLL_S = 0.25
 FOLD_S = 1.0
-READINGS = 240
+READINGS = 3600
+READINGS_PORTION = 1 << 20
 REPORT_LIMIT = 2 << 20
 
 
@@ -144,11 +147,14 @@ class _StageReader:
 class Reader(threading.Thread):
     """Follows one run by name until `close()`; `post` must be safe to call from a thread."""
 
-    def __init__(self, name: str, post: Callable[[Message], Any], poll_s: float = POLL_S) -> None:
+    def __init__(
+        self, name: str, post: Callable[[Message], Any], poll_s: float = POLL_S, player: Player | None = None
+    ) -> None:
         super().__init__(name=f"reader-{name}", daemon=True)
         folder = folder_of(name)
         self.run_folder = WatchedRun(folder)
         self._post, self._poll_s = post, poll_s
+        self.player = player if player is not None and player.run.dir == folder else None
         self._selected: str | None = None
         self._wake, self._closing = threading.Event(), threading.Event()
         self._stamp: object = None
@@ -158,8 +164,9 @@ class Reader(threading.Thread):
         self._stage: _StageReader | None = None
         self._doctor: _StageReader | None = None
         self._machine = ev.EventReader(self.run_folder.machine_file)
-        self._machine_begun = False
-        self._readings: deque[ev.Machine] = deque(maxlen=READINGS)
+        self.machine_wanted = False
+        """Set by the pane that shows the machine: its record is read from then on."""
+        self._readings: list[ev.Machine] = []
         self._report_stamp: object = None
         self._reminded = False
 
@@ -213,7 +220,7 @@ class Reader(threading.Thread):
                 self._view = state.empty(run.name, str(run.dir))
                 return
             raise UserError(f"{run.dir / 'config.toml'} is gone; put it back, or make the run anew")
-        statuses = run.statuses()
+        statuses = run.statuses(self.player.now() if self.player else None)
         wishes = run.wishes()
         values = settings.flat(run.config())
         planned = frozenset(key for key, value in settings.flat(wishes).items() if values[key] != value)
@@ -229,6 +236,7 @@ class Reader(threading.Thread):
             models=state.models(statuses),
             settings=values,
             planned=planned,
+            replay=self.player.words() if self.player else "",
         )
 
     def _send(self, problem: str) -> None:
@@ -290,16 +298,18 @@ class Reader(threading.Thread):
     # the machine and the report -------------------------------------------------------------------------------------
 
     def _look_at_machine(self) -> bool:
-        if not self._machine_begun:
-            self._machine_begun = True
-            stamp = _stamp(self.run_folder.machine_file)
-            if isinstance(stamp, tuple):
-                self._machine.offset = max(0, stamp[1] - (128 << 10))
-        events = [event for event in self._machine.poll() if isinstance(event, ev.Machine)]
-        if events:
-            self._readings.extend(events)
-            self._post(MachineChanged(tuple(self._readings)))
-        return False
+        if not self.machine_wanted:
+            return False
+        last = self._readings[-1].time if self._readings else 0.0
+        events = self._machine.poll(READINGS_PORTION)  # from its beginning again when the record was thinned
+        new = [event for event in events if isinstance(event, ev.Machine) and event.time > last]
+        if new:
+            kept = self._readings + new
+            if len(kept) > READINGS:
+                kept = kept[: READINGS // 2 : 2] + kept[READINGS // 2 :]
+            self._readings = kept
+            self._post(MachineChanged(tuple(kept)))
+        return bool(events)
 
     def _look_at_report(self) -> bool:
         folder = self.run_folder.dir

@@ -48,7 +48,7 @@ LOOKS: dict[str, Look] = {
 @dataclass(frozen=True)
 class RunView:
     """One run as it is now; not `known`: nobody has looked yet. `problem` is why part of it could not be read; the
-    rest is the last that could."""
+    rest is the last that could. `replay`: where a replay stands, in words."""
 
     name: str
     folder: str = ""
@@ -63,6 +63,7 @@ class RunView:
     models: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     planned: frozenset[str] = frozenset()
+    replay: str = ""
 
     def stage(self, name: str) -> StageStatus:
         """The status of `name`; waiting when nothing is known."""

@@ -40,6 +40,10 @@ ROWS: tuple[Action, ...] = (
     Action("help", ("f1", "question_mark"), "Help", "Explains the screen and lists every key.", short="Help",
            footer="*", footer_key="?"),
     Action("command_palette", ("ctrl+p",), "Command palette", "Finds any action, stage or run by name."),
+    Action("replay_pause", ("f8",), "Pause the replay", "In a replay: holds it, or lets it go on.", short="Pause",
+           footer=_WATCH),
+    Action("replay_back", ("f7",), "Replay: back", "In a replay: ten seconds back, times its speed."),
+    Action("replay_on", ("f9",), "Replay: forward", "In a replay: ten seconds on, times its speed."),
     Action("quit", ("q", "ctrl+q", "ctrl+c"), "Quit", "Closes the app. Training goes on: the run does not need it.",
            short="Quit", footer=_ALL),
 )  # fmt: skip

@@ -61,6 +61,8 @@ class TitleLine(OneLine):
         line = text((" picollm ", "title"), (" ", "plain"), (view.name, "strong"))
         if view.profile:
             line.append(f"  {view.profile}", tone("faint"))
+        if view.replay:
+            line.append(f"   {view.replay}", tone("second"))
         line.append("   ", tone("plain"))
         line.append(sentence, tone(mood))
         sums = state.totals(view)
