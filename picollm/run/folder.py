@@ -20,7 +20,7 @@ from picollm.run import config as settings
 from picollm.run import events as ev
 from picollm.run import lease
 from picollm.run.errors import UserError
-from picollm.run.planned import Inherited, Origin, Plan, apply_plan, inputs_of, plan_inputs
+from picollm.run.planned import Inherited, Origin, Plan, apply_plan, inputs_of, plan_inputs, with_whole_paths
 from picollm.run.status import ACTIVE, STATES, StageStatus, status_of, statuses_of
 
 __all__ = [
@@ -150,8 +150,13 @@ class Run:
     # settings -------------------------------------------------------------------------------------------------------
 
     def save_config(self, config: settings.Config) -> None:
-        """Write `config.toml`; what it replaces is kept in `revisions/`."""
+        """Write `config.toml`; what it replaces is kept in `revisions/`. New values name their files with whole paths:
+        who resumes may be in another folder."""
         file = self.dir / "config.toml"
+        before = settings.flat(self.wishes()) if file.exists() else {}
+        values = settings.flat(config)
+        changed = {key: value for key, value in values.items() if key not in before or before[key] != value}
+        config = settings.build(values | with_whole_paths(changed))
         if file.exists():
             old = file.read_text(encoding="utf-8")
             if old == settings.dump(config):

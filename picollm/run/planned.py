@@ -17,7 +17,12 @@ from picollm.run import pipeline
 if TYPE_CHECKING:
     from picollm.run.folder import Run
 
-_TASK_FILE = re.compile(r"[:,] *path *= *([^,\n]*)")  # "custom:path=me.jsonl"
+_TASK_FILE = re.compile(r"([:,] *path *= *)([^,\n]*)")  # "custom:path=me.jsonl"
+FILES = (
+    "data.source", "identity.file", "identity.facts", "midtrain.custom", "sft.custom", "base_eval.core", "chat.prompts",
+)  # fmt: skip
+TASKS = ("midtrain.mixture", "sft.mixture", "rl.task", "chat_eval.tasks")
+NO_FILES = ("", "pydocs", "climbmix", "fineweb-edu", "auto")
 
 
 class Plan(msgspec.Struct, kw_only=True):
@@ -69,11 +74,29 @@ def inputs_of(run: Run, name: str, config: settings.Config | None = None) -> dic
         written = values.get(key) or ()
         files = _TASK_FILE.findall("\n".join([written] if isinstance(written, str) else written))
         if files:
-            found[f"{key} content"] = " ".join(_content(Path(file.strip())) for file in files)
+            found[f"{key} content"] = " ".join(_content(Path(file.strip())) for _, file in files)
     for need in row.needs:
         done = run.made(need)
         for artifact, digest in (done.artifacts if done else {}).items():
             found[f"{need}:{artifact}"] = digest
+    return found
+
+
+def with_whole_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key whose files are found from any folder: relative ones are meant from the present one."""
+
+    def whole(file: str) -> str:
+        return file if file in NO_FILES or "://" in file else str(Path(file).expanduser().absolute())
+
+    def task(written: str) -> str:
+        return _TASK_FILE.sub(lambda found: found[1] + whole(found[2].strip()), written)
+
+    found = dict(values)
+    for key in values.keys() & set(FILES):
+        found[key] = whole(values[key])
+    for key in values.keys() & set(TASKS):
+        named = values[key]
+        found[key] = task(named) if isinstance(named, str) else {task(name): count for name, count in named.items()}
     return found
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from picollm.data import hub
 from picollm.run import config as settings
 from picollm.run import events as ev
-from picollm.run import lease, pipeline
+from picollm.run import lease, pipeline, planned
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tests.run.conftest import lines, make_done, started, state, write_attempt
@@ -170,6 +172,42 @@ def test_a_file_of_your_own_counts_by_its_content(run: Run, tmp_path: Path, name
     assert found.state == "stale" and f"{sets.partition('=')[0]} content was " in found.reason
 
 
+def test_files_are_found_from_any_folder(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+    (here / "me.jsonl").write_text("{}")
+    file = str(here / "me.jsonl")
+    monkeypatch.chdir(here)
+    sets = ["data.source=text", "sft.custom=me.jsonl", "identity.facts=me.jsonl", "chat.prompts=~/p.txt"]
+    sets.append("rl.task=custom:path=me.jsonl,rows=3")
+    sets.append('sft.mixture={ "custom:rows=3, path = me.jsonl" = 4, spelling = 5 }')
+    run = Run.create("files", settings.load("smoke", None, sets))
+    made = run.inputs("sft")
+    monkeypatch.chdir(elsewhere)
+    wishes = run.wishes()
+    assert (wishes.data.source, wishes.sft.custom, wishes.identity.facts) == (str(here / "text"), file, file)
+    assert wishes.chat.prompts == str(Path.home() / "p.txt") and wishes.base_eval.core == ""
+    assert wishes.rl.task == f"custom:path={file},rows=3"
+    assert wishes.sft.mixture == {f"custom:rows=3, path = {file}": 4, "spelling": 5}
+    assert run.inputs("sft") == made and "missing" not in made["sft.mixture content"]
+    run.set(["identity.file=https://example.org/me.jsonl", "midtrain.custom=you.jsonl", "data.source=pydocs"])
+    wishes = run.wishes()
+    assert wishes.identity.file == "https://example.org/me.jsonl" and wishes.sft.custom == file
+    assert (wishes.midtrain.custom, wishes.data.source) == (str(elsewhere / "you.jsonl"), "pydocs")
+
+
+def test_a_run_made_with_relative_paths_keeps_them(run: Run, tmp_path: Path) -> None:
+    text = (run.dir / "config.toml").read_text()
+    (run.dir / "config.toml").write_text(re.sub(r'source = ".*"', 'source = "text"', text, count=1))
+    run.set(["sft.lr=0.3"])
+    assert run.wishes().data.source == "text" and run.wishes().sft.lr == 0.3
+
+
+def test_every_word_for_text_that_is_no_file_is_known() -> None:
+    assert set(hub.SOURCES) | {"pydocs", "auto", ""} == set(planned.NO_FILES)
+
+
 def test_a_folder_of_your_own_counts_by_its_names_and_contents(run: Run, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     (bundle / "eval_data").mkdir(parents=True)
@@ -233,9 +271,9 @@ def test_what_was_made_before_there_was_a_knob_is_as_with_its_default(run: Run, 
 def test_another_value_of_an_added_knob_counts(run: Run, knob: settings.Knob) -> None:
     [name] = [row.name for row in pipeline.STAGES if knob.key.partition(".")[0] in row.tables]
     make_done(run, name)
-    value = other_value(knob.default)
-    run.save_config(settings.build(settings.flat(run.wishes()) | {knob.key: value}))
-    assert run.inputs(name)[knob.key] == value
+    run.save_config(settings.build(settings.flat(run.wishes()) | {knob.key: other_value(knob.default)}))
+    value = settings.flat(run.wishes())[knob.key]
+    assert run.inputs(name)[knob.key] == value != knob.default
     found = run.status(name)
     assert found.state == "stale" and f"{knob.key} was {knob.default!r}, is now {value!r}" in found.reason
 
