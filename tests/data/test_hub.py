@@ -122,7 +122,7 @@ def test_silence_ends_with_the_timeout(hub: LoopbackHub, home: Path, monkeypatch
     ("kind", "reason"),
     [
         ("missing", "404 not found"),
-        ("429", "429 too many requests, retry after 7 s"),
+        ("429", "429 too many requests, retry after 1 s"),
         ("503", "503 from the server"),
         ("401", "not allowed; set HF_TOKEN"),
         ("wrong", "does not match its checksum"),
@@ -133,7 +133,7 @@ def test_a_file_that_cannot_be_had_is_an_error_that_says_why(
     hub: LoopbackHub, home: Path, kind: str, reason: str, method: str
 ) -> None:
     text = seen(home, 2)
-    hub.fault(SOURCE.name(1), kind, times=None, method=method, retry_after=7)
+    hub.fault(SOURCE.name(1), kind, times=None, method=method, retry_after=1)
     store = store_of(text, home)
     with pytest.raises(UserError, match=r"shard_00001\.parquet") as failed:
         fetch_all(store, text)
