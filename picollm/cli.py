@@ -29,6 +29,7 @@ from picollm import (
     cli_serve,
     cli_show,
     cli_talk,
+    cli_watch,
 )
 from picollm.run import branch, conductor, launch, pipeline, serving
 from picollm.run import config as settings
@@ -230,6 +231,7 @@ app.command()(cli_profile.profile)
 app.command()(cli_report.report)
 app.command()(cli_serve.serve)
 app.command()(cli_serve.web)
+app.command()(cli_watch.watch)
 
 
 # what the commands share ----------------------------------------------------------------------------------------------

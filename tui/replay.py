@@ -165,9 +165,14 @@ class Player:
             self._live(stage, file, ended=lines[-1].share >= 1)
             if not target.exists():
                 self._link(file.with_name(file.name.replace(".events.jsonl", ".config.toml")))
-            if any(line.kind == "ready" for line in lines):
+            kinds = {line.kind for line in lines}
+            if "ready" in kinds:
                 self._link(file.with_name(file.name.replace(".events.jsonl", ".ready.json")))
-            if any(line.kind == "finished" for line in lines):
+            if kinds & {"ready", "finished"}:
+                for path in file.parent.iterdir():
+                    if not path.name.startswith(("attempt-", "lock", "stop")):
+                        self._link(path)
+            if "finished" in kinds:
                 for name in _MADE.get(stage, ()):
                     self._link(self.source.dir / name)
             self._say(file.with_name(file.name.replace(".events.jsonl", ".console.log")), lines[-1].share)
