@@ -6,19 +6,24 @@ conversations, about 0.35 billion tokens) takes 0.7 GB. A task that is large and
 into memory:
 
     $PICOLLM_HOME/conversations/<hash>/   tokens.bin, index.npy, manifest.json
+
+What nobody has used for `UNUSED_DAYS` goes when something new is rendered; it would be made again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from picollm.data.publish import problem_with, publish, read_manifest
+from picollm.data.publish import MANIFEST, problem_with, publish, read_manifest
 from picollm.data.workers import Workers
 from picollm.run.folder import picollm_home
 from picollm.tasks.base import Example, Task
@@ -28,6 +33,7 @@ from picollm.text.tokenizer import Tokenizer
 
 FORMAT = 1
 LARGE = 20_000  # examples from which on what was rendered is kept
+UNUSED_DAYS = 30.0
 PER_PROCESS = 10_000
 MOST_PROCESSES = 8  # each holds a decoded row group or two
 NEWS_S = 0.2
@@ -90,7 +96,10 @@ def portion(
     key = f"conversations {FORMAT} {task.fingerprint()} {count} {max_tokens} {tok.hash}"
     folder = picollm_home() / "conversations" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if problem_with(folder):
+        _drop_unused(folder.parent)
         publish(folder, lambda into: _fill(into, spec, given, examples, count, tok, max_tokens, look))
+    with contextlib.suppress(OSError):  # of another user: theirs to keep
+        os.utime(folder / MANIFEST)  # used
     manifest = read_manifest(folder)
     tokens = np.memmap(folder / "tokens.bin", np.dtype(manifest["dtype"]), "r") if manifest["tokens"] else _no_tokens()
     return Portion(tokens, np.load(folder / "index.npy"))
@@ -99,6 +108,14 @@ def portion(
 def is_kept(task: Task, count: int) -> bool:
     """Whether that many of its examples are rendered into a folder that all runs and ranks share."""
     return count >= LARGE and bool(task.fingerprint()) and len(task.train()) >= LARGE
+
+
+def _drop_unused(home: Path) -> None:
+    """Who still has one mapped into memory keeps it."""
+    for manifest in home.glob(f"*/{MANIFEST}"):
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            if time.time() - manifest.stat().st_mtime > UNUSED_DAYS * 24 * 3600:
+                shutil.rmtree(manifest.parent, ignore_errors=True)
 
 
 def _fill(

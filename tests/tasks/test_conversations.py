@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,23 @@ def test_kept_is_the_same_as_made(tok: Tokenizer, large: Path, monkeypatch: pyte
     assert lists(kept) == lists(made)
     assert (kept.rows, kept.tokens, kept.cut, kept.dropped) == (made.rows, made.tokens, made.cut, made.dropped)
     assert 0 < made.dropped < 60 and made.rows["simple_spelling:rows=90"] == 200
+
+
+def test_what_nobody_used_for_long_goes_when_something_new_is_rendered(tok: Tokenizer, large: Path) -> None:
+    prepare({"spelling_bee": 60, "simple_spelling": 60}, tok, 120, 7)
+    used, unused = (next(f for f in large.iterdir() if name in (f / "manifest.json").read_text())
+                    for name in ("spelling_bee", "simple_spelling"))  # fmt: skip
+    long_ago = time.time() - 31 * 24 * 3600
+    for folder in (used, unused):
+        os.utime(folder / "manifest.json", (long_ago, long_ago))
+    mapped = mix({"simple_spelling": 60}, tok, 120, 7)
+    os.utime(unused / "manifest.json", (long_ago, long_ago))
+    mix({"spelling_bee": 60}, tok, 120, 7)
+    assert used.exists() and unused.exists(), "nothing new was rendered"
+    prepare({"spelling_bee": 70}, tok, 120, 7)
+    assert used.exists() and not unused.exists() and len(list(large.iterdir())) == 2
+    assert len(lists(mapped)) == 60
+    assert lists(mix({"simple_spelling": 60}, tok, 120, 7)) == lists(mapped), "made again"
 
 
 @pytest.mark.parametrize("change", ["tokenizer", "length", "seed", "settings", "count"])
