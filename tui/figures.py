@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def clock(seconds: float | None) -> str:
@@ -58,8 +59,12 @@ def bar(share: float, width: int) -> str:
     return ("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(width)
 
 
-def sparkline(values: list[float], width: int, top: float = 0.0) -> str:
-    """The newest `width` values as eight heights; `top` fixes the scale, 0 takes the largest value."""
-    shown = [value if math.isfinite(value) else 0.0 for value in values[-width:]]
-    top = top or max(shown, default=0.0) or 1.0
-    return "".join("▁▂▃▄▅▆▇█"[int(min(1.0, max(0.0, value / top)) * 7.99)] for value in shown).rjust(width)
+def sparkline(values: Sequence[float | None], width: int, top: float = 0.0) -> str:
+    """The newest `width` values as eight heights, gaps where there is none; `top` fixes the scale, 0 takes the largest
+    value."""
+    shown = [value if value is not None and math.isfinite(value) else None for value in values[-width:]]
+    top = top or max((value for value in shown if value is not None), default=0.0) or 1.0
+    heights = "▁▂▃▄▅▆▇█"
+    return "".join(
+        " " if value is None else heights[int(min(1.0, max(0.0, value / top)) * 7.99)] for value in shown
+    ).rjust(width)

@@ -1,92 +1,118 @@
-"""The machine while the run goes on: processor, memory, disk, GPUs, from the conductor's own record."""
+"""The machine: GPUs, processor, memory, disks, network, and who uses them. From the run's own record while it goes on,
+else read by the app itself; drawn in `machine_blocks`."""
 
 from __future__ import annotations
 
+import platform
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import RenderableType
-from rich.text import Text
+from textual import on
 
 from tui import state
-from tui.figures import bar, clock, size, sparkline
-from tui.widgets.lines import LinesView, empty_state, heading, rows, text
-from tui.widgets.tones import tone
+from tui.sampler import MachineSampled, Sampler
+from tui.timeline import SPANS
+from tui.widgets import machine_blocks
+from tui.widgets.lines import LinesView
 
-OLD_S = 15.0
+if TYPE_CHECKING:
+    from tui.app import PicollmApp
+
+FRESH_S = 10.0
+KEPT = 1800
 
 
 class MachinePane(LinesView):
+    app: PicollmApp
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.look = machine_blocks.Look()
+        self._view = state.empty("", known=False)
+        self._recorded: tuple[Any, ...] = ()
+        self._sampled: list[Any] = []
+        self._sampler: Sampler | None = None
+
+    def on_mount(self) -> None:
+        if not self.app.is_headless:
+            self.sample()
+
+    def on_unmount(self) -> None:
+        if self._sampler is not None:
+            self._sampler.close()
+
+    def sample(self) -> None:
+        """Read this machine from now on, whenever the pane is looked at and no run records it."""
+        if self._sampler is None and self.app.player is None:
+            self._sampler = Sampler(self.app.reader.run_folder.dir, self.post_message, self._alone)
+            self._sampler.start()
+
+    def _alone(self) -> bool:
+        """Whether nobody but us reads the machine. Called from the sampler's thread."""
+        recorded = self._recorded
+        return bool(self.display) and (not recorded or time.time() - recorded[-1].time > FRESH_S)
+
+    def now(self) -> float:
+        return self.app.player.now() if self.app.player is not None else time.time()
+
     def update_from(self, view: state.RunView, readings: tuple[Any, ...]) -> None:
-        width = max(20, self.scrollable_content_region.width)
-        self.show(blocks(view, readings, width, time.time()))
+        self.app.reader.machine_wanted = True
+        self._view, self._recorded = view, readings
+        if self._sampler is not None:
+            self._sampler.poke()
+        self._draw()
 
+    @on(MachineSampled)
+    def _take(self, message: MachineSampled) -> None:
+        message.stop()
+        self._sampled = [*self._sampled[-KEPT:], message.reading]
+        if self.display:
+            self._draw()
 
-def blocks(view: state.RunView, readings: tuple[Any, ...], width: int, now: float) -> list[RenderableType]:
-    """The newest reading as bars and the last minutes as sparklines."""
-    if not readings:
-        return empty_state(
-            "No readings yet",
-            "The conductor records the machine every two seconds while a run goes on;",
-            "the record stays in the run folder.",
-        )
-    last = readings[-1]
-    age = now - last.time
-    note = "live" if age < OLD_S else f"last reading {clock(age)} ago, when the run last went on"
-    room = max(8, min(40, width - 34))
-    trend = max(8, min(60, width - 14))
-    found: list[RenderableType] = [heading("Machine", note), Text("")]
-    found.append(_meter("CPU", last.cpu / 100, f"{last.cpu:3.0f} %", room))
-    if len(last.cores) > 1:
-        found += _cores(last.cores, width)
-    found.append(text(("  last  ", "faint"), (sparkline([r.cpu for r in readings], trend, 100.0), "accent")))
-    found.append(Text(""))
-    total = last.memory_total or 1
-    found.append(_meter("Memory", last.memory_used / total, f"{size(last.memory_used)} of {size(total)}", room))
-    past = [float(reading.memory_used) for reading in readings]
-    found.append(text(("  last  ", "faint"), (sparkline(past, trend, float(total)), "accent")))
-    found += [Text(""), rows([("Disk", text(size(last.disk_free), ("  free", "faint")))])]
-    found.append(Text(""))
-    if not last.gpus:
-        found.append(text(("No GPU on this machine: ", "strong"), ("everything runs on the processor.", "faint")))
-    for number, gpu in enumerate(last.gpus):
-        found += _gpu(number, gpu, readings, room, trend)
-    return found
+    def readings(self) -> tuple[Any, ...]:
+        """The run's record, and after it what was read here; of another machine's record nothing, unless asked for."""
+        if self.look.recorded:
+            return self._recorded
+        last = self._recorded[-1].time if self._recorded else 0.0
+        later = tuple(reading for reading in self._sampled if reading.time > last)
+        if not later:
+            return self._recorded
+        here = platform.node()
+        return (*(reading for reading in self._recorded if reading.host in ("", here)), *later)
 
+    def _draw(self) -> None:
+        width = self.scrollable_content_region.width or self.size.width
+        readings = self.readings()
+        own = bool(readings) and (not self._recorded or readings[-1] is not self._recorded[-1])
+        self.show(machine_blocks.blocks(self._view, readings, self.look, max(24, width - 1), self.now(), own,
+                                        self._sampler is not None))  # fmt: skip
 
-def _meter(label: str, share: float, words: str, room: int) -> Text:
-    mood = "bad" if share > 0.95 and label != "CPU" else "accent"
-    filled = bar(share, room).rstrip()
-    rest = "·" * (room - len(filled))
-    return text((label.ljust(8), "faint"), (filled, mood), (rest, "line"), (f"  {words}", "plain"))
+    def on_resize(self, event: Any) -> None:
+        self._draw()
 
+    # what the keys do -----------------------------------------------------------------------------------------------
 
-def _cores(cores: list[float], width: int) -> list[RenderableType]:
-    """A short bar for each core, as many on a line as fit."""
-    each = 21
-    per_line = max(1, (width - 8) // each)
-    lines: list[RenderableType] = []
-    for start in range(0, len(cores), per_line):
-        line = text(("  cores " if start == 0 else " " * 8, "faint"))
-        for index, value in enumerate(cores[start : start + per_line], start):
-            filled = bar(value / 100, 9).rstrip()
-            line.append(f"{index:>3} ", tone("faint"))
-            line.append(filled, tone("accent"))
-            line.append("·" * (9 - len(filled)), tone("line"))
-            line.append(f" {value:3.0f} %  ", tone("plain"))
-        lines.append(line)
-    return lines
+    def do_span(self) -> None:
+        names = [name for name, _ in SPANS]
+        self.look.span = names[(names.index(self.look.span) + 1) % len(names)]
+        self._draw()
 
+    def do_cards(self) -> None:
+        self.look.cards = {None: True, True: False, False: None}[self.look.cards]
+        words = {None: "as many lines per GPU as fit", True: "all of each GPU", False: "one line per GPU"}
+        self.app.notify(words[self.look.cards], timeout=2)
+        self._draw()
 
-def _gpu(number: int, gpu: dict[str, Any], readings: tuple[Any, ...], room: int, trend: int) -> list[RenderableType]:
-    """What this GPU reports; what it does not report is not shown."""
-    notes = [f"{gpu[key]:.0f} {unit}" for key, unit in (("power_w", "W"), ("temperature_c", "°C")) if key in gpu]
-    found: list[RenderableType] = [heading(f"GPU {number}", "  ".join([str(gpu.get("name", "")), *notes]))]
-    if "utilisation" in gpu:
-        found.append(_meter("Busy", gpu["utilisation"] / 100, f"{gpu['utilisation']:3.0f} %", room))
-        past = [float(r.gpus[number].get("utilisation", 0)) for r in readings if number < len(r.gpus)]
-        found.append(text(("  last  ", "faint"), (sparkline(past, trend, 100.0), "accent")))
-    if "memory_used" in gpu and gpu.get("memory_total"):
-        words = f"{size(gpu['memory_used'])} of {size(gpu['memory_total'])}"
-        found.append(_meter("Memory", gpu["memory_used"] / gpu["memory_total"], words, room))
-    return [*found, Text("")]
+    def do_recorded(self) -> None:
+        if not self._recorded:
+            self.app.notify("no run was recorded here", timeout=3)
+            return
+        self.look.recorded = not self.look.recorded
+        self._draw()
+
+    def do_everyone(self) -> None:
+        self.look.everyone = not self.look.everyone
+        self._draw()
+
+    def do_copy_machine(self) -> None:
+        self.app.copy(self.plain, "the machine's readings")
