@@ -45,8 +45,8 @@ def a_run(made: Path, runs: Path) -> Iterator[Callable[[str], Run]]:
     def copy(kind: str) -> Run:
         shutil.copytree(made / kind, runs / kind)
         run = Run(runs / kind)
-        if kind in ("running", "stalled"):
-            held.append(make_runs.hold(run, "pretrain" if kind == "running" else "midtrain"))
+        if kind in make_runs.ALIVE:
+            held.append(make_runs.hold(run, make_runs.ALIVE[kind]))
         return run
 
     yield copy

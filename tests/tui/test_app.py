@@ -103,7 +103,7 @@ async def test_report_is_rendered(a_run, an_app) -> None:
     a_run("finished")
     app = an_app("finished", tab="report")
     async with app.run_test(size=WIDE) as pilot:
-        await until(pilot, lambda: "Plan against outcome" in shown(app) and "run_manifest.json" in shown(app))
+        await until(pilot, lambda: "What each step added" in shown(app))
 
 
 async def test_no_run_yet_says_how_to_begin(runs, an_app) -> None:
