@@ -75,6 +75,7 @@ def test_what_fails_is_a_row_and_the_table_stands(gpu: ModuleType, capsys: pytes
     assert "illegal memory access" in text and "best here 531,000" in text and "goal d24: not measured" in text
 
 
+@pytest.mark.slow
 def test_a_section_out_of_time_takes_its_processes_along(gpu: ModuleType, tmp_path: Path, monkeypatch) -> None:
     """A compiler's worker that outlived its section would hold the pipe that the next one waits for."""
     script = tmp_path / "section.py"

@@ -206,6 +206,7 @@ def test_the_command_line_says_what_is_missing(with_tokenizer: Run, capsys: Any,
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_is_run_to_its_end_and_only_what_is_new_is_made(run: Run, capfd: Any) -> None:
     script(run)
     assert cli.invoke(["run", "--run", "r"]) == 0

@@ -142,6 +142,7 @@ def test_going_on_while_it_is_still_stopping(run: Run) -> None:
     assert run.attempts("doctor") == [1, 2]
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_conductor_and_the_next_one_adopts(run: Run) -> None:
     script(run, doctor={"steps": 150, "sleep": 0.02})
     ask(run, "doctor", "preflight")
@@ -154,6 +155,7 @@ def test_kill_9_of_the_conductor_and_the_next_one_adopts(run: Run) -> None:
     assert "adopted" in words(run) and state(run, "preflight") == "done" and run.attempts("doctor") == [1]
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_conductor_and_nobody_comes(run: Run) -> None:
     script(run, doctor={"steps": 60, "sleep": 0.02})
     ask(run, "doctor", "preflight")

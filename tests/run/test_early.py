@@ -71,6 +71,7 @@ def test_a_stage_that_cannot_start_early_waits(run: Run) -> None:
     assert state(run, "base_eval") == "done" and pretrained and evaluated.time >= pretrained.time
 
 
+@pytest.mark.slow
 def test_stop_stops_both_and_resume_goes_on_with_both(run: Run) -> None:
     make_done(run, "doctor", "preflight")
     script(run, dataset=GOES_ON, tokenizer=LONG)
@@ -104,6 +105,7 @@ def test_when_the_one_behind_fails_the_one_in_front_says_so_and_the_run_ends(run
     assert run.status("tokenizer").reason == "dataset ended without the rest: shard 7 is missing"
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_one_behind(run: Run) -> None:
     make_done(run, "doctor", "preflight")
     script(run, dataset=GOES_ON, tokenizer={"steps": 2, "rest": "dataset"})

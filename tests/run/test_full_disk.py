@@ -53,6 +53,7 @@ def test_a_launcher_without_room_is_one_line(small_disk: Path, capsys: pytest.Ca
     assert error.startswith("error: ") and "No space left" in error
 
 
+@pytest.mark.slow
 def test_a_stage_waits_for_room_and_its_events_survive(small_disk: Path) -> None:
     run = Run.create("r", settings.load(environ={}))
     script(run, doctor={"steps": 150, "sleep": 0.02})

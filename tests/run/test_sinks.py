@@ -104,6 +104,7 @@ def scalars(run: Run) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(point.step, point.value) for point in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_figures_and_drops_what_a_resume_superseded(run: Run) -> None:
     pytest.importorskip("tensorboard")
     stage = Stage(run)

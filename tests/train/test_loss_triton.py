@@ -111,6 +111,7 @@ def run(code: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_kernel_compiles_for_gpus_that_are_not_here(tmp_path) -> None:
     """To machine code, by Triton's own assembler; a GPU is needed only to run it."""

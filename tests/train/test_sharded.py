@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -68,9 +70,15 @@ def equal(a, b) -> None:
         assert torch.equal(tensor, b[name]), name
 
 
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What `train` came to on each of so many ranks, made once."""
+    return functools.cache(lambda world: on_ranks(world, train, tmp_path_factory.mktemp("ranks")))
+
+
 @pytest.mark.parametrize("world", [2, 3, 4, pytest.param(8, marks=pytest.mark.slow)])
-def test_any_number_of_ranks_trains_like_one(world, alone, tmp_path):
-    results = on_ranks(world, train, tmp_path)
+def test_any_number_of_ranks_trains_like_one(world, alone, together):
+    results = together(world)
     for done, losses, weights, state in results:
         assert done == STEPS
         for mine, theirs in zip(losses, alone[1], strict=True):
@@ -81,8 +89,8 @@ def test_any_number_of_ranks_trains_like_one(world, alone, tmp_path):
         assert all(t.shape == alone[3][name].shape for name, t in state.items())
 
 
-def test_the_same_ranks_make_the_same_bits(tmp_path):
-    once, again = (on_ranks(3, train, tmp_path)[0] for _ in range(2))
+def test_the_same_ranks_make_the_same_bits(together, tmp_path):
+    once, again = together(3)[0], on_ranks(3, train, tmp_path)[0]
     assert once[1] == again[1]
     equal(once[2], again[2])
     equal(once[3], again[3])
