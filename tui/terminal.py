@@ -7,10 +7,14 @@ There is no screen left to restore, and the run does not need us.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import termios
 import threading
 import time
+from collections.abc import Callable
+from types import FrameType
 
 EVERY_S = 0.5
 GRACE_S = 0.5
@@ -35,3 +39,38 @@ def _watch(fd: int) -> None:
 def leave_with(fd: int) -> None:
     """Watch the terminal behind `fd` until the process ends."""
     threading.Thread(target=_watch, args=(fd,), name="terminal", daemon=True).start()
+
+
+PATIENCE_S = 1.5
+_NORMAL = (
+    "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1015l"  # mouse
+    "\x1b[?2004l\x1b[?1004l\x1b[?2048l\x1b[<u"  # bracketed paste, focus and resize reports, key protocol
+    "\x1b[?2026l\x1b[0m\x1b[?1049l\x1b[?25h"  # held-back output, colours, the other screen, the cursor
+)
+
+
+def leave_on_signals(fd: int, leave: Callable[[], object]) -> None:
+    """On SIGTERM and SIGHUP call `leave` in the event loop; when that has not ended the process soon, whatever keeps
+    the loop busy, put the terminal behind `fd` back as it was found and end it."""
+    try:
+        found = termios.tcgetattr(fd)
+    except (termios.error, OSError):
+        return
+
+    def force() -> None:
+        time.sleep(PATIENCE_S)
+        try:
+            os.write(fd, _NORMAL.encode())
+            termios.tcsetattr(fd, termios.TCSANOW, found)
+        finally:  # also when the terminal is gone: then there is nothing to restore
+            os._exit(1)
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        threading.Thread(target=force, name="leave", daemon=True).start()
+        try:
+            asyncio.get_running_loop().call_soon_threadsafe(leave)
+        except RuntimeError:  # before the app, or after it
+            os.kill(os.getpid(), signal.SIGINT)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, asked)

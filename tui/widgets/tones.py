@@ -1,46 +1,167 @@
-"""The app's few colours, once: a Textual theme for widgets and Rich styles for drawn lines.
+"""The app's few colours: named tones in several themes, for Textual's widgets and for drawn lines.
 
-Colour never carries meaning alone; with NO_COLOR everything below becomes plain.
+Colour never carries meaning alone: every state also has a symbol and a word. `tone("bad")` is asked for while drawing,
+never kept, because the theme may be changed while the app is open.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich.style import Style
 from textual.theme import Theme
 
-INK, FAINT, GROUND, PANEL, LINE = "#d7dae0", "#7f8796", "#15181e", "#1b1f27", "#323946"
-ACCENT, GOOD, WARN, BAD, SECOND = "#7cb7ff", "#8fce8b", "#e6c07b", "#ef7d85", "#c4a7f5"
 
-TONES: dict[str, Style] = {
-    "plain": Style(color=INK),
-    "faint": Style(color=FAINT),
-    "strong": Style(color=INK, bold=True),
-    "accent": Style(color=ACCENT),
-    "title": Style(color=ACCENT, bold=True),
-    "good": Style(color=GOOD),
-    "warn": Style(color=WARN),
-    "bad": Style(color=BAD),
-    "second": Style(color=SECOND),
-    "line": Style(color=LINE),
-}
+@dataclass(frozen=True)
+class Palette:
+    """One theme. Colours are #rrggbb, or names of the terminal's own sixteen; "" leaves the terminal's default."""
 
-THEME = Theme(
-    name="picollm",
-    primary=ACCENT,
-    secondary=SECOND,
-    accent=ACCENT,
-    foreground=INK,
-    background=GROUND,
-    surface=GROUND,
-    panel=PANEL,
-    success=GOOD,
-    warning=WARN,
-    error=BAD,
-    dark=True,
-    variables={"footer-background": PANEL, "input-selection-background": "#7cb7ff 35%", "border": LINE},
-)
+    name: str
+    about: str
+    ink: str
+    faint: str
+    ground: str
+    panel: str
+    line: str
+    selected: str
+    accent: str
+    second: str
+    good: str
+    warn: str
+    bad: str
+    raw: str
+    dark: bool = True
+
+    @property
+    def own(self) -> bool:
+        """Whether the colours are the terminal's own."""
+        return not self.ink.startswith("#")
+
+
+PALETTES: dict[str, Palette] = {
+    palette.name: palette
+    for palette in (
+        Palette("dark", "soft colours on a dark ground",
+                ink="#d7dae0", faint="#868e9d", ground="#15181e", panel="#1b1f27", line="#323946", selected="#263145",
+                accent="#7cb7ff", second="#c4a7f5", good="#8fce8b", warn="#e6c07b", bad="#ef7d85", raw="#46566f"),
+        Palette("light", "dark ink on a light ground",
+                ink="#22262e", faint="#5f6774", ground="#fbfbf9", panel="#eef0f3", line="#c6cbd3", selected="#d6e4f7",
+                accent="#1458a8", second="#6f3aa8", good="#1d6b33", warn="#7a4f00", bad="#ab1f2b", raw="#a9bcd6",
+                dark=False),
+        Palette("contrast", "white on black, every colour bright",
+                ink="#ffffff", faint="#cfcfcf", ground="#000000", panel="#000000", line="#9a9a9a", selected="#004a8f",
+                accent="#6fd0ff", second="#ffb3ff", good="#6dff8b", warn="#ffee5c", bad="#ff9a9a", raw="#7f8fa8"),
+        Palette("colour-blind", "hues told apart with every kind of colour vision (Okabe and Ito)",
+                ink="#e4e6ea", faint="#8d95a3", ground="#15181e", panel="#1b1f27", line="#39414f", selected="#24364a",
+                accent="#56b4e9", second="#d998be", good="#3fc7a2", warn="#f0e442", bad="#f28a3c", raw="#4a5a70"),
+        Palette("ansi", "the terminal's own sixteen colours",
+                ink="", faint="bright_black", ground="", panel="", line="bright_black", selected="",
+                accent="cyan", second="magenta", good="green", warn="yellow", bad="red", raw="blue"),
+        Palette("plain", "no colour: bold, dim and reversed only; the theme under NO_COLOR",
+                ink="", faint="", ground="", panel="", line="", selected="",
+                accent="", second="", good="", warn="", bad="", raw=""),
+    )
+}  # fmt: skip
+NAMES = tuple(PALETTES)
+DEFAULT = "dark"
+PLAIN = "plain"
+
+
+def _styles(palette: Palette) -> dict[str, Style]:
+    """Every tone of a palette. Where there is no colour, weight tells tones apart."""
+    bare = palette.name == PLAIN
+
+    def style(colour: str, bold: bool = False, dim: bool = False, ground: str = "", reverse: bool = False) -> Style:
+        return Style(color=colour or None, bgcolor=ground or None, bold=bold or None, dim=dim or None,
+                     reverse=reverse or None)  # fmt: skip
+
+    return {
+        "plain": style(palette.ink),
+        "faint": style(palette.faint, dim=bare),
+        "strong": style(palette.ink, bold=True),
+        "accent": style(palette.accent, bold=bare),
+        "title": style(palette.accent, bold=True),
+        "good": style(palette.good),
+        "warn": style(palette.warn, bold=bare),
+        "bad": style(palette.bad, bold=bare),
+        "second": Style(color=palette.second or None, italic=bare or None),
+        "line": style(palette.line, dim=bare),
+        "raw": style(palette.raw, dim=bare),
+        "selected": style("", ground=palette.selected, reverse=palette.own),
+        "panel": style("", ground=palette.panel),
+    }
+
+
+TONES: dict[str, Style] = _styles(PALETTES[DEFAULT])
+_now = PALETTES[DEFAULT]
+
+
+def use(name: str) -> None:
+    """Draw with this theme from now on. Raises `KeyError` for a name that is not in `NAMES`."""
+    global _now
+    _now = PALETTES[name]
+    TONES.update(_styles(_now))
+
+
+def current() -> Palette:
+    """The theme that is drawn with; what keeps drawn lines keeps this with them, to know when they are out of date."""
+    return _now
 
 
 def tone(name: str) -> Style:
     """The Rich style of a tone."""
     return TONES[name]
+
+
+_TERMINAL = {
+    "ansi-background": "ansi_black",
+    "ansi-foreground": "ansi_white",
+    "border-blurred": "ansi_bright_black",
+    "input-cursor-background": "ansi_white",
+    "input-cursor-foreground": "ansi_black",
+    "input-cursor-text-style": "reverse",
+    "input-selection-foreground": "ansi_black",
+    "screen-selection-background": "ansi_bright_blue",
+    "screen-selection-foreground": "ansi_black",
+}
+
+
+def theme(palette: Palette) -> Theme:
+    """The same colours for Textual's own widgets."""
+
+    def known(colour: str) -> str:
+        return colour if colour.startswith("#") else f"ansi_{colour}" if colour else "ansi_default"
+
+    highlight = palette.selected or "ansi_bright_black"
+    return Theme(
+        name=palette.name,
+        primary=known(palette.accent),
+        secondary=known(palette.second),
+        accent=known(palette.accent),
+        foreground=known(palette.ink),
+        background=known(palette.ground),
+        surface=known(palette.ground),
+        panel=known(palette.panel),
+        success=known(palette.good),
+        warning=known(palette.warn),
+        error=known(palette.bad),
+        dark=palette.dark,
+        ansi=palette.own,
+        variables={
+            "footer-background": known(palette.panel),
+            "border": known(palette.line),
+            "selected": highlight,
+            "input-selection-background": highlight,
+            "block-cursor-background": known(palette.accent),
+            "block-cursor-foreground": "ansi_black" if palette.own else palette.ground,
+            **(_TERMINAL if palette.own else {}),
+        },
+    )
+
+
+# The dark theme's colours, for what draws with literal colours.
+INK, FAINT, GROUND, PANEL, LINE = (getattr(PALETTES[DEFAULT], name) for name in
+                                   ("ink", "faint", "ground", "panel", "line"))  # fmt: skip
+ACCENT, GOOD, WARN, BAD, SECOND = (getattr(PALETTES[DEFAULT], name) for name in
+                                   ("accent", "good", "warn", "bad", "second"))  # fmt: skip
+THEME = theme(PALETTES[DEFAULT])

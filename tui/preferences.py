@@ -1,0 +1,60 @@
+"""What a person chose about the app itself, kept in `$PICOLLM_HOME/tui.toml`: the theme, ASCII only, the tour seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from picollm.run.errors import UserError
+from picollm.run.folder import picollm_home
+from tui.widgets import tones
+
+VARIABLE = "PICOLLM_TUI_THEME"
+_BARE_TERMS = ("linux", "vt100", "vt102", "vt220", "dumb")  # fonts without braille, few colours
+
+
+class Preferences(msgspec.Struct):
+    """`theme` is one of `tones.NAMES`; `ascii` sends nothing but ASCII; `toured`: the first-run tour was seen."""
+
+    theme: str = ""
+    ascii: bool = False
+    toured: bool = False
+
+
+def path() -> Path:
+    return picollm_home() / "tui.toml"
+
+
+def load() -> Preferences:
+    """What was kept; the defaults when nothing was, or when it cannot be read: then choosing again writes it anew."""
+    try:
+        kept = msgspec.toml.decode(path().read_bytes(), type=Preferences)
+    except (OSError, msgspec.MsgspecError, ValueError):
+        return Preferences()
+    return kept if kept.theme in ("", *tones.NAMES) else msgspec.structs.replace(kept, theme="")
+
+
+def keep(preferences: Preferences) -> None:
+    """Write them, whole or not at all. Raises `OSError`."""
+    file = path()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}")
+    part.write_bytes(msgspec.toml.encode(preferences))
+    part.replace(file)
+
+
+def chosen(theme: str | None = None, only_ascii: bool = False, environ: Mapping[str, str] = os.environ) -> Preferences:
+    """What to draw with: the flags, else `PICOLLM_TUI_THEME` (a theme, `ascii`, or both with a comma), else NO_COLOR,
+    else what was kept, else what suits the terminal. Raises `UserError` for a theme that does not exist."""
+    kept = load()
+    words = [word.strip() for word in environ.get(VARIABLE, "").split(",") if word.strip()]
+    bare = environ.get("TERM", "") in _BARE_TERMS
+    for name, where in ((theme, "--theme"), *((word, VARIABLE) for word in words if word != "ascii")):
+        if name and name not in tones.NAMES:
+            raise UserError(f"{where} {name}: expected one of {', '.join(tones.NAMES)}")
+    asked = theme or next((word for word in words if word != "ascii"), "")
+    fallback = tones.PLAIN if environ.get("NO_COLOR") else kept.theme or ("ansi" if bare else tones.DEFAULT)
+    return Preferences(asked or fallback, only_ascii or "ascii" in words or kept.ascii or bare, kept.toured)
