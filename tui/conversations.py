@@ -10,24 +10,47 @@ import msgspec
 
 from picollm.run.errors import UserError
 from picollm.run.folder import write_atomic
+from picollm.run.stream import ToolCall
 from tui.talk import Sampling
+from tui.voices import Voice
+
+
+class Earlier(msgspec.Struct, kw_only=True):
+    """An answer that another one took the place of."""
+
+    content: str
+    model: str = ""
+    sampling: Sampling | None = None
 
 
 class Turn(msgspec.Struct, kw_only=True):
-    """One message. An answer also keeps who gave it, how it was drawn, why it ended and what was measured."""
+    """One message. An answer also keeps who gave it, how it was drawn, why it ended and what was measured.
+
+    `plain`: it continues text, so it is not Markdown. `prompt_tokens` and `tokens` are what the context held then.
+    """
 
     role: str
     content: str
     model: str = ""
+    plain: bool = False
     finish_reason: str = ""
     tok_s: float | None = None
+    first_token_s: float | None = None
+    tokens: int | None = None
+    prompt_tokens: int | None = None
+    cut_tokens: int = 0
+    calls: list[ToolCall] = []
     sampling: Sampling | None = None
+    earlier: list[Earlier] = []
 
 
 class Conversation(msgspec.Struct, kw_only=True):
+    """`model` as the screen named it, `voice` so that it can be asked again."""
+
     id: str
     created: float
     model: str = ""
+    voice: Voice | None = None
     turns: list[Turn] = []
 
     @property

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
+from picollm.run.stream import Token, ToolCall
+from tui.voices import Voice
+
+LIKELIEST = 5  # tokens told beside each; plain completions allow no more
 
 
 class Sampling(msgspec.Struct, kw_only=True):
@@ -27,54 +32,77 @@ class Sampling(msgspec.Struct, kw_only=True):
 
 
 class Piece(msgspec.Struct, kw_only=True):
-    """Some more text; the last piece says why it ended and how fast it came (tokens a second)."""
+    """Some more of an answer; the last piece says why it ended, and what was measured.
+
+    `first_token_s` seconds, `tok_s` tokens per second; `seen` the tokens behind the text, where they were asked for.
+    """
 
     text: str = ""
     finish_reason: str | None = None
     tok_s: float | None = None
+    first_token_s: float | None = None
     tokens: int | None = None
+    prompt_tokens: int | None = None
+    cut_tokens: int = 0
+    seen: tuple[Token, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Talker:
-    """The way to one run's inference process, which is started when it is not there: it leaves when idle."""
+    """The way to the inference processes of runs, which are started when they are not there and leave when idle, and
+    to the endpoint that the environment names. `run` is the one whose models need no other name."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._lock = asyncio.Lock()
+        self._locks: dict[str, asyncio.Lock] = {}
 
-    async def client(self) -> Any:
+    def voice(self, model: str) -> Voice:
+        """One of the run's own models."""
+        return Voice(model=model, run=str(self.run.dir))
+
+    async def client(self, voice: Voice) -> Any:
         """A client of a living process. Raises `UserError` with its last words when it cannot start."""
-        async with self._lock:
-            return await asyncio.to_thread(self._connect)
+        async with self._locks.setdefault(voice.run or voice.url, asyncio.Lock()):
+            return await asyncio.to_thread(self._connect, voice)
 
-    def _connect(self) -> Any:
-        from picollm.run import serving
+    def _connect(self, voice: Voice) -> Any:
+        from picollm.run import endpoint, serving
 
-        return serving.Client(serving.ensure_serving(self.run))
+        if not voice.url:
+            return serving.Client(serving.ensure_serving(Run(Path(voice.run))))
+        server = endpoint.from_environment()
+        if server is None or server.url != voice.url:
+            raise UserError(f"the environment names no endpoint {voice.url} any more; set {endpoint.URL}")
+        return serving.Client(server)
 
-    async def answer(self, model: str, messages: list[dict[str, str]], sampling: Sampling) -> AsyncIterator[Piece]:
-        """One answer. The base model continues the last message as raw text; chat models get the conversation.
+    async def answer(self, voice: Voice, messages: list[dict[str, str]], sampling: Sampling, tokens: bool = False,
+                     ) -> AsyncIterator[Piece]:  # fmt: skip
+        """One answer. A base model continues the last message as raw text; others get the conversation.
 
-        Raises `UserError`: one line, whatever went wrong on the way.
+        `tokens`: with the probability of each token. Raises `UserError`: one line, whatever went wrong on the way.
         """
-        client = await self.client()
+        client = await self.client(voice)
         try:
-            async for delta in self._stream(client, model, messages, sampling):
+            async for delta in self._stream(client, voice, messages, sampling, tokens):
                 yield Piece(
                     text=delta.text, finish_reason=delta.finish_reason, tok_s=delta.tok_s,
-                    tokens=delta.tokens if delta.finish_reason else None,
+                    tokens=delta.tokens if delta.finish_reason else None, first_token_s=delta.first_token_s,
+                    prompt_tokens=delta.prompt_tokens, cut_tokens=delta.cut_tokens, seen=delta.seen, calls=delta.calls,
                 )  # fmt: skip
         except OSError as error:
             raise UserError(f"the inference process does not answer: {error}; ask again to start it") from None
 
-    def _stream(self, client: Any, model: str, messages: list[dict[str, str]], sampling: Sampling) -> Any:
-        knobs = {
+    def _stream(self, client: Any, voice: Voice, messages: list[dict[str, str]], sampling: Sampling,
+                tokens: bool) -> Any:  # fmt: skip
+        knobs: dict[str, Any] = {
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
             "seed": sampling.seed,
             "max_tokens": sampling.max_tokens,
         }
-        if model == "base":
-            return client.astream_completion(model, messages[-1]["content"], **knobs)
+        if tokens:
+            knobs["logprobs"] = LIKELIEST
+        if voice.continues:
+            return client.astream_completion(voice.model, messages[-1]["content"], **knobs)
         system = [{"role": "system", "content": sampling.system}] if sampling.system else []
-        return client.astream_chat(model, system + messages, **knobs)
+        return client.astream_chat(voice.model, system + messages, show_tools=True, **knobs)

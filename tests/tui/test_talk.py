@@ -8,41 +8,50 @@ from typing import Any
 
 import pytest
 
-from picollm.run import serving
+from picollm.run import serving, votes
 from picollm.run.errors import UserError
+from picollm.run.folder import Run
+from picollm.run.stream import Token, ToolCall
 from tests.tui.conftest import NARROW, WIDE, shown, until
+from tui import conversations
 
 ANSWERS = {
     "base": "And then the split of the split of the split of the split of the",
+    "mid": "It is a method.",
     "sft": "It splits a string into a list.",
     "rl": "It returns a list of the words in the string.",
 }
 
 
 class FakeClient:
-    """Streams word by word; notes what it was asked."""
+    """Streams word by word, each a token of its own; notes what it was asked. "27 plus" makes it call its tool."""
 
     asked: list[tuple[str, Any, dict[str, Any]]] = []  # noqa: RUF012
     pause = 0.005
 
-    def __init__(self, address: serving.Address) -> None:
+    def __init__(self, address: object) -> None:
         pass
 
     def astream_chat(self, model: str, messages: list[dict[str, str]], **knobs: Any):
         self.asked.append((model, messages, knobs))
-        return self._words(model)
+        return self._words(model, messages[-1]["content"])
 
     def astream_completion(self, model: str, prompt: str, **knobs: Any):
         self.asked.append((model, prompt, knobs))
-        return self._words(model)
+        return self._words(model, prompt)
 
-    async def _words(self, model: str):
-        words = ANSWERS[model].split(" ")
+    async def _words(self, model: str, prompt: str):
+        words = ANSWERS[model.partition("@")[0]].split(" ")
+        if "27 plus" in prompt:
+            yield serving.Delta(calls=(ToolCall("27+45", "72"),))
         for number, word in enumerate(words):
             await asyncio.sleep(self.pause)
-            yield serving.Delta(text=(" " if number else "") + word)
+            written = (" " if number else "") + word
+            other = Token(written, -0.1, ((written, -0.1), (" otherwise", -2.5)))
+            yield serving.Delta(text=written, seen=(Token(" rare", -4.6) if number == 1 else other,))
         reason = "length" if model == "base" else "stop"
-        yield serving.Delta(finish_reason=reason, tok_s=123.4, tokens=len(words))
+        yield serving.Delta(finish_reason=reason, tok_s=123.4, tokens=len(words), first_token_s=0.038,
+                            prompt_tokens=90)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +70,14 @@ async def opened(pilot, tab: str) -> Any:
     return pane
 
 
+def checkpoint(run: Run, folder: str, step: int) -> None:
+    """A whole one, as far as anybody can see who does not load it."""
+    path = run.dir / folder / f"step-{step:06d}"
+    path.mkdir(parents=True)
+    (path / "manifest.json").write_text("{}")
+    (path / "meta.json").write_text(json.dumps({"shape": {"seq_len": 256}, "score": 1.5}))
+
+
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["120x40", "80x24"])
 async def test_compare_asks_both_with_the_same_seed(size, a_run, an_app, fake) -> None:
     a_run("finished")
@@ -68,26 +85,83 @@ async def test_compare_asks_both_with_the_same_seed(size, a_run, an_app, fake) -
     async with app.run_test(size=size) as pilot:
         pane = await opened(pilot, "compare")
         await pilot.press("n", "n", "n", "n", "enter")
-        await until(pilot, lambda: pane.left.finish == "length" and pane.right.finish == "stop" and not pane.busy)
-        measured = " ".join(pane.right.plain.split())
-        assert "ended properly" in measured and "123.4 tok/s" in measured
-        assert "words" in pane.left.plain and "repeats" in pane.left.plain
+        await until(pilot, lambda: (pane.a.answer.finish, pane.b.answer.finish) == ("length", "stop") and not pane.busy)
+        measured = " ".join(pane.b.plain.split())
+        assert "ended properly" in measured and "123.4 tok/s" in measured and "first token 38 ms" in measured
+        assert "words" in pane.a.plain and "repeats" in pane.a.plain
     by_model = {model: (what, knobs) for model, what, knobs in fake.asked}
     assert by_model["base"][0] == "What does str.split do?"
     assert by_model["rl"][0] == [{"role": "user", "content": "What does str.split do?"}]
-    assert by_model["base"][1] == by_model["rl"][1] and by_model["base"][1]["seed"] == 1
+    shared = ("seed", "temperature", "top_k", "max_tokens")
+    assert [by_model["base"][1][key] for key in shared] == [by_model["rl"][1][key] for key in shared]
+    assert by_model["base"][1]["seed"] == 1
 
 
-async def test_the_right_model_can_be_chosen(a_run, an_app, fake) -> None:
+async def test_either_side_can_be_anybody_and_what_differs_is_told(a_run, an_app, fake) -> None:
     a_run("finished")
+    other = a_run("stopped")
+    checkpoint(other, "base_checkpoints", 200)
     app = an_app("finished", tab="compare")
     async with app.run_test(size=WIDE) as pilot:
         pane = await opened(pilot, "compare")
-        assert pane.right_model == "rl"
-        await pilot.press("f2")
-        assert pane.right_model == "mid"
-        await pilot.press("f2", "enter")
-        await until(pilot, lambda: pane.right.answer == ANSWERS["sft"])
+        assert pane.b.title == "rl"
+        await pilot.press("b")
+        await until(pilot, lambda: "Who answers as B" in shown(app))
+        await pilot.press(*"stopped base", "enter")
+        await until(pilot, lambda: pane.b.title == "stopped/base@200")
+        assert "continues the text · Pretrain, step 200, 1.500 bits per byte" in " ".join(pane.b.plain.split())
+        await pilot.press("enter")
+        await until(pilot, lambda: pane.b.answer.text == ANSWERS["base"])
+        assert {asked[0] for asked in fake.asked} == {"base", "base@200"}
+        await pilot.press("d")
+        await until(pilot, lambda: "What they are" in shown(app) and "step" in shown(app))
+        await pilot.press("d")
+        await until(pilot, lambda: "What they are" not in shown(app))
+
+
+async def test_stepping_and_watching_go_through_the_checkpoints_of_a_run(a_run, an_app, fake) -> None:
+    run = a_run("finished")
+    for step in (100, 200, 300):
+        checkpoint(run, "base_checkpoints", step)
+    app = an_app("finished", tab="compare")
+    async with app.run_test(size=WIDE) as pilot:
+        pane = await opened(pilot, "compare")
+        await pilot.press("enter")
+        await until(pilot, lambda: pane.a.answer.text == ANSWERS["base"] and not pane.busy)
+        await pilot.press("left_curly_bracket", "left_curly_bracket")
+        await until(pilot, lambda: pane.a.title == "base@200" and pane.a.answer.text == ANSWERS["base"])
+        assert [asked[0] for asked in fake.asked].count("base@300") == 0, "only where it ends is asked"
+        fake.asked.clear()
+        await pilot.press("w")
+        await until(pilot, lambda: pane.b.title == "rl" and not pane.busy)
+        order = ["base@100", "base@200", "base@300", "base", "mid", "sft", "rl"]
+        assert [title for title, _ in pane.b.trail] == order[:-1]
+        asked = [model for model, _, _ in fake.asked]
+        assert sorted(asked) == sorted([*order, "base@200"]), "A answers once, each checkpoint once"
+
+
+async def test_a_vote_is_kept_in_the_run(a_run, an_app, fake, monkeypatch) -> None:
+    run = a_run("finished")
+    before = len(votes.read(run))
+    app = an_app("finished", tab="compare")
+    said: list[str] = []
+    monkeypatch.setattr(app, "complain", said.append)
+    async with app.run_test(size=WIDE) as pilot:
+        pane = await opened(pilot, "compare")
+        await pilot.press("v")
+        await until(pilot, lambda: said == ["a vote needs two answers: ask first, and let both finish"])
+        await pilot.press("enter")
+        await until(pilot, lambda: bool(pane.a.answer.finish and pane.b.answer.finish) and not pane.busy)
+        await pilot.press("v")
+        await until(pilot, lambda: "Which is better?" in shown(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: "first say which is better" in shown(app))
+        await pilot.press("b", "down", "2", "j", "right", "right", "tab", *"why", "enter")
+        await until(pilot, lambda: len(votes.read(run)) > before)
+    vote = votes.read(run)[-1]
+    assert (vote.winner, vote.note, vote.a.model, vote.b.model) == ("b", "why", "finished/base", "finished/rl")
+    assert vote.a.scores == {"follows": 2} and vote.b.scores == {"follows": 2}
+    assert vote.b.answer == ANSWERS["rl"] and vote.sampling["seed"] == 1
 
 
 async def test_one_key_carries_on_into_chat(a_run, an_app, fake) -> None:
@@ -96,11 +170,12 @@ async def test_one_key_carries_on_into_chat(a_run, an_app, fake) -> None:
     async with app.run_test(size=WIDE) as pilot:
         pane = await opened(pilot, "compare")
         await pilot.press("i", *"Hi q", "enter")
-        await until(pilot, lambda: pane.right.finish == "stop")
+        await until(pilot, lambda: pane.b.answer.finish == "stop")
         await pilot.press("escape", "c")
         await until(pilot, lambda: app.main.tab == "chat")
         chat = app.main.panes["chat"]
         await until(pilot, lambda: [turn.content for turn in chat.conversation.turns] == ["Hi q", ANSWERS["rl"]])
+        await until(pilot, lambda: app.focused is chat.box)
         await pilot.press(*"more", "enter")
         await until(pilot, lambda: len(chat.conversation.turns) == 4 and not chat.busy)
         assert fake.asked[-1][0] == "rl" and len(fake.asked[-1][1]) == 3
@@ -121,20 +196,59 @@ async def test_chat_stops_edits_and_begins_anew(a_run, an_app, fake) -> None:
         assert chat.conversation.turns[1].finish_reason == "cancel"
         await until(pilot, lambda: "stopped by you" in shown(app))
         await pilot.press("f4")
-        assert chat.box.text == "What?" and chat.conversation.turns == []
+        await until(pilot, lambda: chat.box.text == "What?" and chat.conversation.turns == [])
         await pilot.press("ctrl+n")
         assert chat.conversation.turns == []
 
 
-async def test_earlier_conversations_open(a_run, an_app) -> None:
+async def test_an_answer_can_be_made_again_looked_into_and_copied(a_run, an_app, fake, monkeypatch) -> None:
+    run = a_run("finished")
+    checkpoint(run, "rl_checkpoints", 40)
+    app = an_app("finished", tab="chat")
+    copied: list[tuple[str, str]] = []
+    monkeypatch.setattr(app, "copy", lambda words, what: copied.append((words, what)))
+    async with app.run_test(size=(200, 50)) as pilot:
+        chat = await opened(pilot, "chat")
+        await pilot.press("i", *"27 plus 45", "enter")
+        await until(pilot, lambda: not chat.busy and len(chat.conversation.turns) == 2)
+        await until(pilot, lambda: "calculator  27+45 = 72" in shown(app) and "first token 38 ms" in shown(app))
+        await pilot.press("escape", "a")
+        await until(pilot, lambda: not chat.busy and "answer 2, the earlier" in shown(app))
+        turn = chat.conversation.turns[-1]
+        assert [each[2]["seed"] for each in fake.asked] == [1, 2] and len(turn.earlier) == 1
+        assert turn.calls == [ToolCall("27+45", "72")]
+        await pilot.press("t", "right", "l", "h")
+        await until(pilot, lambda: "token 2 of" in shown(app))
+        assert "1.0 %" in shown(app) and "“ rare”" in shown(app) and "perplexity" in shown(app)
+        await pilot.press("l")
+        await until(pilot, lambda: "“ otherwise”" in shown(app) and "90.5 %" in shown(app))
+        await pilot.press("t", "Y", "p", "p", "Y")
+        assert copied == [(ANSWERS["rl"], "the answer of rl"), ("27 plus 45", "your message")]
+        assert "100 tokens" in shown(app), "the context: 90 of the prompt and 10 of the answer"
+
+
+async def test_a_base_models_words_are_no_markdown_and_steer_no_terminal(a_run, an_app, fake, monkeypatch) -> None:
     a_run("finished")
+    monkeypatch.setitem(ANSWERS, "base", "# not\x1b[2J a *heading*")
+    app = an_app("finished", tab="chat")
+    async with app.run_test(size=WIDE) as pilot:
+        chat = await opened(pilot, "chat")
+        chat.voice = app.talker().voice("base")
+        await chat.send("Once")
+        await until(pilot, lambda: not chat.busy and "# not\ufffd[2J a *heading*" in shown(app))
+        assert not chat.query("Markdown")
+
+
+async def test_earlier_conversations_open(a_run, an_app) -> None:
+    run = a_run("finished")
+    kept = [one.title for one in conversations.kept(run.dir / "conversations")]
     app = an_app("finished", tab="chat")
     async with app.run_test(size=WIDE) as pilot:
         await opened(pilot, "chat")
         await pilot.press("f5")
         await until(pilot, lambda: "What does str.split do?" in shown(app))
-        await pilot.press("enter")
-        await until(pilot, lambda: "It returns a list of the words in the string." in shown(app))
+        await pilot.press(*["down"] * kept.index("What does str.split do?"), "enter")
+        await until(pilot, lambda: "It returns a list of the words in the string" in shown(app))
 
 
 async def test_sampling_is_checked_and_taken(a_run, an_app, fake) -> None:

@@ -1,12 +1,27 @@
-"""One answer being written: text that grows, and under it what was measured."""
+"""One answer being written: what is known of it, and under it what was measured."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 from rich.text import Text
 
 from picollm.run import measures
+from picollm.run.stream import Token, ToolCall
 from tui.figures import metric
+from tui.talk import Piece
 from tui.widgets.lines import text
+
+FLUSH_S = 0.08
+"""Text is drawn a dozen times a second, not per token."""
+
+_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)} | {13: None}
+
+
+def clean(words: str) -> str:
+    """Without the control characters by which a text could steer the terminal."""
+    return words.translate(_CONTROLS)
+
 
 ENDINGS = {
     "length": ("cut at the length limit", "warn"),
@@ -16,7 +31,37 @@ ENDINGS = {
 }
 
 
-def measured(answer: str, finish_reason: str | None, tok_s: float | None, tokens: int | None = None) -> Text:
+@dataclass
+class Answer:
+    """Folds the pieces of one answer."""
+
+    text: str = ""
+    finish: str = ""
+    tok_s: float | None = None
+    first_token_s: float | None = None
+    tokens: int | None = None
+    prompt_tokens: int | None = None
+    cut_tokens: int = 0
+    seen: list[Token] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+
+    def take(self, piece: Piece) -> None:
+        self.text += clean(piece.text)
+        self.finish = piece.finish_reason or self.finish
+        self.tok_s = piece.tok_s or self.tok_s
+        self.tokens = piece.tokens or self.tokens
+        self.first_token_s = self.first_token_s if piece.first_token_s is None else piece.first_token_s
+        self.prompt_tokens = piece.prompt_tokens or self.prompt_tokens
+        self.cut_tokens = piece.cut_tokens or self.cut_tokens
+        self.seen += piece.seen
+        self.calls += piece.calls
+
+    def measured(self) -> Text:
+        return measured(self.text, self.finish or None, self.tok_s, self.tokens, self.first_token_s)
+
+
+def measured(answer: str, finish_reason: str | None, tok_s: float | None, tokens: int | None = None,
+             first_token_s: float | None = None) -> Text:  # fmt: skip
     """Length, repetition, how it ended, speed: always in this order, so that two of them compare at a glance."""
     found = measures.measure(answer, finish_reason)
     length = f"{found.words} words" + (f", {tokens} tokens" if tokens else "")
@@ -29,4 +74,20 @@ def measured(answer: str, finish_reason: str | None, tok_s: float | None, tokens
         line.append_text(text(("  " + words, mood)))
     if tok_s:
         line.append_text(text((f"  {metric(tok_s)} tok/s", "faint")))
+    if first_token_s is not None and finish_reason not in (None, "error"):
+        line.append_text(text((f"  first token {seconds(first_token_s)}", "faint")))
     return line
+
+
+def seconds(value: float) -> str:
+    """A short time: `38 ms`, `1.4 s`."""
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def told(calls: list[ToolCall]) -> list[Text]:
+    """What the model asked of its tool and was told: a line each."""
+    found = []
+    for call in calls:
+        result = ("refused", "warn") if call.result is None else (call.result, "strong")
+        found.append(text(("calculator  ", "second"), (" ".join(call.code.split()), "plain"), (" = ", "faint"), result))
+    return found

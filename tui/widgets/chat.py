@@ -10,27 +10,29 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import RenderableType
-from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.worker import Worker
 
 from picollm.run.errors import UserError
-from tui import actions, conversations, state
-from tui.conversations import Conversation, Turn
+from tui import actions, conversations, state, voices
+from tui.conversations import Conversation, Earlier, Turn
 from tui.figures import clock
 from tui.talk import Sampling, Talker
-from tui.widgets.answer import measured
+from tui.voices import Known, Voice
+from tui.widgets.answer import Answer
+from tui.widgets.chat_side import context_line, side_blocks
 from tui.widgets.frame import OneLine
-from tui.widgets.lines import LinesView, empty_state, rows, text
+from tui.widgets.lines import LinesView, empty_state, text
 from tui.widgets.prompt_box import PromptBox
-from tui.widgets.tones import tone
+from tui.widgets.turn import TurnView
 
 if TYPE_CHECKING:
     from tui.app import PicollmApp
 
-FLUSH_S = 0.08
+MOST_SHOWN = 40  # messages; the others are in the file
+ROOMY = 110  # columns from which there is room for a panel beside the conversation
 
 
 class ChatPane(Vertical):
@@ -39,7 +41,12 @@ class ChatPane(Vertical):
     app: PicollmApp
 
     DEFAULT_CSS = """
-    ChatPane #chat-turns { height: 1fr; }
+    ChatPane #chat-body { height: 1fr; }
+    ChatPane #chat-turns { height: 1fr; width: 1fr; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
+    ChatPane #chat-empty { height: auto; }
+    ChatPane #chat-side { width: 36; margin-left: 2; display: none; }
+    ChatPane.roomy #chat-side { display: block; }
+    ChatPane #chat-error { height: auto; max-height: 4; display: none; }
     ChatPane #chat-how { margin-top: 1; }
     ChatPane #chat-box { margin-top: 1; }
     """
@@ -50,131 +57,188 @@ class ChatPane(Vertical):
         self._talker, self._folder = talker, folder
         self.sampling = sampling
         self.models: tuple[str, ...] = ()
-        self.model = ""
+        self.voice: Voice | None = None
+        self.known: dict[Voice, Known] = {}
         self.conversation = conversations.begin()
-        self.writing = False
-        self.error = ""
+        self.as_markdown = True
+        self.chosen: Turn | None = None
+        self.token: int | None = None
+        self._answers: dict[int, Answer] = {}  # by id of their turn: what is not kept on disk
         self._worker: Worker[None] | None = None
 
     def compose(self) -> ComposeResult:
-        yield LinesView(id="chat-turns")
+        with Horizontal(id="chat-body"):
+            yield VerticalScroll(id="chat-turns", can_focus=True)
+            yield LinesView(id="chat-side")
+        yield LinesView(id="chat-error")
         yield OneLine(id="chat-how")
         yield PromptBox("Enter: write, then send · ^j new line · esc leaves", id="chat-box")
 
-    def on_mount(self) -> None:
-        self.turns = self.query_one("#chat-turns", LinesView)
+    async def on_mount(self) -> None:
+        self.turns = self.query_one("#chat-turns", VerticalScroll)
         self.box = self.query_one("#chat-box", PromptBox)
-        self._draw()
+        await self._rebuild()
 
     def on_resize(self) -> None:
+        self.set_class(self.size.width >= ROOMY, "roomy")
         self._draw()
 
-    def update_from(self, view: state.RunView) -> None:
-        if view.models != self.models or not self.model:
-            self.models = view.models
-            if self.model not in self.models:
-                self.model = state.best_chat_model(self.models) or (self.models[0] if self.models else "")
-            self._draw()
+    @property
+    def here(self) -> str:
+        return str(self._talker().run.dir)
 
-    def _draw(self) -> None:
-        if not self.is_mounted or not hasattr(self, "turns"):
-            return
-        found: list[RenderableType] = []
-        for number, turn in enumerate(self.conversation.turns):
-            last = number == len(self.conversation.turns) - 1
-            if turn.role == "user":
-                found += [text(("you", "second")), rows([("", turn.content)], 0), Text("")]
-                continue
-            found.append(text((turn.model or "model", "title")))
-            body = text(turn.content)
-            if last and self.writing:
-                body.append("▏" if turn.content else "▏ waiting for the model …", tone("accent"))
-            found.append(rows([("", body)], 0))
-            if turn.finish_reason:
-                found.append(rows([("", measured(turn.content, turn.finish_reason, turn.tok_s))], 0))
-            found.append(Text(""))
-        if self.error:
-            found.append(text((self.error, "bad")))
-        if not found:
-            found = self._empty()
-        at_end = self.turns.scroll_offset.y >= self.turns.max_scroll_y - 1
-        self.turns.show(found)
-        if at_end or self.writing:
-            self.turns.scroll_end(animate=False)
-        s = self.sampling
-        self.query_one("#chat-how", OneLine).set_line(
-            text((self.model or "no model", "strong"),
-                 (f"  temperature {s.temperature:g}  top-k {s.top_k}  seed {s.seed}  at most {s.max_tokens} tokens",
-                  "faint"), ("  system prompt set" if s.system else "", "faint"))
-        )  # fmt: skip
-
-    def _empty(self) -> list[RenderableType]:
-        if not self.models:
-            return empty_state("Nobody to talk to yet", "A chat model is here as soon as Midtrain is done;",
-                               "SFT and RL make it better.")  # fmt: skip
-        note = "The base model continues your text; it does not answer." if self.model == "base" else ""
-        key, earlier = actions.find("next_model").first, actions.find("conversations").first
-        return empty_state(f"A new conversation with {self.model}", note or "Write below.",
-                           f"{key} chooses another model, {earlier} opens an earlier conversation.")  # fmt: skip
+    @property
+    def model(self) -> str:
+        """Who answers, as the screen names them."""
+        return self.voice.title(self.here) if self.voice else ""
 
     @property
     def busy(self) -> bool:
         return self._worker is not None and not self._worker.is_finished
 
-    @on(PromptBox.Sent, "#chat-box")
-    def _sent(self, event: PromptBox.Sent) -> None:
-        event.stop()
-        self.send(event.value)
-
-    def send(self, words: str) -> None:
-        """One more turn of this conversation."""
-        if not self.model:
-            self.error = "no model yet: Midtrain makes the first one that answers"
-            self._draw()
+    async def update_from(self, view: state.RunView) -> None:
+        if view.models == self.models:
             return
-        if self.busy:
-            self.error = f"an answer is being written: {actions.find('back').first} stops it"
-            self._draw()
-            return
-        self.error = ""
-        self.box.clear()
-        self.conversation.turns.append(Turn(role="user", content=words))
-        self.conversation.model = self.model
-        self._worker = self.run_worker(self._answer(), exit_on_error=False)
-
-    async def _answer(self) -> None:
-        conversation = self.conversation
-        asked = conversation.messages()
-        sampling = msgspec.structs.replace(self.sampling)
-        turn = Turn(role="assistant", content="", model=self.model, sampling=sampling)
-        conversation.turns.append(turn)
-        self.writing = True
+        fresh = not self.models
+        self.models = view.models
+        best = state.best_chat_model(self.models) or (self.models[0] if self.models else "")
+        own = self.voice is not None and self.voice.run == self.here and self.voice.model not in self.models
+        if best and (self.voice is None or (own and "@" not in self.voice.model)):
+            self.voice = self._talker().voice(best)
+        found = await asyncio.to_thread(voices.of_run, self._talker().run, self.models)
+        self.known |= {known.voice: known for known in found}
+        if fresh and not self.conversation.turns:
+            await self._rebuild()
         self._draw()
-        loop = asyncio.get_running_loop()
-        flushed = loop.time()
+
+    # drawing --------------------------------------------------------------------------------------------------------
+
+    async def _rebuild(self) -> None:
+        """The messages anew; the newest ones, where there are very many."""
+        shown = self.conversation.turns[-MOST_SHOWN:]
+        with self.app.batch_update():
+            await self.turns.remove_children()
+            if not shown:
+                await self.turns.mount(LinesView(id="chat-empty"))
+            else:
+                await self.turns.mount_all([self._view(turn) for turn in shown])
+        self._to_end()
+        self._draw()
+
+    def _to_end(self) -> None:
+        self.call_after_refresh(self.turns.scroll_end, animate=False)
+
+    def _view(self, turn: Turn) -> TurnView:
+        view = TurnView(turn, self._answers.get(id(turn)), self.as_markdown)
+        view.chosen = turn is self.chosen
+        view.tokens = self.token if view.chosen else None
+        return view
+
+    def _draw(self) -> None:
+        if not self.is_mounted or not hasattr(self, "turns"):
+            return
+        for empty in self.turns.query("#chat-empty").results(LinesView):
+            self.call_after_refresh(empty.show, self._empty())
+        s = self.sampling
+        context = context_line(self.conversation, self.known.get(self.voice) if self.voice else None)
+        line = text((self.model or "no model", "strong"), ("  ", "plain"))
+        line.append_text(context)
+        hidden = len(self.conversation.turns) - MOST_SHOWN
+        line.append_text(
+            text((f"  temperature {s.temperature:g}  top-k {s.top_k}  seed {s.seed}  at most {s.max_tokens} tokens",
+                  "faint"), ("  system prompt set" if s.system else "", "faint"),
+                 (f"  {hidden} older messages are in the file" if hidden > 0 else "", "faint"))
+        )  # fmt: skip
+        self.query_one("#chat-how", OneLine).set_line(line)
+        if self.has_class("roomy"):
+            known = self.known.get(self.voice) if self.voice else None
+            side = side_blocks(self.conversation, self.model, known, s, self.app.readonly)
+            self.call_after_refresh(self.query_one("#chat-side", LinesView).show, side)
+
+    def _empty(self) -> list[RenderableType]:
+        model, earlier = (actions.find(name, "chat").first for name in ("choose_model", "conversations"))
+        if self.voice is None:
+            return empty_state("Nobody to talk to yet", "A chat model is here as soon as Midtrain is done;",
+                               "SFT and RL make it better.", f"Models of other runs: {model}.")  # fmt: skip
+        note = "The base model continues your text; it does not answer." if self.voice.continues else "Write below."
+        return empty_state(f"A new conversation with {self.model}", note,
+                           f"{model} chooses another model, {earlier} opens an earlier conversation.")  # fmt: skip
+
+    def _say(self, words: str) -> None:
+        view = self.query_one("#chat-error", LinesView)
+        view.display = bool(words)
+        self.call_after_refresh(view.show, [text((words, "bad"))] if words else [])
+
+    # writing --------------------------------------------------------------------------------------------------------
+
+    @on(PromptBox.Sent, "#chat-box")
+    async def _sent(self, event: PromptBox.Sent) -> None:
+        event.stop()
+        await self.send(event.value)
+
+    async def send(self, words: str) -> None:
+        """One more turn of this conversation."""
+        if self.voice is None:
+            self._say("no model yet: Midtrain makes the first one that answers")
+        elif self.busy:
+            self._say(f"an answer is being written: {actions.find('back').first} stops it")
+        else:
+            self.box.clear()
+            self.conversation.turns.append(Turn(role="user", content=words))
+            self._begin(self.voice)
+
+    def _begin(self, voice: Voice, earlier: list[Earlier] | None = None, by: int = 0) -> None:
+        """Ask for an answer to what the conversation ends with; `by` is added to the seed."""
+        self._say("")
+        self.chosen, self.token = None, None
+        self.conversation.model, self.conversation.voice = voice.title(self.here), voice
+        sampling = msgspec.structs.replace(self.sampling, seed=self.sampling.seed + by)
+        turn = Turn(role="assistant", content="", model=self.model, plain=voice.continues, sampling=sampling,
+                    earlier=earlier or [])  # fmt: skip
+        self._worker = self.run_worker(self._answer(voice, turn, sampling), exit_on_error=False)
+
+    async def _answer(self, voice: Voice, turn: Turn, sampling: Sampling) -> None:
+        conversation, answer = self.conversation, Answer()
+        asked = conversation.messages()
+        conversation.turns.append(turn)
+        self._answers[id(turn)] = answer
+        await self._rebuild()
+        view = list(self.turns.query(TurnView))[-1]
+        await view.begin()
         try:
-            async for piece in self._talker().answer(self.model, asked, sampling):
-                turn.content += piece.text
-                turn.finish_reason = piece.finish_reason or turn.finish_reason
-                turn.tok_s = piece.tok_s or turn.tok_s
-                if loop.time() - flushed > FLUSH_S:
-                    flushed = loop.time()
-                    self._draw()
+            async for piece in self._talker().answer(voice, asked, sampling, tokens=True):
+                said = len(answer.text)
+                answer.take(piece)
+                _keep_figures(turn, answer)
+                if piece.calls:
+                    view.draw()
+                if piece.text:
+                    following = self.turns.max_scroll_y - self.turns.scroll_y < 2
+                    await view.write(answer.text[said:])
+                    if following:
+                        self._to_end()
         except asyncio.CancelledError:
             turn.finish_reason = "cancel"
             raise
-        except UserError as error:
-            self.error, turn.finish_reason = str(error), "error"
+        except Exception as error:  # what is no UserError is a fault of ours: said too
+            turn.finish_reason = "error"
+            self._say(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
             if not turn.content:
                 conversation.turns.remove(turn)
         finally:
-            self.writing = False
             if self.is_attached:
+                if view.is_attached:
+                    await view.end()
+                    self._to_end()
+                    if turn not in conversation.turns:
+                        await view.remove()
                 self._draw()
                 self._keep(conversation)
 
     def _keep(self, conversation: Conversation) -> None:
-        """Write the conversation, in a thread."""
+        """Write the conversation, in a thread; not where the app is to change nothing."""
+        if self.app.readonly:
+            return
         copy = msgspec.structs.replace(conversation, turns=list(conversation.turns))
 
         def write() -> None:
@@ -184,10 +248,6 @@ class ChatPane(Vertical):
                 self.app.call_from_thread(self._say, str(error))
 
         self.run_worker(write, thread=True, group="keep", exit_on_error=False)
-
-    def _say(self, words: str) -> None:
-        self.error = words
-        self._draw()
 
     def cancel(self) -> bool:
         """Stop the answer; what is there of it stays. False when none was being written."""
@@ -199,14 +259,114 @@ class ChatPane(Vertical):
     # keys (tui/actions/chat.py) -------------------------------------------------------------------------------------
 
     def do_ask(self) -> None:
-        """The box sends by itself, so that Enter elsewhere leads to it."""
-        self.do_type_text()
-
-    def do_type_text(self) -> None:
         self.box.focus()
 
     def do_settings(self) -> None:
         self.app.choose_sampling()
+
+    def do_choose_model(self) -> None:
+        from tui.screens.voice import offer
+
+        offer(self.app, "Who answers", self.voice, self._take)
+
+    def _take(self, known: Known) -> None:
+        self.voice = known.voice
+        self.known[known.voice] = known
+        self._draw()
+
+    async def do_again(self) -> None:
+        """Another answer in the place of the last, whose words the conversation keeps."""
+        turns = self.conversation.turns
+        if self.busy:
+            raise UserError(f"an answer is being written: {actions.find('back').first} stops it")
+        if not turns or self.voice is None:
+            raise UserError("nothing to answer again yet")
+        earlier: list[Earlier] = []
+        if turns[-1].role == "assistant":
+            last = turns.pop()
+            earlier = [*last.earlier, Earlier(content=last.content, model=last.model, sampling=last.sampling)]
+        self._begin(self.voice, earlier, by=len(earlier))
+
+    async def do_edit_last(self) -> None:
+        """Take a message, and what came after it, out of a copy of the conversation and into the box."""
+        self.cancel()
+        turns = self.conversation.turns
+        mine = [number for number, turn in enumerate(turns) if turn.role == "user"]
+        if not mine:
+            raise UserError("nothing to edit yet")
+        at = next((n for n in mine if turns[n] is self.chosen), mine[-1])
+        self.box.load_text(turns[at].content)
+        self.box.move_cursor(self.box.document.end)
+        self.conversation = conversations.begin(self.model)
+        self.conversation.turns = turns[:at]
+        self.chosen, self.token = None, None
+        await self._rebuild()
+        self.box.focus()
+
+    async def do_new_conversation(self) -> None:
+        self.cancel()
+        await self.open(conversations.begin(self.model))
+        self.box.focus()
+
+    async def do_markdown(self) -> None:
+        self.as_markdown = not self.as_markdown
+        if not self.busy:
+            await self._rebuild()
+
+    async def do_next_turn(self) -> None:
+        await self._choose_turn(1)
+
+    async def do_previous_turn(self) -> None:
+        await self._choose_turn(-1)
+
+    async def _choose_turn(self, by: int) -> None:
+        shown = self.conversation.turns[-MOST_SHOWN:]
+        if not shown:
+            return
+        at = next((n for n, turn in enumerate(shown) if turn is self.chosen), len(shown) if by < 0 else -1)
+        await self._mark(shown[min(len(shown) - 1, max(0, at + by))], None)
+
+    async def _mark(self, turn: Turn | None, token: int | None) -> None:
+        """Choose a message, with the token view or without."""
+        self.chosen, self.token = turn, token
+        for view in self.turns.query(TurnView):
+            view.chosen = view.turn is turn
+            want = token if view.chosen else None
+            if view.tokens != want:
+                await view.show_tokens(want)
+            else:
+                view.draw()
+            if view.chosen:
+                self.call_after_refresh(self.turns.scroll_to_widget, view, animate=False)
+
+    async def do_tokens(self) -> None:
+        if self.token is not None:
+            await self._mark(None, None)
+            return
+        answers = [turn for turn in self.conversation.turns if turn.role == "assistant"]
+        if not answers or self.busy:
+            raise UserError("no whole answer to look into yet")
+        await self._mark(self.chosen if self.chosen in answers else answers[-1], 0)
+
+    async def do_token_right(self) -> None:
+        await self._move_token(1)
+
+    async def do_token_left(self) -> None:
+        await self._move_token(-1)
+
+    async def _move_token(self, by: int) -> None:
+        if self.token is None or self.chosen is None:
+            return
+        answer = self._answers.get(id(self.chosen))
+        last = len(answer.seen) - 1 if answer else 0
+        await self._mark(self.chosen, min(max(0, last), max(0, self.token + by)))
+
+    def do_copy_turn(self) -> None:
+        answers = [turn for turn in self.conversation.turns if turn.role == "assistant"]
+        turn = self.chosen or (answers[-1] if answers else None)
+        if turn is None:
+            raise UserError("nothing to copy yet")
+        self.app.copy(turn.content, "your message" if turn.role == "user" else f"the answer of {turn.model}")
 
     def do_conversations(self) -> None:
         self.app.work(self._find_conversations)
@@ -224,68 +384,56 @@ class ChatPane(Vertical):
     def _offer_conversations(self, rows: list[tuple[str, str, str]]) -> None:
         from tui.screens.ask import PickScreen
 
-        self.app.push_screen(PickScreen("Earlier conversations", rows), self._open_conversation)
+        self.app.push_screen(PickScreen("Earlier conversations", rows), self._open_kept)
 
-    def _open_conversation(self, identity: str | None) -> None:
+    def _open_kept(self, identity: str | None) -> None:
         if identity is None:
             return
 
         def read() -> None:
             found = conversations.load(self._folder() / f"{identity}.json")
-            self.app.call_from_thread(self.open, found)
+            self.app.call_from_thread(self.call_later, self.open, found)
 
         self.app.work(read)
 
-    def do_new_conversation(self) -> None:
-        self.cancel()
-        self.conversation = conversations.begin(self.model)
-        self.error = ""
-        self._draw()
-        self.box.focus()
-
-    def do_edit_last(self) -> None:
-        """Take the last message, and the answer to it, back into the box."""
-        self.cancel()
-        turns = self.conversation.turns
-        for number in range(len(turns) - 1, -1, -1):
-            if turns[number].role == "user":
-                self.box.load_text(turns[number].content)
-                self.box.move_cursor(self.box.document.end)
-                kept = turns[:number]
-                self.conversation = conversations.begin(self.model)
-                self.conversation.turns = kept
-                self._draw()
-                self.box.focus()
-                return
-
-    def do_next_model(self) -> None:
-        if self.models:
-            index = self.models.index(self.model) + 1 if self.model in self.models else 0
-            self.model = self.models[index % len(self.models)]
-            self._draw()
-
-    def open(self, conversation: Conversation) -> None:
-        """Go on with a conversation that was kept."""
+    async def open(self, conversation: Conversation) -> None:
+        """Go on with a conversation, with whom it was had where they are still there."""
         self.cancel()
         self.conversation = conversation
-        if conversation.model in self.models:
-            self.model = conversation.model
-        self._draw()
+        self.chosen, self.token = None, None
+        self._answers = {}
+        if conversation.voice is not None:
+            self.voice = conversation.voice
+        elif conversation.model in self.models:
+            self.voice = self._talker().voice(conversation.model)
+        self._say("")
+        await self._rebuild()
 
-    def carry_on(self, model: str, prompt: str, answer: str, finish: str | None, tok_s: float | None) -> None:
+    async def carry_on(self, voice: Voice, prompt: str, answer: Answer | None) -> None:
         """Begin with a prompt and, when there is one, the answer that Compare showed."""
         self.cancel()
-        self.model = model or self.model
+        self.voice = voice
         self.conversation = conversations.begin(self.model)
-        self.error = ""
-        if answer:
-            self.conversation.turns = [
-                Turn(role="user", content=prompt),
-                Turn(role="assistant", content=answer, model=self.model, finish_reason=finish or "cancel", tok_s=tok_s,
-                     sampling=msgspec.structs.replace(self.sampling)),
-            ]  # fmt: skip
+        self.chosen, self.token = None, None
+        self._answers = {}
+        self._say("")
+        if answer is not None and answer.text:
+            turn = Turn(role="assistant", content="", model=self.model, plain=voice.continues,
+                        sampling=msgspec.structs.replace(self.sampling))  # fmt: skip
+            _keep_figures(turn, answer)
+            turn.finish_reason = answer.finish or "cancel"
+            self._answers[id(turn)] = answer
+            self.conversation.voice = voice
+            self.conversation.turns = [Turn(role="user", content=prompt), turn]
             self._keep(self.conversation)
         else:
             self.box.load_text(prompt)
-        self._draw()
+        await self._rebuild()
         self.box.focus()
+
+
+def _keep_figures(turn: Turn, answer: Answer) -> None:
+    """What is kept of an answer on disk."""
+    turn.content, turn.calls = answer.text, list(answer.calls)
+    turn.finish_reason, turn.tok_s, turn.first_token_s = answer.finish, answer.tok_s, answer.first_token_s
+    turn.tokens, turn.prompt_tokens, turn.cut_tokens = answer.tokens, answer.prompt_tokens, answer.cut_tokens

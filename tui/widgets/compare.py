@@ -1,67 +1,36 @@
-"""Compare: the same prompt and the same seed to the base model and to a chat model, side by side."""
+"""Compare: the same prompt and the same seed to two models, side by side."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from rich.console import RenderableType
-from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical
+from textual.containers import Container, Vertical
 from textual.worker import Worker
 
+from picollm.run import votes
 from picollm.run.errors import UserError
-from tui import actions, state
+from picollm.run.folder import Run
+from tui import actions, state, voices
 from tui.talk import Sampling, Talker
-from tui.widgets.answer import measured
+from tui.voices import Known, Voice
+from tui.widgets.answer_pane import AnswerPane
+from tui.widgets.differ import difference
 from tui.widgets.frame import OneLine
-from tui.widgets.lines import LinesView, empty_state, heading, text
+from tui.widgets.lines import LinesView, empty_state, text
 from tui.widgets.prompt_box import PromptBox
-from tui.widgets.tones import tone
 
 if TYPE_CHECKING:
     from tui.app import PicollmApp
 
-FLUSH_S = 0.08
-
-
-class AnswerPane(LinesView):
-    """One model's answer. Text is flushed a dozen times a second, not per token."""
-
-    def __init__(self, id: str, note: str) -> None:
-        super().__init__(id=id)
-        self.model, self.note = "", note
-        self.answer = ""
-        self.finish: str | None = None
-        self.tok_s: float | None = None
-        self.tokens: int | None = None
-        self.error = ""
-        self.writing = False
-
-    def reset(self, model: str) -> None:
-        self.model, self.answer, self.finish, self.tok_s, self.tokens = model, "", None, None, None
-        self.error, self.writing = "", False
-        self.draw()
-
-    def draw(self) -> None:
-        """Heading, answer, measures."""
-        found: list[RenderableType] = [heading(self.model or "–", self.note), Text("")]
-        if self.error:
-            found.append(text((self.error, "bad")))
-        body = text((self.answer, "plain"))
-        if self.writing:
-            body.append("▏", tone("accent"))
-        found += [body, Text("")]
-        if self.writing and not self.answer:
-            found.append(text(("waiting for the model …", "faint")))
-        if self.answer or self.finish:
-            found.append(measured(self.answer, self.finish, self.tok_s, self.tokens))
-        self.show(found)
-        if self.writing:
-            self.scroll_end(animate=False)
+STACKED = 64  # columns under which the answers stand one below the other
+PAUSE_S = 0.25  # so that going quickly through checkpoints asks only the one at which it ends
 
 
 class ComparePane(Vertical):
@@ -71,13 +40,21 @@ class ComparePane(Vertical):
 
     DEFAULT_CSS = """
     ComparePane #compare-prompts { height: auto; max-height: 9; margin-bottom: 1; }
-    ComparePane #compare-answers { height: 1fr; margin-top: 1; }
-    ComparePane #compare-left { width: 1fr; margin-right: 2; }
-    ComparePane #compare-right { width: 1fr; }
+    ComparePane.low #compare-prompts { max-height: 4; }
+    ComparePane.lowest #compare-prompts { max-height: 1; margin-bottom: 0; }
+    ComparePane #compare-answers { height: 1fr; margin-top: 1; layout: horizontal; }
+    ComparePane #compare-a { width: 1fr; margin-right: 2; }
+    ComparePane #compare-b { width: 1fr; }
+    ComparePane.stacked #compare-answers { layout: vertical; margin-top: 0; }
+    ComparePane.stacked #compare-a { height: 1fr; margin-right: 0; border-bottom: dashed $border; }
+    ComparePane.stacked #compare-b { height: 1fr; }
     ComparePane #compare-how { margin-top: 1; }
-    ComparePane #compare-empty { display: none; }
+    ComparePane.lowest #compare-how { margin-top: 0; }
+    ComparePane #compare-empty, ComparePane #compare-diff { display: none; }
     ComparePane.empty > * { display: none; }
     ComparePane.empty > #compare-empty { display: block; }
+    ComparePane.diff #compare-answers { display: none; }
+    ComparePane.diff #compare-diff { display: block; height: 1fr; margin-top: 1; }
     """
 
     def __init__(self, talker: Callable[[], Talker], sampling: Sampling, id: str | None = None) -> None:
@@ -88,23 +65,32 @@ class ComparePane(Vertical):
         self.models: tuple[str, ...] = ()
         self.chosen = 0
         self.own = ""
-        self.right_model = ""
         self._asked = ""
-        self._workers: list[Worker[None]] = []
+        self._by_hand: set[str] = set()
+        self._workers: dict[str, Worker[None]] = {}
 
     def compose(self) -> ComposeResult:
         yield LinesView(id="compare-empty")
         yield LinesView(id="compare-prompts")
-        yield PromptBox("i: your own prompt, Enter asks", id="compare-own")
+        yield PromptBox(f"{actions.find('type_text', 'compare').first}: your own prompt, Enter asks", id="compare-own")
         yield OneLine(id="compare-how")
-        with Horizontal(id="compare-answers"):
-            yield AnswerPane("compare-left", "continues the text")
-            yield AnswerPane("compare-right", "answers")
+        with Container(id="compare-answers"):
+            yield AnswerPane("A", "compare-a")
+            yield AnswerPane("B", "compare-b")
+        yield LinesView(id="compare-diff")
 
     def on_mount(self) -> None:
-        self.left = self.query_one("#compare-left", AnswerPane)
-        self.right = self.query_one("#compare-right", AnswerPane)
+        self.a = self.query_one("#compare-a", AnswerPane)
+        self.b = self.query_one("#compare-b", AnswerPane)
         self._draw()
+
+    @property
+    def sides(self) -> tuple[AnswerPane, AnswerPane]:
+        return self.a, self.b
+
+    @property
+    def here(self) -> str:
+        return str(self._talker().run.dir)
 
     @property
     def prompt(self) -> str:
@@ -115,54 +101,69 @@ class ComparePane(Vertical):
 
     @property
     def busy(self) -> bool:
-        return any(not worker.is_finished for worker in self._workers)
+        return any(not worker.is_finished for worker in self._workers.values())
 
     def update_from(self, view: state.RunView) -> None:
+        """Models that come up take their side, unless the person chose another."""
         self.prompts = view.prompts
         self.chosen = min(self.chosen, max(0, len(self.prompts) - 1))
-        if view.models != self.models or not self.right_model:
+        if view.models != self.models and hasattr(self, "a"):
             self.models = view.models
-            best = state.best_chat_model(self.models) or ""
-            self.right_model = best if not self.right_model or self.right_model not in self.models else self.right_model
+            for pane, model in ((self.a, "base" if "base" in self.models else ""),
+                                (self.b, state.best_chat_model(self.models) or "")):  # fmt: skip
+                voice = self._talker().voice(model) if model else None
+                if pane.letter not in self._by_hand and pane.voice != voice and not pane.writing:
+                    pane.choose(voice, model)
         self._draw()
 
     def _draw(self) -> None:
-        if not self.is_mounted or not hasattr(self, "left"):
+        if not self.is_mounted or not hasattr(self, "a"):
             return
-        nothing = not self.models
+        nothing = not self.models and not self._by_hand
         self.set_class(nothing, "empty")
         if nothing:
+            key = actions.find("choose_b", "compare").first
             self.query_one("#compare-empty", LinesView).show(
                 empty_state(
                     "No model to compare yet",
                     "As soon as Pretrain is done, the base model answers here;",
                     "after Midtrain, the chat model beside it.",
+                    f"Models of other runs, and checkpoints on the way: {key}.",
                 )
             )
             return
-        lines: list[RenderableType] = []
-        narrow = self.app.size.width < 100
-        for number, prompt in enumerate(self.prompts):
-            chosen = number == self.chosen and not self.own
-            if narrow and number != self.chosen:
-                continue
-            place = f" {number + 1}/{len(self.prompts)} " if narrow else ""
-            line = text(("▌ " if chosen else "  ", "accent"), (place, "faint"),
-                        (prompt, "strong" if chosen else "faint"))  # fmt: skip
-            line.truncate(max(10, self.size.width - 2), overflow="ellipsis")
-            lines.append(line)
-        self.query_one("#compare-prompts", LinesView).show(lines)
+        width, height = self.size
+        self.set_class(width < STACKED, "stacked")
+        self.set_class(height < 30, "low")
+        self.set_class(height < 22, "lowest")
+        self._draw_prompts(height < 22)
         s = self.sampling
         self.query_one("#compare-how", OneLine).set_line(
             text(("both: ", "faint"), (f"seed {s.seed}", "plain"),
-                 (f"  temperature {s.temperature:g}  top-k {s.top_k}  at most {s.max_tokens} tokens", "faint"))
+                 (f"  temperature {s.temperature:g}  top-k {s.top_k}  at most {s.max_tokens} tokens", "faint"),
+                 ("  system prompt set" if s.system else "", "faint"),
+                 ("" if self._asked in ("", self.prompt) else f"  answers to: {' '.join(self._asked.split())}", "warn"))
         )  # fmt: skip
-        if not self._asked:
-            self.left.model = "base" if "base" in self.models else ""
-            self.right.model = self.right_model
-            self.right.note = "answers" if self.right_model else "no chat model yet"
-            self.left.draw()
-            self.right.draw()
+        for pane in self.sides:
+            pane.draw()
+
+    def _draw_prompts(self, one: bool) -> None:
+        lines: list[RenderableType] = []
+        for number, prompt in enumerate(self.prompts):
+            chosen = number == self.chosen and not self.own
+            if one and number != self.chosen:
+                continue
+            place = f"{number + 1}/{len(self.prompts)} " if one else ""
+            line = text(("> " if chosen else "  ", "accent"), (place, "faint"),
+                        (" ".join(prompt.split()), "strong" if chosen else "faint"))  # fmt: skip
+            line.truncate(max(10, self.size.width - 2), overflow="ellipsis")
+            lines.append(line)
+        if not lines:
+            lines = [text(("  no prompts: write them into prompts.txt in the run folder, one a line", "faint"))]
+        view = self.query_one("#compare-prompts", LinesView)
+        view.show(lines)
+        if view.max_scroll_y:
+            view.scroll_to(y=max(0, self.chosen - view.size.height // 2), animate=False)
 
     def on_resize(self) -> None:
         self._draw()
@@ -170,10 +171,16 @@ class ComparePane(Vertical):
     # keys (tui/actions/compare.py) ----------------------------------------------------------------------------------
 
     def do_next_prompt(self) -> None:
-        self.step(1)
+        self._step(1)
 
     def do_previous_prompt(self) -> None:
-        self.step(-1)
+        self._step(-1)
+
+    def _step(self, by: int) -> None:
+        if self.prompts:
+            self.chosen = (self.chosen + by) % len(self.prompts) if not self.own else self.chosen
+        self.own = ""
+        self._draw()
 
     def do_ask(self) -> None:
         self.ask()
@@ -184,95 +191,180 @@ class ComparePane(Vertical):
     def do_settings(self) -> None:
         self.app.choose_sampling()
 
+    def do_choose_a(self) -> None:
+        self._choose(self.a)
+
+    def do_choose_b(self) -> None:
+        self._choose(self.b)
+
+    async def do_later_a(self) -> None:
+        await self._walk(self.a, 1)
+
+    async def do_earlier_a(self) -> None:
+        await self._walk(self.a, -1)
+
+    async def do_later_b(self) -> None:
+        await self._walk(self.b, 1)
+
+    async def do_earlier_b(self) -> None:
+        await self._walk(self.b, -1)
+
+    async def do_watch(self) -> None:
+        """All checkpoints of B's run answer, one after the other, the earlier answers staying above."""
+        found = await self._of_run(self.b)
+        if len(found) < 2:
+            raise UserError("only one checkpoint is there; machine.keep_last and machine.milestones keep more")
+        prompt = self._must_have_prompt()
+        self.cancel()
+        self.remove_class("diff")
+        self._ask(self.a, prompt)
+        self._workers["B"] = self.run_worker(self._watch(found, prompt), exit_on_error=False)
+
+    async def do_diff(self) -> None:
+        if self.has_class("diff"):
+            self.remove_class("diff")
+            return
+        blocks = await asyncio.to_thread(difference, self.a.voice, self.b.voice, self.here)
+        self.add_class("diff")
+        view = self.query_one("#compare-diff", LinesView)
+        self.call_after_refresh(view.show, blocks)
+
+    def do_vote(self) -> None:
+        """Judge the two answers that are there; the judgement is appended to the run's votes."""
+        from tui.screens.judge import JudgeScreen, Verdict
+
+        if self.busy or not all(pane.answer.text for pane in self.sides):
+            raise UserError("a vote needs two answers: ask first, and let both finish")
+        told = [votes.Judged(model=(pane.voice or Voice(model="")).title(), answer=pane.answer.text)
+                for pane in self.sides]  # fmt: skip
+        sampling = {key: value for key, value in msgspec.structs.asdict(self.sampling).items() if value != ""}
+        vote = votes.Vote(prompt=self._asked, a=told[0], b=told[1], winner="tie", sampling=sampling)
+
+        def keep(verdict: Verdict | None) -> None:
+            if verdict is None:
+                return
+            vote.winner, vote.note = verdict.winner, verdict.note
+            vote.a.scores, vote.b.scores = verdict.scores["a"], verdict.scores["b"]
+            self.app.work(lambda: self._keep(vote))
+
+        self.app.push_screen(JudgeScreen(self.a.title, self.b.title), keep)
+
+    def _keep(self, vote: votes.Vote) -> str:
+        run = self._talker().run
+        votes.add(run, vote)
+        return f"kept: vote {len(votes.read(run))} of {run.name}, see Report"
+
     async def do_carry_on(self) -> None:
-        """Go on in Chat with the prompt and the chat model's answer."""
-        model, prompt, pane = self.carry()
-        if not model or not prompt:
+        """Go on in Chat with the prompt and B's answer, or with A's where there is no B."""
+        pane = self.b if self.b.voice else self.a
+        if pane.voice is None or not (self._asked or self.prompt):
             raise UserError("nothing to carry on yet: ask first")
         self.cancel()
         await self.app.main.show_tab("chat")
         chat: Any = self.app.main.panes["chat"]
-        chat.update_from(self.app.main.view)
-        finish = pane.finish if pane.answer else None
-        chat.carry_on(model, prompt, pane.answer if pane.model == model else "", finish, pane.tok_s)
+        await chat.update_from(self.app.main.view)
+        await chat.carry_on(pane.voice, self._asked or self.prompt, pane.answer if self._asked else None)
 
-    def step(self, by: int) -> None:
-        """Select another prompt of the list."""
-        self.own = ""
-        if self.prompts:
-            self.chosen = (self.chosen + by) % len(self.prompts)
-        self._draw()
-        view = self.query_one("#compare-prompts", LinesView)
-        if not view.show_vertical_scrollbar:
-            return
-        view.scroll_to(y=max(0, self.chosen - 3), animate=False)
+    def do_copy_answers(self) -> None:
+        parts = [f"Prompt: {self._asked or self.prompt}"]
+        parts += [f"{pane.title}:\n{pane.answer.text}" for pane in self.sides if pane.answer.text]
+        if len(parts) < 2:
+            raise UserError("no answers to copy yet: ask first")
+        self.app.copy("\n\n".join(parts) + "\n", "prompt and answers")
 
-    def do_next_model(self) -> None:
-        chat = [name for name in self.models if name != "base"]
-        if chat:
-            index = chat.index(self.right_model) + 1 if self.right_model in chat else 0
-            self.right_model = chat[index % len(chat)]
-            self._asked = ""
-            self.cancel()
-            self.right.reset(self.right_model)
-            self._draw()
+    # asking ---------------------------------------------------------------------------------------------------------
 
     @on(PromptBox.Sent, "#compare-own")
     def _own_prompt(self, event: PromptBox.Sent) -> None:
         event.stop()
         self.own = event.value
-        self.ask()
+        try:
+            self.ask()
+        except UserError as error:
+            self.app.complain(str(error))
+
+    def _must_have_prompt(self) -> str:
+        if not self.prompt:
+            key = actions.find("type_text", "compare").first
+            raise UserError(f"no prompt: write one with {key}, or fill prompts.txt in the run folder")
+        return self.prompt
 
     def ask(self) -> None:
-        """Both models answer the prompt; the one that is not there says so."""
-        prompt = self.prompt
-        if not prompt:
-            key = actions.find("type_text").first
-            raise UserError(f"no prompt: write one with {key}, or fill prompts.txt in the run folder")
+        """Both answer the prompt; the one that is not there says so."""
+        prompt = self._must_have_prompt()
         self.cancel()
+        self.remove_class("diff")
         self._asked = prompt
         self._draw()
-        self._workers = []
-        for pane, model in ((self.left, "base"), (self.right, self.right_model)):
-            pane.reset(model)
-            if model in self.models:
-                self._workers.append(self.run_worker(self._write(pane, model, prompt), exit_on_error=False))
-            else:
-                pane.error = "its stage is not done yet"
-                pane.draw()
+        for pane in self.sides:
+            self._ask(pane, prompt)
 
-    async def _write(self, pane: AnswerPane, model: str, prompt: str) -> None:
-        pane.writing = True
-        pane.draw()
-        loop = asyncio.get_running_loop()
-        flushed = loop.time()
-        try:
-            async for piece in self._talker().answer(model, [{"role": "user", "content": prompt}], self.sampling):
-                pane.answer += piece.text
-                pane.finish = piece.finish_reason or pane.finish
-                pane.tok_s, pane.tokens = piece.tok_s or pane.tok_s, piece.tokens or pane.tokens
-                if loop.time() - flushed > FLUSH_S:
-                    flushed = loop.time()
-                    pane.draw()
-        except asyncio.CancelledError:
-            pane.finish = "cancel"
-            raise
-        except UserError as error:
-            pane.error, pane.finish = str(error), "error"
-        finally:
-            pane.writing = False
-            if pane.is_attached:
-                pane.draw()
+    def _ask(self, pane: AnswerPane, prompt: str, pause_s: float = 0.0) -> None:
+        before = self._workers.get(pane.letter)
+        if before is not None:
+            before.cancel()
+        pane.clear()
+        if pane.voice is None:
+            pane.error = "nobody chosen, or its stage is not done yet"
+            pane.draw()
+            return
+        self._workers[pane.letter] = self.run_worker(self._write(pane, prompt, pause_s), exit_on_error=False)
+
+    async def _write(self, pane: AnswerPane, prompt: str, pause_s: float = 0.0) -> None:
+        if pane.voice is None:
+            return
+        await asyncio.sleep(pause_s)
+        messages = [{"role": "user", "content": prompt}]
+        await pane.write(self._talker().answer(pane.voice, messages, msgspec.structs.replace(self.sampling)))
+
+    async def _watch(self, found: list[Known], prompt: str) -> None:
+        self._asked, here = prompt, self.here
+        self._by_hand.add("B")
+        for number, known in enumerate(found):
+            trail = [*self.b.trail, (self.b.title, self.b.answer)] if number else []
+            self.b.meet(known, here)
+            self.b.trail = trail
+            await self._write(self.b, prompt)
+            if self.b.error:
+                return
 
     def cancel(self) -> bool:
         """Stop what is being written; False when nothing was."""
         busy = self.busy
-        for worker in self._workers:
+        for worker in self._workers.values():
             worker.cancel()
         return busy
 
-    def carry(self) -> tuple[str, str, AnswerPane]:
-        """Model, prompt and answer to go on with in Chat."""
-        model = self.right_model or ("base" if "base" in self.models else "")
-        pane = self.right if self.right_model else self.left
-        return model, self._asked or self.prompt, pane
+    # who answers ----------------------------------------------------------------------------------------------------
+
+    def _choose(self, pane: AnswerPane) -> None:
+        from tui.screens.voice import offer
+
+        offer(self.app, f"Who answers as {pane.letter}", pane.voice, lambda known: self._take(pane, known))
+
+    def _take(self, pane: AnswerPane, known: Known) -> None:
+        self._by_hand.add(pane.letter)
+        pane.meet(known, self.here)
+        self.remove_class("diff")
+        self._draw()
+        if self._asked:
+            self._ask(pane, self._asked)
+
+    async def _of_run(self, pane: AnswerPane) -> list[Known]:
+        """The models of the run that a side's voice is of. Raises `UserError` where there is no such run."""
+        if pane.voice is None or not pane.voice.run:
+            raise UserError(f"{pane.letter} is not of a run: choose one of its models first")
+        mine = self.models if pane.voice.run == self.here else ()
+        return await asyncio.to_thread(voices.of_run, Run(Path(pane.voice.run)), mine)
+
+    async def _walk(self, pane: AnswerPane, by: int) -> None:
+        """The checkpoint before or after the one that answers there, and its answer to what was asked."""
+        found = await self._of_run(pane)
+        at = next((n for n, known in enumerate(found) if known.voice == pane.voice), None)
+        to = len(found) - 1 if at is None else at + by
+        if not 0 <= to < len(found):
+            raise UserError(f"{pane.title} is the {'last' if by > 0 else 'first'} checkpoint of its run")
+        self._by_hand.add(pane.letter)
+        pane.meet(found[to], self.here)
+        if self._asked:
+            self._ask(pane, self._asked, PAUSE_S)

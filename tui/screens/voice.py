@@ -1,0 +1,108 @@
+"""Who should answer: every model and checkpoint there is, with a line to narrow them down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rich.text import Text
+from textual import events, on
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Input, Label, OptionList
+from textual.widgets.option_list import Option
+
+from tui import actions, voices
+from tui.voices import Known, Voice
+
+if TYPE_CHECKING:
+    from tui.app import PicollmApp
+
+
+def offer(app: PicollmApp, title: str, chosen: Voice | None, then: Callable[[Known], object]) -> None:
+    """Let a person choose among everybody who can answer; the list is made in a thread."""
+    here, finished = app.talker().run, app.main.view.models
+
+    def show(found: list[Known]) -> None:
+        screen = VoiceScreen(title, found, str(here.dir), chosen)
+        app.push_screen(screen, take)
+
+    def take(known: Known | None) -> None:
+        if known is not None:
+            then(known)
+
+    def look() -> str | None:
+        found, problem = voices.catalogue(here, finished)
+        if found:
+            app.call_from_thread(show, found)
+        return problem or (None if found else "nobody can answer yet: no run here has a checkpoint")
+
+    app.work(look)
+
+
+class VoiceScreen(ModalScreen[Known | None]):
+    """Typing narrows the list; the arrows choose, also while typing."""
+
+    DEFAULT_CSS = "VoiceScreen { align: center middle; background: $background 70%; }"
+    BINDINGS: ClassVar[Any] = actions.bindings("dialog")
+
+    def __init__(self, title: str, found: Sequence[Known], here: str, chosen: Voice | None = None) -> None:
+        super().__init__()
+        self._title, self._here, self._chosen = title, here, chosen
+        self._all = [(f"{one.voice.title(here)}  {one.about}", one) for one in found]
+        self._shown = self._all
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog") as box:
+            box.border_title = self._title
+            yield Input(placeholder="part of a name")
+            yield OptionList()
+            yield Label("Enter takes it · ↑ ↓ choose · esc leaves", classes="keys")
+
+    def on_mount(self) -> None:
+        self._fill("")
+        self.query_one(Input).focus()
+
+    @on(Input.Changed)
+    def _narrow(self, event: Input.Changed) -> None:
+        self._fill(event.value)
+
+    def _fill(self, words: str) -> None:
+        """Those in whose line every word occurs."""
+        self._shown = [row for row in self._all if all(word in row[0].lower() for word in words.lower().split())]
+        options = self.query_one(OptionList)
+        options.clear_options()
+        options.add_options(
+            [Option(Text.assemble(one.voice.title(self._here), ("  " + one.about, "dim"))) for _, one in self._shown]
+        )
+        if self._shown:
+            at = next((n for n, (_, one) in enumerate(self._shown) if one.voice == self._chosen), 0)
+            options.highlighted = at
+
+    def on_key(self, event: events.Key) -> None:
+        options = self.query_one(OptionList)
+        moves = {"down": options.action_cursor_down, "up": options.action_cursor_up,
+                 "pagedown": options.action_page_down, "pageup": options.action_page_up}  # fmt: skip
+        if event.key in moves and isinstance(self.focused, Input):
+            event.stop()
+            moves[event.key]()
+
+    @on(Input.Submitted)
+    def _submitted(self) -> None:
+        self.action_take()
+
+    @on(OptionList.OptionSelected)
+    def _picked(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(self._shown[event.option_index][1])
+
+    def action_take(self) -> None:
+        at = self.query_one(OptionList).highlighted
+        if at is not None and at < len(self._shown):
+            self.dismiss(self._shown[at][1])
+
+    def action_confirm(self) -> None:
+        self.action_take()
+
+    def action_back(self) -> None:
+        self.dismiss(None)

@@ -1,0 +1,91 @@
+"""The tokens of an answer, shaded by how likely they were; of the one under the cursor the number, and what else could
+have stood there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.color import Color, blend_rgb
+from rich.console import RenderableType
+from rich.style import Style
+from rich.text import Text
+
+from picollm.run.stream import Token
+from tui.figures import bar
+from tui.widgets.answer import clean
+from tui.widgets.lines import text
+from tui.widgets.tones import tone
+
+BAR = 16
+UNLIKELY = 0.1
+MIDDLING = 0.5
+
+
+def probability(logprob: float) -> float:
+    """0 to 1, whatever a server says."""
+    return min(1.0, math.exp(min(0.0, logprob))) if not math.isnan(logprob) else 0.0
+
+
+def shade(p: float) -> Style:
+    """The less likely, the stronger the ground. Unlikely tokens are underlined too: colour alone says nothing."""
+    ground = _ground("bad" if p < UNLIKELY else "warn", 0.55 * (1 - p)) if p < 0.95 else Style()
+    return tone("plain") + ground + Style(underline=True if p < UNLIKELY else None)
+
+
+def _ground(name: str, strength: float) -> Style:
+    """A tone as a background, mixed towards black; nothing where the terminal's own colours are used."""
+    color = tone(name).color
+    if color is None or color.triplet is None:
+        return Style()
+    ink = tone("plain").color
+    paper = (0, 0, 0) if ink is None or ink.triplet is None or sum(ink.triplet) > 380 else (255, 255, 255)
+    mixed = blend_rgb(color.triplet.__class__(*paper), color.triplet, cross_fade=strength)
+    return Style(bgcolor=Color.from_triplet(mixed))
+
+
+def named(token: str) -> str:
+    """A token as one can point at it: blanks and line ends are seen."""
+    return "“" + clean(token).replace("\n", "\\n").replace("\t", "\\t") + "”"
+
+
+def percent(p: float) -> str:
+    return f"{p:.1%}".replace("%", " %") if p >= 0.0005 else "< 0.1 %"
+
+
+def token_blocks(seen: Sequence[Token], at: int) -> list[RenderableType]:
+    """The answer by its tokens, and beneath it the one at `at`."""
+    if not seen:
+        return [text(("the probabilities of this answer's tokens are not known: answer again to see them", "faint"))]
+    at = min(max(0, at), len(seen) - 1)
+    body = Text()
+    for number, token in enumerate(seen):
+        style = shade(probability(token.logprob))
+        words = clean(token.text)
+        if number == at:
+            style = style + Style(reverse=True, bold=True)
+            words = words.replace("\n", "\\n\n") or " "
+        body.append(words, style)
+    return [body, Text(""), *_about(seen[at], at, len(seen)), _surprise(seen)]
+
+
+def _about(token: Token, at: int, of: int) -> list[RenderableType]:
+    found: list[RenderableType] = [
+        text((f"token {at + 1} of {of}  ", "faint"), (named(token.text), "strong"), ("  drawn with ", "faint"),
+             (percent(probability(token.logprob)), "strong")),
+    ]  # fmt: skip
+    listed = [(words, logprob) for words, logprob in token.top if words != token.text]
+    for words, logprob in sorted([*listed, (token.text, token.logprob)], key=lambda pair: -pair[1]):
+        mine = words == token.text
+        p = probability(logprob)
+        found.append(text(("> " if mine else "  ", "accent"), (f"{percent(p):>8}  ", "strong" if mine else "plain"),
+                          (bar(p, BAR), "accent" if mine else "faint"), ("  " + named(words), "plain")))  # fmt: skip
+    return found
+
+
+def _surprise(seen: Sequence[Token]) -> Text:
+    """How sure the model was over the whole answer."""
+    mean = -sum(min(0.0, token.logprob) for token in seen if math.isfinite(token.logprob)) / len(seen)
+    rare = sum(probability(token.logprob) < UNLIKELY for token in seen)
+    return text((f"whole answer: perplexity {math.exp(min(mean, 50)):.3g}, {rare} of {len(seen)} tokens under 10 % "
+                 "(underlined)", "faint"))  # fmt: skip
