@@ -291,7 +291,7 @@ class PicollmApp(StageActions, ReplayActions, App[None], inherit_bindings=False)
 
     async def action_back(self) -> None:
         pane: Any = self.main.panes.get(self.main.tab)
-        if self.main.tab in ("compare", "chat") and pane.cancel():
+        if hasattr(pane, "cancel") and pane.cancel():
             return
         self.main.leave_box()
 

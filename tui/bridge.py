@@ -20,10 +20,9 @@ from picollm.run import events as ev
 from picollm.run import lease, pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, folder_of
-from picollm.run.history import StageHistory
 from picollm.run.planned import Plan
 from tui import state
-from tui.curves import Curve, Envelope
+from tui.stage_reader import StageReader
 
 if TYPE_CHECKING:
     from tui.replay import Player
@@ -33,9 +32,6 @@ FOLD_S = 1.0
 READINGS = 3600
 READINGS_PORTION = 1 << 20
 REPORT_LIMIT = 2 << 20
-
-
-NOTES = 8  # kept for the curves, the newest ones
 
 
 class RunChanged(Message):
@@ -93,57 +89,6 @@ class WatchedRun(Run):
         return self._plan[1]
 
 
-class _StageReader:
-    """One stage's history and the envelopes of its curves."""
-
-    def __init__(self, run: Run, name: str) -> None:
-        self.run, self.name = run, name
-        self.history = StageHistory(run, name)
-        self.envelopes: dict[str, Envelope] = {}
-        self.curves: dict[str, Curve] = {}
-
-    def poll(self, budget_s: float = 0.15) -> bool:
-        """Read what is new, for at most `budget_s`; True when there was anything."""
-        end = time.monotonic() + budget_s
-        changed = False
-        while self.history.poll():
-            changed = True
-            if time.monotonic() > end:
-                break
-        if changed:
-            for key in [key for key in self.envelopes if key not in self.history.series]:
-                del self.envelopes[key], self.curves[key]
-            for key, series in self.history.series.items():
-                envelope = self.envelopes.setdefault(key, Envelope())
-                if envelope.follow(series):
-                    self.curves[key] = envelope.curve()
-        return changed
-
-    def detail(self, reading: bool) -> state.Detail:
-        history = self.history
-        attempts = []
-        for started in history.started:
-            ranks = f", {started.world} ranks" if started.world > 1 else ""
-            begun = time.strftime("%d %b %H:%M", time.localtime(started.time))
-            attempts.append(f"{started.attempt}: {begun}{ranks}")
-        numbers = self.run.attempts(self.name)
-        return state.Detail(
-            stage=self.name,
-            attempts=tuple(attempts),
-            checks=tuple(history.checks),
-            evals=tuple(history.evals[-60:]),
-            samples=tuple(history.samples[-12:]),
-            choices=tuple(history.choices),
-            warnings=tuple(history.warnings[-20:]),
-            notes=tuple(history.notes[-NOTES:]),
-            checkpoints=tuple(history.checkpoints[-6:]),
-            summary=dict(history.finished.summary) if history.finished else {},
-            curves=dict(self.curves),
-            console=str(self.run.console_file(self.name, numbers[-1])) if numbers else "",
-            reading=reading,
-        )
-
-
 class Reader(threading.Thread):
     """Follows one run by name until `close()`; `post` must be safe to call from a thread."""
 
@@ -161,18 +106,24 @@ class Reader(threading.Thread):
         self._folded_at = 0.0
         self._view = state.empty(folder.name, str(folder))
         self._sent: state.RunView | None = None
-        self._stage: _StageReader | None = None
-        self._doctor: _StageReader | None = None
+        self._stage: StageReader | None = None
+        self._doctor: StageReader | None = None
+        self._over: tuple[str, ...] = ()
+        self._others: dict[str, StageReader] = {}
         self._machine = ev.EventReader(self.run_folder.machine_file)
         self.machine_wanted = False
         """Set by the pane that shows the machine: its record is read from then on."""
         self._readings: list[ev.Machine] = []
         self._report_stamp: object = None
-        self._reminded = False
 
     def select(self, stage: str) -> None:
         """Follow this stage's history from now on."""
         self._selected = stage
+        self.poke()
+
+    def lay_over(self, runs: tuple[str, ...]) -> None:
+        """Follow the selected stage of these runs too."""
+        self._over = runs
         self.poke()
 
     def poke(self) -> None:
@@ -278,18 +229,30 @@ class Reader(threading.Thread):
             return False
         fresh = self._stage is None or self._stage.name != name
         if fresh:
-            self._stage = _StageReader(self.run_folder, name)
+            self._stage, self._others = StageReader(self.run_folder, name), {}
         stage = self._stage
         assert stage is not None
-        changed = stage.poll()
-        if changed or fresh or self._reminded:
-            self._reminded = changed
-            self._post(StageChanged(stage.detail(reading=changed and fresh)))
-        return changed
+        changed = stage.more  # that it is not so any more is news
+        changed = stage.poll() or changed
+        changed = self._look_at_others(name) or changed
+        if changed or fresh:
+            self._post(StageChanged(stage.detail(self._others)))
+        return stage.more or any(other.more for other in self._others.values())
+
+    def _look_at_others(self, name: str) -> bool:
+        """The same stage of the runs that are laid over this one."""
+        wanted = self._over
+        gone = [run for run in self._others if run not in wanted]
+        for run in gone:
+            del self._others[run]
+        for run in wanted:
+            if run not in self._others:
+                self._others[run] = StageReader(WatchedRun(folder_of(run)), name)
+        return any([other.poll() for other in self._others.values()]) or bool(gone)
 
     def _look_at_doctor(self) -> bool:
         if self._doctor is None:
-            self._doctor = _StageReader(self.run_folder, "doctor")
+            self._doctor = StageReader(self.run_folder, "doctor")
         changed = self._doctor.poll()
         if changed:
             self._post(DoctorChanged(tuple(self._doctor.history.checks)))

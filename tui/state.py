@@ -13,8 +13,9 @@ from picollm.run import config as settings
 from picollm.run import estimate, pipeline
 from picollm.run.folder import ACTIVE, StageStatus
 from picollm.run.history import spent
-from tui.curves import Curve
+from tui.axis import Ways
 from tui.figures import clock
+from tui.pyramid import Curve
 
 BROKEN = ("failed", "crashed", "stopped", "stalled")
 CHAT_MODELS = ("rl", "sft", "mid")
@@ -81,7 +82,7 @@ class RunView:
 
 @dataclass(frozen=True)
 class Detail:
-    """Everything about one stage that its history tells."""
+    """Everything about one stage that its history tells. `others`: the same stage of the runs laid over its charts."""
 
     stage: str
     attempts: tuple[str, ...] = ()
@@ -94,6 +95,8 @@ class Detail:
     checkpoints: tuple[Any, ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    ways: Ways = field(default_factory=Ways)
+    others: tuple[tuple[str, Ways, Mapping[str, Curve]], ...] = ()
     console: str = ""
     reading: bool = False
 

@@ -1,207 +1,317 @@
-"""The curves of the selected training stage, drawn one chart at a time and only when its data changed."""
+"""The curves of the selected training stage: a grid of charts that share one X axis.
+
+Drawing is the only costly thing here, and happens where it is needed: charts on the screen, whose data or view changed,
+the focused one first; after new data each at most every `REDRAW_S`, one at a time. `looks.Look` holds what the keys
+change; `chart` draws.
+"""
 
 from __future__ import annotations
 
-import re
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import RenderableType
-from rich.text import Text
 from textual.events import Resize
 from textual.strip import Strip
 from textual.timer import Timer
 
 from picollm.run import pipeline
 from tui import actions, state
-from tui.curves import Curve
-from tui.figures import metric
-from tui.widgets import plot
+from tui.axis import Range, fitting
+from tui.widgets import chart
+from tui.widgets.chart import LETTERS, Mark, Picture, Trace, View, Words
+from tui.widgets.chart_list import Chart, choose
 from tui.widgets.lines import LinesView, empty_state, text
+from tui.widgets.looks import Look
+from tui.widgets.train_keys import TrainKeys
 
 REDRAW_S = 2.0
-STAGGER_S = 0.06
+VALUES_S = 1.0
+STAGGER_S = 0.03
 WIDE = 70
-NOTED = "loss"  # the series whose chart bears the notes
+GAP = 2
+NOTED = "loss"  # the series whose chart bears the words of the notes
 MOST_NOTES = 3
 
 
-@dataclass(frozen=True)
-class Chart:
-    """Which series go into one chart: the first whose name matches."""
-
-    title: str
-    pattern: str
-    smooth: bool = False
-
-
-CHARTS: tuple[Chart, ...] = (
-    Chart("Reward", r"^(train/|rollout/)?(mean_)?reward(_mean)?$", True),
-    Chart("Rollout length, tokens", r"^(rollout_|answer_)?(length|len|tokens)(_mean)?$", True),
-    Chart("Entropy of the sampling, nats", r"^entropy$", True),
-    Chart("Loss", r"^(train/)?loss$", True),
-    Chart("Bits per byte, validation", r"(^|/)(val_)?bpb$"),
-    Chart("Tokens per second", r"(^|/)(tok_s|tokens_per_s(ec)?|tok_per_s)$", True),
-    Chart("Held-out accuracy", r"(^|/)(heldout_)?(accuracy|pass_at_1|acc)$"),
-    Chart("pass@k, held out", r"(^|/)pass_at_\d+$"),
-    Chart("Loss, validation", r"/loss$"),
-    Chart("Model FLOPs utilisation", r"(^|/)mfu$", True),
-    Chart("Gradient norm", r"(^|/)grad_norm$", True),
-    Chart("Seconds per step", r"(^|/)step_s$", True),
-    Chart("Learning rate", r"(^|/)(lr|lr_mult)$"),
-)
-
-BOUNDS = re.compile(r"(^|/)(low|high)(_\d+)?$")
-"""Ends of intervals: said with the readings, and no curves of their own."""
-
-
-def choose(names: list[str]) -> list[tuple[str, str, bool]]:
-    """(title, series, smooth) in the order to show: the known charts, then whatever else the stage measures."""
-    chosen: list[tuple[str, str, bool]] = []
-    left = [name for name in names if not BOUNDS.search(name)]
-    for chart in CHARTS:
-        matches = [name for name in left if re.search(chart.pattern, name)]
-        for number, name in enumerate(matches):
-            title = chart.title if number == 0 and len(matches) == 1 else f"{chart.title}: {name}"
-            chosen.append((title, name, chart.smooth))
-            left.remove(name)
-    return chosen + [(name, name, False) for name in sorted(left)]
-
-
-class TrainPane(LinesView):
-    """A grid of charts. `zoomed` is 0 for all, or the number of the chart shown alone."""
+class TrainPane(TrainKeys, LinesView):
+    """A grid of charts, or one alone over the whole screen."""
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.zoomed = 0
-        self._stage = ""
-        self._live = False
-        self._curves: dict[str, Curve] = {}
-        self._notes: tuple[Any, ...] = ()
-        self._picked: list[tuple[str, str, bool]] = []
-        self._drawn: dict[str, tuple[object, list[Text]]] = {}
+        self.look = Look()
+        self.stage = ""
+        self.charts: list[Chart] = []
+        self.alone = False
+        self.detail: state.Detail | None = None
+        self._status: Any = None
+        self._view: state.RunView | None = None
+        self._pictures: dict[str, tuple[object, Picture]] = {}
         self._drawn_at: dict[str, float] = {}
+        self._said: tuple[float, state.Detail | None] = (0.0, None)
+        self._x: Range | None = None
         self._timer: Timer | None = None
 
+    # what there is --------------------------------------------------------------------------------------------------
+
     def update_from(self, view: state.RunView, name: str, detail: state.Detail | None) -> None:
-        if name != self._stage:
-            self._stage, self.zoomed = name, 0
-            self._drawn.clear()
+        if name != self.stage:
+            self.stage, self._x = name, None
+            self.look.forget()
+            self._pictures.clear()
             self._drawn_at.clear()
+            self._said = (0.0, None)
             self.scroll_home(animate=False)
-        if detail is None or detail.stage != name:
-            self._curves, self._picked = {}, []
-            self.show([])
+        self._view, self._status = view, view.stage(name)
+        if self.detail is not None and self.detail.reading and detail is not None and not detail.reading:
+            self._drawn_at.clear()  # all of it is here now: no need to wait until the next picture is due
+        self.detail = detail if detail is not None and detail.stage == name else None
+        self.choose_charts()
+        if not self.charts:
+            self.show(self._nothing())
             return
-        self._live = view.stage(name).state in state.ACTIVE
-        self._curves, self._notes = dict(detail.curves), detail.notes
-        self._picked = choose([key for key, curve in self._curves.items() if curve.xs or curve.broken])
-        if not self._picked:
-            self.show(self._nothing(view, name))
-            return
+        if self.look.window is not None:
+            self.look.follow(self.newest())
         self._tick()
 
-    def do_zoom(self) -> None:
-        """All charts, then each alone, then all again."""
-        self.zoomed = (self.zoomed + 1) % (len(self._picked) + 1) if self._picked else 0
-        self._drawn_at.clear()
-        self.scroll_home(animate=False)
-        self._tick()
+    def choose_charts(self) -> None:
+        curves = self.detail.curves if self.detail else {}
+        names = [name for name, curve in curves.items() if curve.drawn or curve.lost]
+        self.charts = choose(names, self.look.pattern())
+        if self.charts and self.look.focused not in {one.series for one in self.charts}:
+            self.look.focused = self.charts[0].series
+        if not self.charts:
+            self._set_alone(False)
 
-    def on_resize(self, event: Resize) -> None:
-        self._drawn_at.clear()
-        if self._picked:
-            self._tick()
-        else:
-            self.lay_out()
-
-    def _nothing(self, view: state.RunView, name: str) -> list[RenderableType]:
-        title = pipeline.stage(name).title
-        if not pipeline.stage(name).trains:
+    def _nothing(self) -> list[RenderableType]:
+        title = pipeline.stage(self.stage).title
+        if self.look.filter and self.detail and self.detail.curves:
+            key = actions.find("filter", "train").first
+            return empty_state(f"No chart matches {self.look.filter}", f"{key} changes the filter; empty shows all.")
+        if not pipeline.stage(self.stage).trains:
             best = ", ".join(row.title for row in pipeline.STAGES if row.trains)
             down = actions.find("stage_down").first
             return empty_state(f"{title} draws no curves", f"These stages train: {best}.", f"Select one with {down}.")
-        if view.stage(name).state in ("running", "stopping", "stalled"):
-            phase = view.stage(name).phase
+        if self._status.state in ("running", "stopping", "stalled"):
+            phase = self._status.phase
             return empty_state(f"{title} has begun", f"It is busy with: {phase}." if phase else "No reading yet.")
-        return empty_state(f"{title} has not trained yet", "Its curves appear here after its first steps.")
+        if self._status.state in ("failed", "crashed"):
+            words = [self._status.reason] if self._status.reason else []
+            again = f"{actions.find('resume').first} tries again; the log is in tab {_tab('log')}."
+            return empty_state(f"{title} {self._status.state} before its first step", *words, again)
+        launch = actions.find("launch").first
+        return empty_state(f"{title} has not trained yet", "Its curves appear here after its first steps.",
+                           f"{launch} launches every stage that is not done.")  # fmt: skip
+
+    def traces(self, series: str, detail: state.Detail | None = None) -> list[Trace]:
+        """The run's curve, and those of the runs laid over it."""
+        detail = detail or self.detail
+        if detail is None or series not in detail.curves:
+            return []
+        over = [Trace(curves[series], ways, LETTERS[number % len(LETTERS)])
+                for number, (_, ways, curves) in enumerate(detail.others) if series in curves]  # fmt: skip
+        return [Trace(detail.curves[series], detail.ways), *over]
+
+    def newest(self) -> float:
+        """The last step read, as a place on the X axis."""
+        assert self.detail is not None
+        last = max((curve.last_step for curve in self.detail.curves.values() if curve.count), default=0.0)
+        return self.detail.ways.there(self.look.unit, last)
+
+    # where things are -----------------------------------------------------------------------------------------------
+
+    def x_range(self) -> Range:
+        """What the X axis spans: what was zoomed to, else the plan to its end, else what there is so far."""
+        if self.look.window is not None:
+            return self.look.window
+        detail = self.detail
+        assert detail is not None
+        unit, ways = self.look.unit, detail.ways
+        ends = [self.newest()]
+        for _, other, curves in detail.others:
+            ends += [other.there(unit, curve.last_step) for curve in curves.values() if curve.count]
+        horizon = self._status.steps if self.look.whole else 0
+        ends.append(ways.there(unit, horizon))
+        end = max(ends)
+        if unit == "step" and horizon and end <= horizon:
+            self._x = Range(0.0, float(horizon))
+        else:
+            self._x = fitting(0.0, end, before=self._x)
+        return self._x
+
+    def _shown(self) -> list[Chart]:
+        return [one for one in self.charts if one.series == self.look.focused] if self.alone else self.charts
+
+    def _grid(self) -> tuple[int, int, int]:
+        """Columns of charts, and the width and height of one, its title line included."""
+        region = self.scrollable_content_region
+        columns = 1 if self.alone or region.width < WIDE or len(self.charts) == 1 else 3 if region.width >= 170 else 2
+        width = (region.width - GAP * (columns - 1)) // columns
+        space = region.height - 1
+        if self.alone:
+            return columns, width, max(6, space)
+        down = -(-len(self.charts) // columns)
+        return columns, width, max(8, min(18, space // max(1, min(down, 4 if space >= 36 else 3))))
+
+    def _notes(self, one: Chart) -> list[tuple[str, str]]:
+        notes = self.detail.notes if self.detail else ()
+        if one.series != NOTED or not notes:
+            return []
+        first = len(notes) - (MOST_NOTES if self.alone else 1)
+        return [(f" {number + 1 if number < 9 else '+'} step {note.step:,}: {note.text}", "second")
+                for number, note in enumerate(notes) if number >= first]  # fmt: skip
+
+    def view_of(self, one: Chart, width: int, height: int) -> View:
+        strength = self.look.strength if one.smooth else 0.0
+        return View(width, height - len(self._notes(one)), self.x_range(), self.look.unit, strength,
+                    one.series in self.look.logs, self.look.ys.get(one.series))  # fmt: skip
+
+    # drawing --------------------------------------------------------------------------------------------------------
+
+    def redraw(self) -> None:
+        """Everything that a key changed, now: the focused chart first, the others right behind it."""
+        self._drawn_at.clear()
+        self._said = (0.0, None)
+        if self.charts:
+            self._tick()
+        else:
+            self.show(self._nothing())
+
+    def on_resize(self, event: Resize) -> None:
+        if self.charts:
+            self.redraw()
+        else:
+            self.lay_out()
+
+    def lay_out(self) -> None:
+        """The base asks for this when the width or the theme changed."""
+        if self.charts:
+            self._arrange()
+        else:
+            super().lay_out()
+
+    def watch_scroll_y(self, old: float, new: float) -> None:
+        super().watch_scroll_y(old, new)
+        if self.charts and self._timer is None:
+            self._timer = self.set_timer(STAGGER_S, self._tick)
 
     def _tick(self) -> None:
-        """Draw the one chart that needs it most, then put everything on the screen; come back for the next."""
+        """Draw the chart that needs it most, put everything on the screen, and come back for the next."""
         if self._timer is not None:
             self._timer.stop()
             self._timer = None
-        if not self.is_attached or self.scrollable_content_region.width <= 0 or not self._picked:
+        if not self.is_attached or self.scrollable_content_region.width <= 0 or not self.charts or self.detail is None:
             return
         now = time.monotonic()
-        width, height = self._cell()
-        stale = []
-        for title, name, smooth in self._shown():
-            key = (self._curves[name], width, height, self._live, self._notes)
-            if name not in self._drawn or self._drawn[name][0] != key:
-                stale.append((self._drawn_at.get(name, 0.0), title, name, smooth, key))
+        stale = self._stale()
         if stale:
-            stale.sort(key=lambda item: item[0])
-            at, title, name, smooth, key = stale[0]
+            _, at, one, view, key = stale[0]
             if now - at >= REDRAW_S:
-                self._drawn[name] = (key, self._chart(title, name, smooth, width, height))
-                self._drawn_at[name] = time.monotonic()
-                self._arrange(width, height)
-                wait = STAGGER_S if len(stale) > 1 else REDRAW_S
+                before = self._pictures.get(one.series)
+                picture = chart.picture(self.traces(one.series), view, before[1].y if before else None)
+                self._pictures[one.series] = (key, picture)
+                self._drawn_at[one.series] = time.monotonic()
+                wait = STAGGER_S if at else 0.001
+                if len(stale) == 1:
+                    wait = REDRAW_S
             else:
                 wait = REDRAW_S - (now - at)
-            self._timer = self.set_timer(max(STAGGER_S, wait), self._tick)
-        elif not self._strips:
-            self._arrange(width, height)
+            self._timer = self.set_timer(max(0.001, wait), self._tick)
+        self._arrange()
 
-    def _shown(self) -> list[tuple[str, str, bool]]:
-        return [self._picked[min(self.zoomed, len(self._picked)) - 1]] if self.zoomed else self._picked
+    def _stale(self) -> list[tuple[bool, float, Chart, View, object]]:
+        """Charts on the screen whose picture is out of date; those that wait longest first, the focused before all."""
+        columns, width, height = self._grid()
+        top, bottom = self.scroll_offset.y, self.scroll_offset.y + self.size.height
+        found: list[tuple[bool, float, Chart, View, object]] = []
+        assert self.detail is not None
+        for number, one in enumerate(self._shown()):
+            begin = 1 + number // columns * height
+            if begin >= bottom or begin + height <= top:
+                continue
+            view = self.view_of(one, width, height)
+            key = (tuple(trace.curve for trace in self.traces(one.series)), view)
+            known = self._pictures.get(one.series)
+            if known is None or (known[0] != key and not self.detail.reading):
+                at = self._drawn_at.get(one.series, 0.0)
+                found.append((one.series != self.look.focused, at, one, view, key))
+        return sorted(found, key=lambda item: (item[1], item[0]))
 
-    def _columns(self) -> int:
-        return 1 if self.zoomed or self.scrollable_content_region.width < WIDE or len(self._picked) == 1 else 2
-
-    def _cell(self) -> tuple[int, int]:
-        """Width and height of one chart, its title line included."""
-        region = self.scrollable_content_region
-        columns = self._columns()
-        width = region.width // columns - (2 if columns > 1 else 0)
-        if self.zoomed:
-            return width, max(6, region.height)
-        down = -(-len(self._picked) // columns)
-        return width, max(8, min(16, region.height // max(1, min(down, 3))))
-
-    def _chart(self, title: str, name: str, smooth: bool, width: int, height: int) -> list[Text]:
-        curve = self._curves[name]
-        head = text((title, "strong"), (f"  {metric(curve.last)}", "accent"))
-        if smooth and len(curve.ema_ys) >= 8:
-            head.append_text(text((f"  smoothed {metric(curve.ema_ys[-1])}", "faint")))
-        if curve.broken:
-            head.append_text(text((f"  ! {curve.broken} not finite", "bad")))
-        head.truncate(width, overflow="ellipsis")
-        lines = plot.raw_and_smooth(curve.xs, curve.ys, curve.ema_xs, curve.ema_ys, smooth)
-        if name != NOTED or not self._notes:
-            return [head, *plot.draw(lines, width, height - 1, self._live)]
-        shown = self._notes[-(MOST_NOTES if self.zoomed else 1) :]
-        words = [text(("  │ ", "faint"), (f"{note.step:,}: {note.text}", "second")) for note in shown]
-        for line in words:
-            line.truncate(width, overflow="ellipsis")
-        marks = [note.step for note in self._notes]
-        return [head, *plot.draw(lines, width, height - 1 - len(words), self._live, marks), *words]
-
-    def _arrange(self, width: int, height: int) -> None:
-        """Charts side by side into strips."""
-        columns = self._columns()
+    def _arrange(self) -> None:
+        """Titles, charts side by side, and the line above them, into strips."""
+        if not self.is_attached or self.detail is None or not self.charts:
+            return
+        now = time.monotonic()
+        if now - self._said[0] >= VALUES_S or self._said[1] is None:
+            self._said = (now, self.detail)
+        columns, width, height = self._grid()
         shown = self._shown()
-        console = self.app.console
-        strips: list[Strip] = []
+        strips: list[Strip] = [self._headline()]
         for start in range(0, len(shown), columns):
-            group = [self._drawn.get(name, (None, []))[1] for _, name, _ in shown[start : start + columns]]
+            group = [self._composed(one, width, height) for one in shown[start : start + columns]]
             for y in range(height):
                 pieces = []
-                for chart in group:
-                    line = chart[y] if y < len(chart) else Text("")
-                    piece = Strip(line.render(console, end="")).simplify()
-                    pieces.append(piece.extend_cell_length(width + 3).crop(0, width + 3))
+                for strips_of_one in group:
+                    piece = strips_of_one[y] if y < len(strips_of_one) else Strip([])
+                    pieces.append(piece.extend_cell_length(width + GAP).crop(0, width + GAP))
                 strips.append(Strip.join(pieces))
         self.put(strips)
+
+    def _composed(self, one: Chart, width: int, height: int) -> list[Strip]:
+        """A chart's strips; an empty frame while it has not been drawn."""
+        view = self.view_of(one, width, height)
+        traces = self.traces(one.series, self._said[1])
+        known = self._pictures.get(one.series)
+        fits = known is not None and (len(known[1].canvas.rows), len(known[1].canvas.rows[0])) == (
+            view.rows,
+            view.columns,
+        )
+        if not traces or known is None or not fits:
+            return [Strip([])] * height
+        marks = tuple(Mark(note.step, str(number + 1) if number < 9 else "+", "second")
+                      for number, note in enumerate(self.detail.notes if self.detail else ()))  # fmt: skip
+        words = Words(one.title, one.series == self.look.focused, marks, tuple(self._notes(one)))
+        cross = None if self.look.cross is None else view.x.share(self.look.cross)
+        return chart.compose(known[1], traces, view, words, cross if cross is not None and 0 <= cross <= 1 else None)
+
+    def _headline(self) -> Strip:
+        """One line above the charts: how the stage stands, and what the keys have set."""
+        parts = list(self._alarm())
+        status, look, detail = self._status, self.look, self.detail
+        assert detail is not None
+        if detail.reading:
+            parts.append(("reading …", "faint"))
+        last = max((curve.last_step for curve in detail.curves.values() if curve.count), default=0.0)
+        parts.append((f"step {last:,.0f}" + (f" of {status.steps:,}" if status.steps else ""), "plain"))
+        if look.cross is not None:
+            parts.append((f"crosshair at {chart.figure(look.unit, look.cross)}", "accent"))
+        parts += [(words, "faint") for words in look.words(detail.ways.units())]
+        for number, (name, _, _) in enumerate(detail.others):
+            parts.append(
+                (f"{LETTERS[number % len(LETTERS)]} {name}", chart.OVERLAY_TONES[number % len(chart.OVERLAY_TONES)])
+            )
+        if status.state in state.BROKEN and status.reason:
+            parts.append((status.reason, "faint"))
+        line = text(*(part for index, (words, tone) in enumerate(parts)
+                      for part in ((("  ·  ", "faint"),) if index else ()) + ((words, tone),)))  # fmt: skip
+        line.truncate(self.scrollable_content_region.width, overflow="ellipsis")
+        return Strip(line.render(self.app.console, end="")).simplify()
+
+    def _alarm(self) -> list[tuple[str, str]]:
+        status, found = self._status, []
+        if status.state in state.BROKEN:
+            look = state.LOOKS[status.state]
+            found.append((f"{look.symbol} {look.word}", look.tone))
+        lost: Mapping[str, Any] = {name: curve for name, curve in (self.detail.curves if self.detail else {}).items()
+                                   if curve.lost}  # fmt: skip
+        if lost:
+            name, curve = max(lost.items(), key=lambda item: item[1].broken[-1][0])
+            found.append(
+                (f"! {name} not finite at {curve.lost:,} steps, last at step {curve.broken[-1][0]:,.0f}", "bad")
+            )
+        return found
+
+
+def _tab(name: str) -> str:
+    return f"{actions.TAB_NAMES.index(name)}"

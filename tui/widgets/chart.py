@@ -1,0 +1,333 @@
+"""One chart as lines of cells: title with the newest values, labelled axes, the curves, and marks on the X axis.
+
+Pure: no screen is touched and no clock is asked. `picture` is the costly half (it draws), and depends only on its
+arguments; `compose` puts title, axes, marks and crosshair around it, and is cheap enough for every key press.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from rich.segment import Segment
+from textual.strip import Strip
+
+from tui.axis import Range, Ways, fitting
+from tui.figures import clock, count, metric
+from tui.pyramid import Curve
+from tui.widgets.canvas import Canvas, Line, blank, draw
+from tui.widgets.tones import tone
+
+LABELS = 8  # cells left of the curves: seven for a value, one for the axis
+LETTERS = "abcdefgh"
+SMOOTHABLE = 8  # points from which on a smoothed line says something
+RAW, SMOOTH, OVER = 1, 2, 3
+OVERLAY_TONES = ("good", "second", "warn", "bad")
+CROSS, BEYOND = 250, 251
+
+Points = Sequence[tuple[float, float]]
+Cell = tuple[int, int, str, int]
+"""Row, column, character, layer."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run's curve of a metric, and how its steps become places on the X axis."""
+
+    curve: Curve
+    ways: Ways
+    letter: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """How a chart looks at its traces: where on the axes, in which unit, how smooth (0: not at all), in which cells."""
+
+    width: int
+    height: int
+    x: Range
+    unit: str = "step"
+    strength: float = 0.0
+    log: bool = False
+    y: Range | None = None
+    """Chosen by hand; None: what there is to see."""
+
+    @property
+    def columns(self) -> int:
+        return max(1, self.width - LABELS)
+
+    @property
+    def rows(self) -> int:
+        """Of the curves: the title, the axis and its labels take three."""
+        return max(1, self.height - 3)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The drawn half: cells, the range of Y, and how many values lie outside it or at or below 0 on a log axis."""
+
+    canvas: Canvas
+    y: Range
+    smooth: tuple[tuple[float, float], ...] = ()
+    below_zero: int = 0
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A sign on the X axis at a step."""
+
+    step: float
+    sign: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a chart says besides its curves."""
+
+    title: str
+    focused: bool = False
+    marks: tuple[Mark, ...] = ()
+    notes: tuple[tuple[str, str], ...] = field(default=())
+    """Lines below it, as (words, tone)."""
+
+
+def picture(traces: Sequence[Trace], view: View, before: Range | None = None, ascii_only: bool = False) -> Picture:
+    """Draw the traces, the first one over the others; `before`: the range of Y so far, kept while it will do."""
+    edges_x = [view.x.at(number / view.columns) for number in range(view.columns + 1)]
+    drawn: list[tuple[int, Points]] = []  # the run's own last, over the others
+    ends: dict[int, Points] = {}
+    smoothed: Points = []
+    for number, trace in reversed(list(enumerate(traces))):
+        edges = [trace.ways.back(view.unit, x) for x in edges_x]
+        smooth = trace.curve.smooth(edges, view.strength) if view.strength else []
+        line = [(trace.ways.there(view.unit, x), y) for x, y in smooth] if len(smooth) >= SMOOTHABLE else []
+        if number and line:  # of other runs the smoothed line only: more would hide the curve itself
+            found: list[Points] = [line]
+        else:
+            found = corridor(trace, edges, view.unit)
+        if not number:
+            smoothed = line
+        layer = OVER + number - 1 if number else RAW if line else SMOOTH
+        drawn += [(layer, points) for points in found]
+        ends[number] = found[0]
+    ys = [y for _, points in drawn for _, y in points]
+    above = [y for y in ys if y > 0] if view.log else ys
+    below_zero = len(ys) - len(above)
+    if not above:
+        return Picture(blank(view.columns, view.rows), view.y or Range(0.0, 1.0), (), below_zero)
+    y = view.y or fitting(min(above), max(above), view.log, before)
+    share_x, share_y = view.x.share, y.share
+    lines = [Line([(share_x(a), share_y(b)) for a, b in points], layer) for layer, points in drawn]
+    lines.append(Line([(share_x(a), share_y(b)) for a, b in smoothed], SMOOTH))
+    canvas = draw(lines, view.columns, view.rows, ascii_only)
+    over = [(trace.letter, ends[number]) for number, trace in enumerate(traces) if number]
+    own = [point for layer, points in drawn if layer in (RAW, SMOOTH) for point in points]
+    canvas = _with(canvas, [*_letters(over, view, y), *_beyond(own, view, y)])
+    return Picture(canvas, y, tuple(smoothed), below_zero)
+
+
+def corridor(trace: Trace, edges: Sequence[float], unit: str) -> list[Points]:
+    """The curve where there is at most one value a column, else two: what the lowest and the highest values do. Between
+    them a smoothed line stands clear, and every spike is a point of one of them."""
+    columns = trace.curve.columns(edges)
+    there = [trace.ways.there(unit, column.step) for column in columns]
+    low = [(x, column.low) for x, column in zip(there, columns, strict=True)]
+    if all(column.low == column.high for column in columns):
+        return [low]
+    return [low, [(x, column.high) for x, column in zip(there, columns, strict=True)]]
+
+
+def zigzag(trace: Trace, edges: Sequence[float], unit: str) -> list[tuple[float, float]]:
+    """Two points a column, lowest and highest, the nearer to what came before first."""
+    points: list[tuple[float, float]] = []
+    last = 0.0
+    there = trace.ways.there
+    for column in trace.curve.columns(edges):
+        x = there(unit, column.step)
+        if column.low == column.high:
+            points.append((x, column.low))
+        elif abs(last - column.low) <= abs(last - column.high):
+            points += ((x, column.low), (x, column.high))
+        else:
+            points += ((x, column.high), (x, column.low))
+        last = points[-1][1]
+    return points
+
+
+def _with(canvas: Canvas, cells: Sequence[Cell]) -> Canvas:
+    """Single cells over a drawn canvas."""
+    rows, layers = list(canvas.rows), [bytearray(row) for row in canvas.layers]
+    for row, column, character, layer in cells:
+        if 0 <= row < len(rows) and 0 <= column < len(rows[row]):
+            rows[row] = rows[row][:column] + character + rows[row][column + 1 :]
+            layers[row][column] = layer
+    return Canvas(tuple(rows), tuple(bytes(row) for row in layers))
+
+
+def _letters(overlays: Sequence[tuple[str, Points]], view: View, y: Range) -> list[Cell]:
+    """Each overlay's letter where its line ends, so that runs are told apart without their colour."""
+    cells = []
+    for number, (letter, points) in enumerate(overlays):
+        seen = [(view.x.share(a), y.share(b)) for a, b in points]
+        seen = [(a, b) for a, b in seen if 0 <= a <= 1 and 0 <= b <= 1]
+        if seen and letter:
+            a, b = seen[-1]
+            cells.append((_row(b, view.rows), _cell(a, view.columns), letter, OVER + number))
+    return cells
+
+
+def _beyond(points: Points, view: View, y: Range) -> list[Cell]:
+    """Arrows at the edge for what lies above or below a range that was chosen by hand: no spike is hidden."""
+    if view.y is None:
+        return []
+    cells = set()
+    for a, b in points:
+        at, share = view.x.share(a), y.share(b)
+        if 0 <= at <= 1 and share > 1:
+            cells.add((0, _cell(at, view.columns), "▲", BEYOND))
+        elif 0 <= at <= 1 and share < 0:
+            cells.add((view.rows - 1, _cell(at, view.columns), "▼", BEYOND))
+    return sorted(cells)
+
+
+def _cell(share: float, columns: int) -> int:
+    return min(columns - 1, max(0, int(share * (columns - 1) + 0.5)))
+
+
+def _row(share: float, rows: int) -> int:
+    return min(rows - 1, max(0, int((1 - share) * (rows - 1) + 0.5)))
+
+
+def figure(unit: str, x: float) -> str:
+    """A place on the X axis as a person reads it."""
+    if unit == "time":
+        return clock(x)
+    return count(round(x) if abs(x) >= 20 else x)
+
+
+def compose(drawn: Picture, traces: Sequence[Trace], view: View, words: Words, cross: float | None) -> list[Strip]:
+    """`view.height` strips and one for each note. `cross`: the crosshair, as a share of the X axis."""
+    strips = [_title(drawn, traces, view, words, cross)]
+    column = None if cross is None else _cell(cross, view.columns)
+    labels = _labels(view.rows, drawn.y)
+    for number, row in enumerate(drawn.canvas.rows):
+        cells, layers = row, drawn.canvas.layers[number]
+        if column is not None:
+            sign = "│" if cells[column] in " ⠀" else cells[column]
+            cells = cells[:column] + sign + cells[column + 1 :]
+            layers = layers[:column] + bytes([CROSS]) + layers[column + 1 :]
+        strips.append(Strip([Segment(labels[number], tone("faint")), *_segments(cells, layers)]))
+    strips += _axis(traces, view, words, cross)
+    strips += [_line([(text, name)], view.width) for text, name in words.notes]
+    return strips
+
+
+def _line(parts: Sequence[tuple[str, str]], width: int) -> Strip:
+    """Words in their tones, cut to the width with an ellipsis."""
+    found, left = [], width
+    for text, name in parts:
+        if left <= 0:
+            break
+        text = text if len(text) <= left else text[: left - 1] + "…"
+        found.append(Segment(text, tone(name)))
+        left -= len(text)
+    return Strip(found)
+
+
+def _title(drawn: Picture, traces: Sequence[Trace], view: View, words: Words, cross: float | None) -> Strip:
+    """What it is, and its newest value or the values under the crosshair."""
+    curve = traces[0].curve
+    parts = [("▸ " if words.focused else "  ", "accent"), (words.title, "title" if words.focused else "strong")]
+    if cross is not None:
+        x = view.x.at(cross)
+        found = curve.near(traces[0].ways.back(view.unit, x))
+        if found is not None:
+            parts.append((f"  {metric(found[1])}", "accent"))
+            if abs(traces[0].ways.there(view.unit, found[0]) - x) > (view.x.high - view.x.low) / view.columns:
+                parts.append((f" at step {found[0]:,.0f}", "faint"))  # the nearest there is lies elsewhere
+            if drawn.smooth:
+                smooth = min(drawn.smooth, key=lambda point: abs(point[0] - x))[1]
+                parts.append((f"  smoothed {metric(smooth)}", "faint"))
+        for number, trace in enumerate(traces[1:]):
+            other = trace.curve.near(trace.ways.back(view.unit, x))
+            if other is not None:
+                parts.append((f"  {trace.letter} {metric(other[1])}", OVERLAY_TONES[number % len(OVERLAY_TONES)]))
+        return _line(parts, view.width)
+    parts.append((f"  {_value(curve.last)}", "accent" if math.isfinite(curve.last) else "bad"))
+    if curve.lost:
+        parts.append((f"  ! {curve.lost:,} not finite", "bad"))
+    if drawn.below_zero:
+        parts.append((f"  ! {drawn.below_zero:,} not above 0", "warn"))
+    if drawn.smooth and view.x.high >= traces[0].ways.there(view.unit, curve.last_step):
+        parts.append((f"  smoothed {metric(drawn.smooth[-1][1])}", "faint"))
+    return _line(parts, view.width)
+
+
+def _value(value: float) -> str:
+    return metric(value) if math.isfinite(value) else "not a number" if math.isnan(value) else f"{value:+}"
+
+
+def _labels(rows: int, y: Range) -> list[str]:
+    """The cells left of each row: values at the ends and evenly between, about one every three rows, as many as make
+    the shortest numbers; each stands in the row nearest to its value."""
+    if rows < 2:
+        return [f"{metric(y.high)[: LABELS - 1]:>{LABELS - 1}}┤"] * rows
+    most = max(2, min(6, (rows + 2) // 3))
+    choices = [
+        [metric(y.at(number / parts)) for number in range(parts + 1)] for parts in range(max(1, most // 2), most)
+    ]
+    values = min(choices, key=lambda texts: (sum(map(len, texts)) / len(texts), -len(texts)))
+    at = {_row(number / (len(values) - 1), rows): value for number, value in enumerate(values)}
+    return [f"{at.get(row, '')[: LABELS - 1]:>{LABELS - 1}}" + ("┤" if row in at else "│") for row in range(rows)]
+
+
+def _axis(traces: Sequence[Trace], view: View, words: Words, cross: float | None) -> list[Strip]:
+    """The X axis with its marks, and below it the places: ends and between, and that of the crosshair."""
+    columns = view.columns
+    ticks = max(2, min(6, columns // 14 + 1))
+    places = [round(number * (columns - 1) / (ticks - 1)) for number in range(ticks)]
+    line = ["─"] * columns
+    for place in places:
+        line[place] = "┴"
+    tones = {}
+    marks = [*words.marks, *(Mark(step, "!", "bad") for step, _ in traces[0].curve.broken)]
+    for mark in marks:
+        share = view.x.share(traces[0].ways.there(view.unit, mark.step))
+        if 0 <= share <= 1:
+            line[_cell(share, columns)], tones[_cell(share, columns)] = mark.sign, mark.tone
+    axis = [Segment(" " * (LABELS - 1) + "└", tone("faint"))]
+    for name, group in groupby(range(columns), lambda column: tones.get(column, "faint")):
+        axis.append(Segment("".join(line[column] for column in group), tone(name)))
+    below = [" "] * view.width
+    wanted = [(_cell(cross, columns), cross)] if cross is not None else []
+    for place, share in [*wanted, *((place, place / max(1, columns - 1)) for place in places)]:
+        _put(below, place + LABELS, figure(view.unit, view.x.at(share)))
+    return [Strip(axis), Strip([Segment("".join(below), tone("faint"))])]
+
+
+def _put(cells: list[str], centre: int, text: str) -> None:
+    """Text around a cell, inside the line, where there is room for it."""
+    begin = max(0, min(len(cells) - len(text), centre - len(text) // 2))
+    around = cells[max(0, begin - 1) : begin + len(text) + 1]
+    if len(text) <= len(cells) and all(cell == " " for cell in around):
+        cells[begin : begin + len(text)] = text
+
+
+def _segments(cells: str, layers: bytes) -> list[Segment]:
+    found, at = [], 0
+    for layer, group in groupby(layers):
+        length = len(list(group))
+        found.append(Segment(cells[at : at + length], tone(_tone(layer))))
+        at += length
+    return found
+
+
+def _tone(layer: int) -> str:
+    if layer >= CROSS:
+        return {CROSS: "strong", BEYOND: "warn"}.get(layer, "plain")
+    if layer >= OVER:
+        return OVERLAY_TONES[(layer - OVER) % len(OVERLAY_TONES)]
+    return {RAW: "raw", SMOOTH: "accent"}.get(layer, "plain")

@@ -1,0 +1,57 @@
+"""Which of a stage's metrics make a chart, in which order, and what they are called."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which series go into charts of a kind: those whose name matches. `smooth`: noisy, so a smoothed line helps."""
+
+    title: str
+    pattern: str
+    smooth: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    series: str
+    smooth: bool = False
+
+
+KINDS: tuple[Kind, ...] = (
+    Kind("Reward", r"^(train/|rollout/)?(mean_)?reward(_mean)?$", True),
+    Kind("Rollout length, tokens", r"^(rollout_|answer_)?(length|len|tokens)(_mean)?$", True),
+    Kind("Entropy of the sampling, nats", r"^entropy$", True),
+    Kind("Loss", r"^(train/)?loss$", True),
+    Kind("Bits per byte, validation", r"(^|/)(val_)?bpb$"),
+    Kind("Tokens per second", r"(^|/)(tok_s|tokens_per_s(ec)?|tok_per_s)$", True),
+    Kind("Held-out accuracy", r"(^|/)(heldout_)?(accuracy|pass_at_1|acc)$"),
+    Kind("pass@k, held out", r"(^|/)pass_at_\d+$"),
+    Kind("Loss, validation", r"/loss$"),
+    Kind("Model FLOPs utilisation", r"(^|/)mfu$", True),
+    Kind("Gradient norm", r"(^|/)grad_norm$", True),
+    Kind("Seconds per step", r"(^|/)step_s$", True),
+    Kind("Learning rate", r"(^|/)(lr|lr_mult)$"),
+)
+
+BOUNDS = re.compile(r"(^|/)(low|high)(_\d+)?$")
+"""Ends of intervals: said with the readings, and no curves of their own."""
+
+
+def choose(names: list[str], filter: re.Pattern[str] | None = None) -> list[Chart]:
+    """In the order to show: the known kinds, then whatever else the stage measures; `filter` looks into title and
+    name."""
+    chosen: list[Chart] = []
+    left = [name for name in names if not BOUNDS.search(name)]
+    for kind in KINDS:
+        matches = [name for name in left if re.search(kind.pattern, name)]
+        for name in matches:
+            title = kind.title if len(matches) == 1 else f"{kind.title}: {name}"
+            chosen.append(Chart(title, name, kind.smooth))
+            left.remove(name)
+    chosen += [Chart(name, name) for name in sorted(left)]
+    return [chart for chart in chosen if filter is None or filter.search(f"{chart.title} {chart.series}")]
