@@ -22,6 +22,9 @@ LIGHT_S, TORCH_S = 0.15, 4.0
 """Until a process does its first work on a rented machine, without and with torch."""
 DECODE_SHARE = 0.2
 """Assumed of the bandwidth when sampling: every token of every row waits for the weights, read once a step in bf16."""
+RENDERED_FROM, CONVERSATION_BYTES = 20_000, 24
+"""Examples of a task from which on they are kept rendered, and bytes of each besides its tokens (see
+`picollm.tasks.conversations`)."""
 POCKET_BYTES = 2_500_000
 """The documentation that Python carries."""
 
@@ -168,7 +171,19 @@ def disk(config: Config, shape: scaling.ModelShape, text: int) -> dict[str, int]
         kept = (config.data.shards + 1) * plan.SHARD_BYTES
     tokens = text / plan.bytes_per_token(config.tokenizer.vocab_size)
     checkpoints = (config.machine.keep_last or ALL_KEPT) + config.machine.keep_best
-    return memory.disk_bytes(shape, checkpoints, len(plan.TRAINED), {"tokens": tokens, "bytes": kept})
+    parts = {"tokens": tokens, "bytes": kept, "conversations": conversation_bytes(config)}
+    return memory.disk_bytes(shape, checkpoints, len(plan.TRAINED), parts)
+
+
+def conversation_bytes(config: Config) -> int:
+    """Of the rendered conversations that are kept: 2 bytes a token with a vocabulary of up to 32,768, else 4."""
+    width = 2 if config.tokenizer.vocab_size <= 1 << 15 else 4
+    found = 0
+    for name, count in (*config.midtrain.mixture.items(), *config.sft.mixture.items()):
+        if count >= RENDERED_FROM:
+            each = plan.TASK_EXAMPLE_TOKENS.get(name.partition(":")[0], plan.EXAMPLE_TOKENS)
+            found += count * (width * min(each, config.model.seq_len) + CONVERSATION_BYTES)
+    return found
 
 
 def left_seconds(config: Config, statuses: Iterable[StageStatus]) -> float:

@@ -147,7 +147,7 @@ def even(wanted: int, most: int) -> int:
 def disk_bytes(shape: ModelShape, kept: int, stages: int, text: dict[str, Any]) -> dict[str, int]:
     """What a run leaves on disk, by part, and "total": `kept` checkpoints of each of `stages` stages, and the text.
 
-    `text`: "tokens" in all shards, "bytes" of text that stays.
+    `text`: "tokens" in all shards, "bytes" of text that stays, bytes of rendered "conversations".
     """
     counts = num_params(shape)
     checkpoint = 8 * counts["matrices"] + 12 * (counts["total"] - counts["matrices"])
@@ -155,6 +155,8 @@ def disk_bytes(shape: ModelShape, kept: int, stages: int, text: dict[str, Any]) 
         "checkpoints": (kept * stages + 1) * checkpoint,  # and the one being written
         "token shards": int(text["tokens"]) * (2 if shape.vocab_size <= 2**16 else 4),
         "text": int(text["bytes"]),
+        "conversations": int(text.get("conversations", 0)),
         "compile cache": GIB // 2,
     }
+    parts = {name: count for name, count in parts.items() if count}
     return {**parts, "total": sum(parts.values())}

@@ -19,7 +19,7 @@ import msgspec
 from picollm.run import memory, pipeline, scaling
 from picollm.run.config import Config
 from picollm.run.errors import UserError
-from picollm.run.folder import Plan, plan_inputs
+from picollm.run.planned import Plan, plan_inputs
 
 TRAINED = tuple(pipeline.MODEL_STAGES.values())
 """The four stages whose steps are planned."""

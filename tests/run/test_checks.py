@@ -39,7 +39,7 @@ def test_a_laptop_is_enough_for_the_pocket(machine: SimpleNamespace) -> None:
     assert "depth 4" in found["memory"].wanted and "depth 4" in found["disk"].wanted
 
 
-@pytest.mark.parametrize(("disk", "status"), [(100, "fail"), (150, "warn"), (200, "ok")])
+@pytest.mark.parametrize(("disk", "status"), [(100, "fail"), (151.5, "warn"), (200, "ok")])
 def test_disk_is_computed_from_checkpoints_shards_and_text(machine: SimpleNamespace, disk: float, status: str) -> None:
     machine.disk, machine.gpus = disk, [80] * 8
     found = verdicts("speedrun")["disk"]

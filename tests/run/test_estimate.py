@@ -13,10 +13,12 @@ import pytest
 from picollm import cli
 from picollm.run import config, estimate, gpus, plan, scaling
 from picollm.run.errors import UserError
+from picollm.tasks import conversations
 
 PLANS = Path(__file__).parent / "plans"
 GOLDEN = {
     "pocket": ("cpu", 1),
+    "pocket-plus": ("cpu", 1),
     "smoke": ("cpu", 1),
     "workshop": ("rtx3060", 1),
     "single-gpu": ("h100", 1),
@@ -42,6 +44,14 @@ def test_the_plan_of_a_profile(
         PLANS.mkdir(exist_ok=True)
         file.write_text(text)
     assert text == file.read_text()
+
+
+def test_conversations_that_are_kept_rendered_are_counted() -> None:
+    mixture = "sft.mixture={ smoltalk = 460000, gsm8k = 7473 }"
+    found = estimate.conversation_bytes(config.load("single-gpu", sets=[mixture, "midtrain.mixture={}"], environ={}))
+    assert 0.6e9 < found < 1.1e9, "SmolTalk takes 0.7 GB"
+    assert estimate.RENDERED_FROM == conversations.LARGE
+    assert estimate.conversation_bytes(config.load("pocket", environ={})) == 0
 
 
 @pytest.mark.parametrize("name", gpus.GPUS)
