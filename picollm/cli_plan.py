@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from picollm.cli_follow import duration
 from picollm.cli_show import plan_text, table
-from picollm.run import estimate, gpus, memory
+from picollm.run import estimate, forecast, gpus, memory
 from picollm.run.config import Config
 from picollm.run.errors import UserError
 from picollm.run.estimate import Estimate
 from picollm.run.folder import Run
-from picollm.run.plan import Measured
 from picollm.run.planned import Plan
 
 
@@ -76,19 +73,10 @@ def measured_text(run: Run, made: Plan, price: float | None) -> str:
     """
     if "machine.device_rows" not in made.values:
         return plan_text(run, made)
-    known = {field: value for field, value in made.notes.items() if field in Measured.__struct_fields__}
-    try:
-        measured = msgspec.convert(known, Measured)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{run.dir / 'plan.json'}: {error}; run preflight again") from None
-    how = memory.How(
-        device=made.notes.get("device", "cpu"),
-        precision=made.choices.get("precision", "fp32"),
-        attention=made.choices.get("attention", "sdpa"),
-        fp8=made.choices.get("fp8") == "on",
-        checkpointing=made.choices.get("checkpointing") == "on",
-        world=measured.world,
-    )
+    found_out = forecast.measurement(made)
+    if found_out is None:
+        raise UserError(f"{run.dir / 'plan.json'}: its measurements are not whole; run preflight again")
+    measured, how = found_out
     found = estimate.estimate(run.wishes(), made, measured, how, machine="this machine", price=price, note="measured")
     return plan_text(run, made) + "\n\n" + takes(found)
 

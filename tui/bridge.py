@@ -20,6 +20,7 @@ from picollm.run import events as ev
 from picollm.run import lease, pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, folder_of
+from picollm.run.overview import Overview, Summary
 from picollm.run.planned import Plan
 from tui import state
 from tui.stage_reader import StageReader
@@ -32,6 +33,7 @@ FOLD_S = 1.0
 READINGS = 3600
 READINGS_PORTION = 1 << 20
 REPORT_LIMIT = 2 << 20
+RUNS_S, RUNS_BUDGET_S = 1.0, 0.1
 
 
 class RunChanged(Message):
@@ -66,6 +68,14 @@ class ReportChanged(Message):
     def __init__(self, text: str, manifest: str) -> None:
         super().__init__()
         self.text, self.manifest = text, manifest
+
+
+class RunsChanged(Message):
+    """All runs at a glance."""
+
+    def __init__(self, summaries: tuple[Summary, ...]) -> None:
+        super().__init__()
+        self.summaries = summaries
 
 
 class WatchedRun(Run):
@@ -115,6 +125,9 @@ class Reader(threading.Thread):
         """Set by the pane that shows the machine: its record is read from then on."""
         self._readings: list[ev.Machine] = []
         self._report_stamp: object = None
+        self.overview: Overview | None = None  # looked at while somebody looks at the list of runs
+        self._summaries: tuple[Summary, ...] | None = None
+        self._runs_at = 0.0
 
     def select(self, stage: str) -> None:
         """Follow this stage's history from now on."""
@@ -128,7 +141,7 @@ class Reader(threading.Thread):
 
     def poke(self) -> None:
         """Look again at once, for instance after something was asked for."""
-        self._stamp = None
+        self._stamp, self._runs_at = None, 0.0
         self._wake.set()
 
     def close(self) -> None:
@@ -146,7 +159,7 @@ class Reader(threading.Thread):
         problems: list[str] = []
         busy = False
         for step in (self._look_at_run, self._look_at_stage, self._look_at_doctor, self._look_at_machine,
-                     self._look_at_report):  # fmt: skip
+                     self._look_at_report, self._look_at_runs):  # fmt: skip
             try:
                 busy = bool(step()) or busy
             except UserError as error:
@@ -187,6 +200,7 @@ class Reader(threading.Thread):
             models=state.models(statuses),
             settings=values,
             planned=planned,
+            differs=_differing(settings.flat(wishes)),
             replay=self.player.words() if self.player else "",
         )
 
@@ -274,6 +288,23 @@ class Reader(threading.Thread):
             self._post(MachineChanged(tuple(kept)))
         return bool(events)
 
+    def _look_at_runs(self) -> bool:
+        now = time.monotonic()
+        if self.overview is None or now - self._runs_at < RUNS_S:
+            return False
+        found, complete = self.overview.look(RUNS_BUDGET_S)
+        if complete:
+            self._runs_at = now
+        if tuple(found) != self._summaries:
+            self._summaries = tuple(found)
+            self._post(RunsChanged(self._summaries))
+        return not complete
+
+    def watch_runs(self, overview: Overview | None) -> None:
+        """Look at all runs from now on, with this memory of them; None: no longer."""
+        self.overview, self._runs_at, self._summaries = overview, 0.0, None
+        self._wake.set()
+
     def _look_at_report(self) -> bool:
         folder = self.run_folder.dir
         report, manifest = folder / "report" / "report.md", folder / "run_manifest.json"
@@ -282,6 +313,12 @@ class Reader(threading.Thread):
             self._report_stamp = stamp
             self._post(ReportChanged(_text(report), _text(manifest)))
         return False
+
+
+def _differing(wishes: dict[str, Any]) -> dict[str, Any]:
+    """Settings that are not as in the run's profile, with what that has; none where nobody here knows the profile."""
+    usual = settings.profile_values(wishes["run.profile"])
+    return {key: usual[key] for key, value in wishes.items() if usual and usual[key] != value}
 
 
 def _rounded(status: Any) -> Any:

@@ -14,7 +14,7 @@ from tui import actions
 def entries() -> list[tuple[str, str, str]]:
     """(name, help, action) of everything that can be found."""
     found = [(row.title, f"{row.shown}   {row.help}", f"press('{row.identity}')")
-             for row in actions.ACTIONS if row.place != "dialog"]  # fmt: skip
+             for row in actions.ACTIONS if row.place not in actions.MODAL]  # fmt: skip
     found += [(f"Go to {row.title}", row.purpose, f"select_stage('{row.name}')") for row in pipeline.STAGES]
     return found
 

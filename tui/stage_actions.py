@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from textual.app import App
 
+    from picollm.run.overview import Summary
     from tui import bridge
     from tui.screens.main import MainScreen
 
@@ -61,10 +62,33 @@ class StageActions(_App):
         self.ask("Made with other settings", [*lines, "", "Make these again? Their checkpoints are not used."],
                  "makes them again", partial(asks.redo, self.options, again, stages))  # fmt: skip
 
+    def _elsewhere(self) -> Summary | None:
+        """The run selected in Runs, when the other tabs show another one: what is asked for there is asked of it."""
+        runs = self.main.list_of_runs()
+        found: Summary | None = runs.run if runs is not None else None
+        return found if found is not None and found.dir != str(self.reader.run_folder.dir) else None
+
+    def _on_stage(self) -> bool:
+        """Whether a stage is on the screen to act on; says where to go when none is."""
+        if self.main.list_of_runs() is None:
+            return True
+        tab = actions.row("show_tab.stage")
+        self.notify(f"choose the stage in {tab.title.removeprefix('Show ')} ({tab.first})", timeout=4)
+        return False
+
     def action_launch(self) -> None:
-        self.launch(pipeline.NAMES)
+        other = self._elsewhere()
+        if other is None:
+            self.launch(pipeline.NAMES)
+        elif other.archived:
+            self.notify(f"{other.name} is archived", timeout=4)
+        else:
+            self.ask(f"Launch {other.name}?", ["Runs every stage of it that is not done yet, in order."],
+                     "launches it", partial(asks.launch_all, other.dir))  # fmt: skip
 
     def action_start_stage(self) -> None:
+        if not self._on_stage():
+            return
         name, view = self.main.stage, self.main.view
         title = pipeline.stage(name).title
         if view.stage(name).state in state.ACTIVE:
@@ -82,10 +106,32 @@ class StageActions(_App):
         self.launch((name,))
 
     def action_start_from(self) -> None:
+        if not self._on_stage():
+            return
         name = self.main.stage
         self.launch((*state.missing_upstream(self.main.view, name), *pipeline.from_stage(name)))
 
+    def ask_to_kill(self) -> None:
+        """End what runs at once, whether or not it was asked to stop before."""
+        active = self.main.view.active
+        if active is None:
+            self.notify("nothing runs", timeout=3)
+            return
+        title = pipeline.stage(active.name).title
+        self.ask(f"Kill {title}?", ["It loses what it did since its last checkpoint.", "Stopping it would save that."],
+                 "kills it", partial(asks.stop, self.options, True))  # fmt: skip
+
     def action_stop(self) -> None:
+        other = self._elsewhere()
+        if other is not None:
+            if not other.active:
+                self.notify(f"nothing runs in {other.name}", timeout=3)
+                return
+            kill = other.state == "stopping"
+            words = "It is saving; killed, it loses that." if kill else "It saves first, and can be resumed."
+            self.ask(f"{'Kill' if kill else 'Stop'} {other.name}?", [words], "kills it" if kill else "stops it",
+                     partial(asks.stop, asks.Options(run=other.dir), kill))  # fmt: skip
+            return
         view = self.main.view
         active = view.active
         if active is None and not view.conductor:
@@ -99,6 +145,9 @@ class StageActions(_App):
             self.work(partial(asks.stop, self.options, False))
 
     def action_resume(self) -> None:
+        if self._elsewhere() is not None:
+            self.action_launch()
+            return
         view = self.main.view
         name = self.main.stage
         if view.stage(name).state not in BROKEN:
@@ -109,6 +158,8 @@ class StageActions(_App):
         self.launch((*state.missing_upstream(view, name), *pipeline.from_stage(name)))
 
     def action_redo(self) -> None:
+        if not self._on_stage():
+            return
         view, name = self.main.view, self.main.stage
         if view.stale and view.stage(name).state in ("stale", "waiting", "ready"):
             self._ask_redo(view.stale, ())

@@ -49,7 +49,8 @@ LOOKS: dict[str, Look] = {
 @dataclass(frozen=True)
 class RunView:
     """One run as it is now; not `known`: nobody has looked yet. `problem` is why part of it could not be read; the
-    rest is the last that could. `replay`: where a replay stands, in words."""
+    rest is the last that could. `replay`: where a replay stands, in words. `differs`: of the settings that are
+    not as in the profile, what the profile has."""
 
     name: str
     folder: str = ""
@@ -64,6 +65,7 @@ class RunView:
     models: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     planned: frozenset[str] = frozenset()
+    differs: Mapping[str, Any] = field(default_factory=dict)
     replay: str = ""
 
     def stage(self, name: str) -> StageStatus:
@@ -93,6 +95,7 @@ class Detail:
     warnings: tuple[str, ...] = ()
     notes: tuple[Any, ...] = ()
     checkpoints: tuple[Any, ...] = ()
+    made: Mapping[str, str] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     ways: Ways = field(default_factory=Ways)

@@ -74,6 +74,19 @@ def load(
     return build(values)
 
 
+@functools.lru_cache(32)
+def profile_values(profile: str) -> dict[str, Any]:
+    """What a shipped profile sets, defaults included, by dotted key; empty for a profile of somebody's own file.
+
+    Read it only: it is read from the file once.
+    """
+    try:
+        found = layers(profile, environ={})[:2]
+    except UserError:
+        return {}
+    return flat(build(found[0][1] | found[1][1]))
+
+
 def file_values(file: Path) -> dict[str, Any]:
     """What one settings file sets, its profiles aside, by dotted key. Raises `UserError`."""
     return _read(file)[0]

@@ -116,10 +116,10 @@ KNOWLEDGE: dict[str, Knowledge] = {
         ),
     ),
     "base_eval": Knowledge(
-        insight="A base model does not answer questions, so it is not asked any: bits per byte on text that it never saw "
-        "say how well it predicts, and samples show what it does with a prompt (it goes on writing). If asked for, CORE "
-        "adds 22 tasks scored so that guessing is 0 and perfect is 1. What is built on this model later can hardly "
-        "know more than it does.",
+        insight="A base model does not answer questions, so it is not asked any: bits per byte on text that it never "
+        "saw say how well it predicts, and samples show what it does with a prompt (it goes on writing). If asked for, "
+        "CORE adds 22 tasks scored so that guessing is 0 and perfect is 1. What is built on this model later can "
+        "hardly know more than it does.",
         makes="eval/: bits per byte, samples, CORE.",
         typical={
             "pocket": "1.69 bits per byte; samples look like documentation and soon repeat themselves",

@@ -34,7 +34,7 @@ async def test_every_action_is_implemented(a_run, an_app) -> None:
 
 def test_every_action_is_in_the_palette() -> None:
     names = {name for name, _, _ in palette.entries()}
-    assert {row.title for row in actions.ACTIONS if row.place != "dialog"} <= names
+    assert {row.title for row in actions.ACTIONS if row.place not in actions.MODAL} <= names
 
 
 def test_every_action_is_in_the_help_of_every_tab() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.style import Style
 from rich.text import Text
 from textual import events
 from textual.geometry import Region
@@ -15,9 +14,9 @@ from picollm.run import pipeline
 from tui import state
 from tui.figures import bar, clock
 from tui.widgets.lines import text
-from tui.widgets.tones import PANEL, tone
+from tui.widgets.tones import tone
 
-NARROW = 30
+NARROW, TINY = 30, 23
 
 
 class Rail(Widget, can_focus=True):
@@ -81,11 +80,15 @@ class Rail(Widget, can_focus=True):
         chosen = status.name == self.selected
         line = text(("▌" if chosen else " ", "accent"), (look.symbol + " ", look.tone))
         quiet = status.state in ("waiting", "skipped")
-        line.append(title.ljust(15), tone("faint" if quiet and not chosen else "strong" if chosen else "plain"))
         done = state.share(status)
-        if narrow:
-            word = f"{done:.0%}" if status.state == "running" and done is not None else look.short
-            line.append(word.rjust(5), tone(look.tone))
+        going = f"{done:.0%}" if status.state == "running" and done is not None else ""
+        tiny = self.size.width < TINY
+        name = title[: self.size.width - 8].ljust(self.size.width - 8) if tiny else title.ljust(15)
+        line.append(name, tone("faint" if quiet and not chosen else "strong" if chosen else "plain"))
+        if tiny:
+            line.append(going.rjust(5), tone(look.tone))
+        elif narrow:
+            line.append((going or look.short).rjust(5), tone(look.tone))
         else:
             line.append(state.progress_word(status).ljust(9), tone(look.tone))
             spent = clock(status.seconds) if status.attempt else ""
@@ -94,7 +97,7 @@ class Rail(Widget, can_focus=True):
             line.append(("" if ahead == "~–" else ahead).rjust(7), tone("faint"))
         line.append(" " * max(0, self.size.width - line.cell_len))
         if chosen:
-            line.stylize(Style(bgcolor="#263145" if self.has_focus else PANEL))
+            line.stylize(tone("selected" if self.has_focus else "panel"))
         return line
 
     def _sums(self, narrow: bool) -> list[Text]:

@@ -2,61 +2,145 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
+from textual.events import Resize
 
-from picollm.run import config as settings
 from picollm.run import pipeline
 from picollm.run.folder import ACTIVE, StageStatus
+from picollm.run.knowledge import knowledge
 from tui import actions, state
 from tui.figures import bar, clock, metric, size
+from tui.widgets.explained import explanation, knobs
 from tui.widgets.lines import LinesView, heading, rows, text
 from tui.widgets.tones import tone
 
+if TYPE_CHECKING:
+    from tui.app import PicollmApp
+
 _ADVICE = {
     "launch": "launches the whole pipeline",
-    "resume": "continues it, and what comes after",
+    "resume": "continues it where it was, and what comes after",
     "redo": "makes it again, after asking",
     "stop": "saves and stops",
 }
 
 
+WIDE = 150
+"""From this width the explanation stands beside the facts."""
+MOST_RESULTS, LONGEST = 24, 240
+_LABELS = {"tok_s": "tok/s", "mfu": "MFU", "world": "ranks", "peak_memory": "most memory", "params": "parameters"}
+RAN = ("running", "stalled", "stopping", "stopped", "failed", "crashed", "done", "stale")
+
+
 class StagePane(LinesView):
-    """The overview tab."""
+    """The tab Pipeline."""
+
+    app: PicollmApp
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._shown: tuple[state.RunView, str, state.Detail | None] | None = None
+        self.explained = True
 
     def update_from(self, view: state.RunView, name: str, detail: state.Detail | None) -> None:
-        self.show(blocks(view, name, detail if detail and detail.stage == name else None))
+        self._shown = view, name, detail if detail and detail.stage == name else None
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._shown is not None:
+            self.show(blocks(*self._shown, explained=self.explained, width=self.scrollable_content_region.width))
+
+    def on_resize(self, event: Resize) -> None:
+        self._draw()
+
+    def do_explain(self) -> None:
+        self.explained = not self.explained
+        self._draw()
+
+    def do_kill(self) -> None:
+        self.app.ask_to_kill()
 
 
-def blocks(view: state.RunView, name: str, detail: state.Detail | None) -> list[RenderableType]:
-    """The whole pane, top to bottom."""
-    row, status = pipeline.stage(name), view.stage(name)
-    found: list[RenderableType] = []
-    if view.problem:
-        found += [text(("! ", "bad"), (view.problem, "bad")), Text("")]
+def blocks(
+    view: state.RunView, name: str, detail: state.Detail | None, explained: bool = True, width: int = 80
+) -> list[RenderableType]:
+    """The whole pane, top to bottom; on a wide screen the explanation beside the rest."""
     if not view.known:
-        return found
-    if not view.exists:
-        found += _welcome(view)
-    found += [heading(row.title, _place(name)), text(row.purpose), Text("")]
-    facts: list[tuple[str, RenderableType | str]] = [("Expect", row.expect), ("State", _state(status))]
+        return _problem(view)
+    row, status = pipeline.stage(name), view.stage(name)
+    head = [*_problem(view), *([] if view.exists else _welcome(view))]
+    head += [heading(row.title, _place(name)), text(row.purpose), Text("")]
+    facts = _facts(view, row, status, detail)
+    history = _history(detail) if detail is not None else []
+    about = explanation(view, name) if explained else []
+    if not about:
+        key = actions.find("explain", "stage").first
+        about = [text((f"{key} explains this stage", "faint"))]
+    if width >= WIDE:
+        sides = Table.grid(padding=(0, 4, 0, 0), expand=True)
+        sides.add_column(ratio=3)
+        sides.add_column(ratio=2)
+        sides.add_row(Group(*facts, *history, *knobs(view, row)), Group(*about))
+        return [*head, sides]
+    if status.state in RAN:  # what happened is asked for more often than what is meant to happen
+        return [*head, *facts, *history, Text(""), *about, *knobs(view, row)]
+    return [*head, *facts, Text(""), *about, *knobs(view, row)]
+
+
+def _problem(view: state.RunView) -> list[RenderableType]:
+    return [text(("! ", "bad"), (view.problem, "bad")), Text("")] if view.problem else []
+
+
+def _facts(
+    view: state.RunView, row: pipeline.Stage, status: StageStatus, detail: state.Detail | None
+) -> list[RenderableType]:
+    """State, reason, time, what goes in and what comes out, and the next thing to do."""
+    facts: list[tuple[str, RenderableType | str]] = [("State", _state(status))]
     if status.reason:
         label = "Made" if status.state == "done" else "Why"  # made: "from x", where another run made it
         facts.append((label, Text(status.reason, style=tone(state.LOOKS[status.state].tone))))
-    facts += [*_time(status), *_needs(view, row)]
+    facts += [*_time(status), *_needs(view, row), ("Makes", _makes(row, detail))]
     if view.notice and view.active is None:
         facts.append(("Conductor", Text(view.notice, style=tone("warn"))))
-    found.append(rows(facts))
-    advice = state.advice(view, name)
-    if advice and view.exists:
-        key = actions.find(advice).first
-        found += [Text(""), text(("  " + key, "accent"), (f"  {_ADVICE[advice]}", "faint"))]
-    if detail is not None:
-        found += _history(detail)
-    found += _settings(view, row)
+    found: list[RenderableType] = [rows(facts)]
+    if view.exists:
+        found += [Text(""), *_can_do(view, row.name)]
     return found
+
+
+def _can_do(view: state.RunView, name: str) -> list[RenderableType]:
+    """The keys that make sense for this stage now, the likeliest first."""
+    status = view.stage(name)
+    advice = state.advice(view, name)
+    found = [(advice, _ADVICE[advice])] if advice else []
+    if status.state in ("ready", "waiting") and view.active is None:
+        found.append(("start_stage", "runs this stage alone"))
+        found.append(("start_from", "runs it and everything after it"))
+    elif status.state in ("done", "stopped", "failed", "crashed"):
+        found.append(("redo", "makes it again from its beginning, after asking"))
+    if status.state in ("running", "stalled"):
+        found.append(("kill", "ends it at once without saving, after asking"))
+    line = Text()
+    for name, words in found[:3]:
+        line.append(actions.find(name, "stage").first, tone("accent"))
+        line.append(f" {words}    ", tone("faint"))
+    return [line] if found else []
+
+
+def _makes(row: pipeline.Stage, detail: state.Detail | None) -> Text:
+    """Where it is, once it is there; what it will be, before."""
+    if detail is not None and detail.made:
+        line = Text()
+        for what, path in list(detail.made.items())[:4]:
+            line.append(f"{what} ", tone("faint"))
+            line.append(f"{path}   ", tone("plain"))
+        return line
+    return text((knowledge(row.name).makes, "faint"))
 
 
 def _welcome(view: state.RunView) -> list[RenderableType]:
@@ -115,10 +199,10 @@ def _history(detail: state.Detail) -> list[RenderableType]:
     if detail.warnings:
         found += [Text(""), heading("Warnings")]
         found += [text(("! ", "warn"), (words, "plain")) for words in detail.warnings[-5:]]
-    if detail.summary:
-        found += [Text(""), heading("Result"), rows(_flat(detail.summary), 2)]
     if detail.evals:
-        found += [Text(""), heading("Readings"), rows(_evals(detail.evals), 2)]
+        found += [Text(""), heading("Readings", "the newest of each"), rows(_evals(detail.evals), 2)]
+    if detail.summary:
+        found += [Text(""), heading("Result"), rows(_result(detail.summary), 2)]
     if detail.choices:
         found += [Text(""), heading("Chosen by measuring")]
         pairs = []
@@ -148,43 +232,49 @@ def _history(detail: state.Detail) -> list[RenderableType]:
 
 
 def _evals(evals: tuple[Any, ...]) -> list[tuple[str, RenderableType]]:
-    """The newest reading under each name."""
+    """The newest reading under each name; an accuracy as a percentage with its interval."""
     newest = {event.name: event for event in evals}
     pairs: list[tuple[str, RenderableType]] = []
     for name, event in newest.items():
-        values = "  ".join(f"{key} {metric(value)}" for key, value in event.values.items())
-        note = f"  n={event.n}" if event.n else ""
-        pairs.append((name, text(values, (f"{note}  step {event.step:,}" if event.step else note, "faint"))))
+        values, notes = dict(event.values), [f"n={event.n:,}"] if event.n else []
+        words = []
+        if "accuracy" in values:
+            words.append(f"{_percent(values.pop('accuracy'))} %")
+            low, high = values.pop("low", None), values.pop("high", None)
+            if low is not None and high is not None:
+                notes.insert(0, f"{_percent(low)}–{_percent(high)} %")
+        words += [f"{key} {metric(value)}" for key, value in values.items()]
+        notes += [f"step {event.step:,}"] if event.step else []
+        pairs.append((name, text("  ".join(words), ("  " + ", ".join(notes), "faint"))))
     return pairs
 
 
-def _flat(values: Any, prefix: str = "") -> list[tuple[str, RenderableType | str]]:
-    """A nested summary as label and value, at most forty rows."""
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.3g}"
+
+
+def _result(summary: Mapping[str, Any]) -> list[tuple[str, RenderableType | str]]:
+    """What a stage says of itself at its end, a line each; what is nothing is left out."""
     pairs: list[tuple[str, RenderableType | str]] = []
-    for key, value in values.items():
-        label = f"{prefix}{key}"
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{label}.")
-        elif isinstance(value, float):
-            pairs.append((label, metric(value)))
-        elif isinstance(value, int) and not isinstance(value, bool):
-            pairs.append((label, f"{value:,}"))
-        else:
-            pairs.append((label, str(value)[:300]))
-    return pairs[:40]
-
-
-def _settings(view: state.RunView, row: pipeline.Stage) -> list[RenderableType]:
-    if not view.settings or not row.tables:
-        return []
-    knobs = settings.knobs()
-    pairs: list[tuple[str, RenderableType]] = []
-    for key, value in view.settings.items():
-        if key.partition(".")[0] not in row.tables or key not in knobs or value in ("", {}):
+    for key, value in summary.items():
+        if value in (0, "", None, {}, []):
             continue
-        knob = knobs[key]
-        shown = ", ".join(f"{k} {v:,}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        notes = [knob.unit, "planned" if key in view.planned else "0: planned by preflight" if knob.auto and not value
-                 else ""]  # fmt: skip
-        pairs.append((key, text(shown, ("  " + ", ".join(note for note in notes if note), "faint"))))
-    return [Text(""), heading("Settings that matter"), rows(pairs, 2)] if pairs else []
+        pairs.append((_LABELS.get(key, key.replace("_", " ")), _words(key, value)))
+    return pairs[:MOST_RESULTS]
+
+
+def _words(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        words = ", ".join(f"{name.replace('_', ' ')} {_words(name, one)}" for name, one in value.items()
+                          if not isinstance(one, dict | list))  # fmt: skip
+        words = words or f"{len(value)}: {', '.join(value)}"
+        return words if len(words) <= LONGEST else words[: LONGEST - 1] + "…"
+    if isinstance(value, int | float):
+        if key in ("peak_memory", "bytes") or key.endswith("_bytes"):
+            return size(value)
+        if key.endswith("_seconds"):
+            return f"{value:.1f} s"
+        return metric(value) if isinstance(value, float) else f"{value:,}"
+    return str(value)[:LONGEST]

@@ -1,0 +1,148 @@
+"""What Runs does to runs: open, make, duplicate, rename, note, archive, delete. Asking is here; doing is in `asks`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from picollm.run import config as settings
+from picollm.run import shelf
+from picollm.run.folder import Run, runs_folder
+from picollm.run.overview import Summary
+from tui import actions, asks
+from tui.figures import size
+
+if TYPE_CHECKING:
+    from tui.app import PicollmApp
+
+LARGEST = 6
+"""Parts of a run that are named one by one before it is deleted."""
+
+
+async def open_run(app: PicollmApp, one: Summary) -> None:
+    """Show it in all tabs; an archived one is restored first, after asking."""
+    if one.archived:
+        app.ask(f"{one.name} is archived", ["Restored, it is among the runs again and can be opened."], "restores it",
+                partial(asks.restore, one.dir))  # fmt: skip
+        return
+    if Path(one.dir) == app.reader.run_folder.dir:
+        await app.main.show_tab("stage")
+        return
+    await app.open_run(one.name if Path(one.dir).parent == runs_folder() else one.dir)
+
+
+def free_name(wanted: str, taken: Sequence[str]) -> str:
+    """`wanted`, or with the first number that makes it new."""
+    stem, _, number = wanted.rpartition("-")
+    stem = stem if stem and number.isdigit() else wanted
+    return next(name for name in (wanted, *(f"{stem}-{n}" for n in range(2, 10_000))) if name not in taken)
+
+
+def new_run(app: PicollmApp, taken: Sequence[str]) -> None:
+    """The form, from the profile that was asked for or pocket."""
+    from tui.form import Form
+    from tui.screens.new_run import NewRunScreen
+
+    form = Form(free_name("demo", taken), app.options.profile or "pocket", taken=taken)
+    app.push_screen(NewRunScreen(form), partial(_made, app))
+
+
+def duplicate(app: PicollmApp, one: Summary, taken: Sequence[str]) -> None:
+    """The form, filled in with the settings of a run."""
+
+    def read() -> None:
+        from tui.form import Form
+
+        run = Run(Path(one.dir))
+        values = settings.flat(run.wishes())
+        form = Form(free_name(one.name, taken), values["run.profile"], one.name, values, taken, one.dir)
+        app.call_from_thread(show, form)
+
+    def show(form: object) -> None:
+        from tui.screens.new_run import NewRunScreen
+
+        app.push_screen(NewRunScreen(form), partial(_made, app))  # type: ignore[arg-type]
+
+    app.work(read)
+
+
+async def _made(app: PicollmApp, name: str | None) -> None:
+    if name is not None:
+        await app.open_run(name)
+
+
+def note(app: PicollmApp, one: Summary) -> None:
+    """The notes in a box."""
+
+    def read() -> None:
+        words = shelf.notes(Run(Path(one.dir)))
+        app.call_from_thread(show, words)
+
+    def show(words: str) -> None:
+        from tui.screens.notes import NotesScreen
+
+        app.push_screen(NotesScreen(f"Notes on {one.name}", words), take)
+
+    def take(words: str | None) -> None:
+        if words is not None:
+            app.work(partial(asks.note, one.dir, words))
+
+    app.work(read)
+
+
+def rename(app: PicollmApp, one: Summary) -> None:
+    from tui.screens.line import LineScreen
+
+    async def follow(name: str) -> None:
+        runs = app.main.list_of_runs()
+        if runs is not None:
+            runs.selected = str(Path(one.dir).with_name(name))
+        if Path(one.dir) == app.reader.run_folder.dir:
+            await app.open_run(name)
+
+    def take(name: str | None) -> None:
+        if name is not None and name != one.name:
+            app.work(partial(asks.rename, one.dir, name), lambda: app.call_later(follow, name))
+
+    hint = "letters, digits, dot, dash, underscore"
+    app.push_screen(LineScreen(f"Rename {one.name}", hint, one.name, partial(asks.wrong_name, one.name)), take)
+
+
+def archive(app: PicollmApp, one: Summary) -> None:
+    """Nothing is lost, so nothing is asked; the same key takes it back."""
+    if one.archived:
+        app.work(partial(asks.restore, one.dir))
+    elif Path(one.dir) == app.reader.run_folder.dir:
+        app.complain(f"{one.name} is the run that the other tabs show: open another one first")
+    else:
+        app.work(partial(asks.archive, one.dir, actions.find("show_archived", "runs").first))
+
+
+def delete(app: PicollmApp, one: Summary) -> None:
+    """Look what is there, say it, ask."""
+
+    def look() -> None:
+        run = Run(Path(one.dir))
+        busy = shelf.at_work(run)
+        if busy:
+            app.call_from_thread(app.complain, f"{one.name} is at work ({busy}): stop it first")
+            return
+        parts = shelf.contents(run)
+        shared = sum(part.shared for part in parts)
+        lines = [f"{one.dir} goes for good:", ""]
+        lines += [f"  {part.name:<22} {size(part.bytes):>10}" for part in parts[:LARGEST]]
+        rest = parts[LARGEST:]
+        if rest:
+            lines.append(f"  {f'{len(rest)} more':<22} {size(sum(part.bytes for part in rest)):>10}")
+        lines += ["", f"{size(sum(part.bytes for part in parts) - shared)} are freed."]
+        if shared:
+            lines.append(f"{size(shared)} are also in other runs and stay there.")
+        lines.append("Texts and token shards in PICOLLM_HOME stay.")
+        app.call_from_thread(app.ask, f"Delete {one.name}?", lines, "deletes it", partial(asks.delete, one.dir))
+
+    if Path(one.dir) == app.reader.run_folder.dir and not one.archived:
+        app.complain(f"{one.name} is the run that the other tabs show: open another one first")
+        return
+    app.work(look)
