@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
@@ -45,16 +44,6 @@ def test_clean_drops_escapes_and_keeps_a_progress_bars_last_state() -> None:
     assert clean(b"\x1b[31mred\x1b[0m\tx\x07") == "red x"
     assert clean(b" 10%\r 50%\r100% done\n") == "100% done"
     assert clean(b"\xff\xfe bytes") == "�� bytes"
-
-
-def test_search_goes_backwards(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_bytes(b"".join(b"line %d\n" % n for n in range(5000)))
-    file = _all(LogFile(path))
-    found = file.search(re.compile(b"line 42$"), file.lines)
-    assert found == 42
-    assert file.search(re.compile(b"99"), 4000) == 3999
-    assert file.search(re.compile(b"nowhere"), file.lines) is None
 
 
 def test_a_million_lines_open_fast(tmp_path: Path) -> None:

@@ -1,133 +1,61 @@
-"""The console log of the selected stage's newest attempt: opens at the end, follows it, searches backwards."""
+"""Any log of the run: opens at its end and follows it; search, levels, wrapping, copying, a pager or an editor."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.style import Style
-from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.geometry import Size
-from textual.scroll_view import ScrollView
-from textual.strip import Strip
 from textual.widgets import Input
 
-from tui import actions
-from tui.tail import LogReader, LogWindow
+from picollm.run import pipeline
+from picollm.run.errors import UserError
+from tui import actions, outside
+from tui.figures import clock, size
+from tui.log_reader import LogReader, LogSources, LogText, LogWindow
+from tui.log_sources import Source
+from tui.matches import LEVELS, compiled
 from tui.widgets.frame import OneLine
 from tui.widgets.lines import text
-from tui.widgets.tones import tone
+from tui.widgets.log_lines import SHIFT, LogLines
 
-MARGIN = 60
-
-
-class LogLines(ScrollView, can_focus=True):
-    """A window on the log; asks for lines it does not have."""
-
-    DEFAULT_CSS = "LogLines { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }"
-
-    def __init__(self) -> None:
-        super().__init__(id="log-lines")
-        self.first = 0
-        self.total = 0
-        self.lines: list[str] = []
-        self.following = True
-        self.marked = -1
-        self.reader: LogReader | None = None
-        self._programmatic = False
-
-    def take(self, window: LogWindow) -> None:
-        """New lines from the reader."""
-        changed = (window.first, window.lines) != (self.first, self.lines)
-        self.first, self.lines, self.total = window.first, window.lines, window.total
-        size = Size(self.size.width, max(1, self.total))
-        if size != self.virtual_size:
-            self.virtual_size = size
-        if self.following:
-            self.call_after_refresh(self._to_end)
-        if changed:
-            self.refresh()
-
-    def _to_end(self) -> None:
-        if self.following:
-            self._programmatic = True
-            self.scroll_to(y=max(0, self.total - self.size.height), animate=False, immediate=True)
-            self._programmatic = False
-
-    def request(self) -> None:
-        """Ask for what is visible and a margin around it."""
-        if self.reader is not None:
-            height = max(1, self.size.height)
-            self.reader.want(max(0, self.scroll_offset.y - MARGIN), height + 2 * MARGIN, self.following)
-
-    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        super().watch_scroll_y(old_value, new_value)
-        at_end = new_value >= self.total - self.size.height - 0.5
-        if not self._programmatic and self.following and not at_end and new_value < old_value:
-            self.following = False
-        elif at_end and not self.following and new_value > old_value:
-            self.following = True
-        self.request()
-
-    def on_resize(self) -> None:
-        self.request()
-
-    def jump(self, line: int) -> None:
-        """Bring a found line into the middle of the screen."""
-        self.following, self.marked = False, line
-        self.scroll_to(y=max(0, line - self.size.height // 2), animate=False, immediate=True)
-        self.request()
-        self.refresh()
-
-    def render_line(self, y: int) -> Strip:
-        width = self.size.width
-        number = y + self.scroll_offset.y
-        index = number - self.first
-        if not self.lines and y == 1:
-            hint = text(("  What it prints while it runs appears here.", "faint"))
-            return Strip(hint.render(self.app.console, end="")).extend_cell_length(width).crop(0, width)
-        if not 0 <= index < len(self.lines):
-            return Strip.blank(width)
-        line = Text(self.lines[index], style=tone(_mood(self.lines[index])), no_wrap=True, end="")
-        if number == self.marked:
-            line.stylize(Style(reverse=True))
-        return Strip(line.render(self.app.console, end="")).extend_cell_length(width).crop(0, width)
-
-
-def _mood(line: str) -> str:
-    start = line[:40].lower()
-    if start.startswith(("error", "traceback", "fatal")) or "error:" in start:
-        return "bad"
-    return "warn" if start.startswith("warning") else "plain"
+if TYPE_CHECKING:
+    from tui.app import PicollmApp
 
 
 class LogPane(Vertical):
     """Title, lines, and a search box that is only there while it is used."""
 
+    app: PicollmApp
+
     DEFAULT_CSS = """
-    LogPane #log-title { margin-bottom: 1; }
     LogPane #log-search { display: none; height: 1; border: none; padding: 0; background: $panel; }
     LogPane.searching #log-search { display: block; }
     """
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._path = ""
-        self._note = ""
+        self._stage = ""
+        self._chosen: Path | None = None
+        self._sources: list[Source] = []
+        self._shown: Source | None = None
+        self._note = self._busy = ""
+        self._total = 0
+        self._level, self._words, self._only = 0, "", False
 
     def compose(self) -> ComposeResult:
         yield OneLine(id="log-title")
+        yield OneLine(id="log-note")
         yield LogLines()
-        yield Input(placeholder="search backwards; Enter again for the next, Esc leaves", id="log-search")
+        yield Input(placeholder="regular expression; Enter finds the next above", id="log-search")
 
     def on_mount(self) -> None:
         self.lines = self.query_one(LogLines)
         self.reader = LogReader(self.post_message)
         self.lines.reader = self.reader
-        if self._path:
-            self.reader.open(self._path)
         self.reader.start()
         self._title()
 
@@ -135,49 +63,99 @@ class LogPane(Vertical):
         self.reader.close()
 
     def open(self, path: str, stage_title: str) -> None:
-        """Show this console log, or say that there is none."""
-        self._stage_title = stage_title
-        if path != self._path:
-            self._path = path
-            if self.is_mounted:
-                self.lines.lines, self.lines.total, self.lines.marked = [], 0, -1
-                self.lines.following = True
-                self.lines.refresh()
-                self.reader.open(path)
-                self.lines.request()
-        if self.is_mounted:
-            self._title()
+        """Show the selected stage's newest log; where `path` is, the reader finds out."""
+        stage = self.app.main.stage
+        if self.is_mounted and stage != self._stage:
+            self._stage, self._chosen = stage, None
+            self._show()
+
+    def _show(self) -> None:
+        self.reader.open(self.app.reader.run_folder.dir, self._stage, self._chosen)
+        self.lines.request()
+
+    # what the reader says -------------------------------------------------------------------------------------------
+
+    @on(LogSources)
+    def _listed(self, message: LogSources) -> None:
+        message.stop()
+        if message.stage != self._stage:
+            return
+        before, self._sources, self._shown = self._shown, message.sources, message.shown
+        if (before.path if before else None) != (self._shown.path if self._shown else None):
+            self._note, self._busy, self._total = "", "", 0
+            self._hint()
+            self.lines.clear()
+            self.lines.request()
+        self._title()
 
     @on(LogWindow)
     def _window(self, message: LogWindow) -> None:
         message.stop()
-        if message.path and message.path != self._path:
+        if message.path and (self._shown is None or message.path != str(self._shown.path)):
             return
-        self._note = message.note
+        self._total, self._busy = message.total, message.busy
         if message.found >= 0:
-            self.lines.jump(message.found)
-        elif message.lines or not message.note:
+            self._note = message.note
+            self.lines.jump(message)
+        elif message.rows < 0 or message.note:
+            self._note = message.note
+        else:
+            self._hint()
             self.lines.take(message)
         self._title()
 
-    def _title(self) -> None:
-        if not self._path:
-            line = text((f"{getattr(self, '_stage_title', 'This stage')} has printed nothing yet", "faint"))
-        else:
-            line = text((Path(self._path).name, "strong"), (f"  {self.lines.total:,} lines", "faint"))
-            key = actions.find("follow").first
-            mode = "following" if self.lines.following else f"not following ({key} follows)"
-            line.append_text(text((f"  {mode}", "accent" if self.lines.following else "warn")))
-            if self._note:
-                line.append_text(text((f"  {self._note}", "warn")))
-        self.query_one("#log-title", OneLine).set_line(line)
+    @on(LogText)
+    def _copied(self, message: LogText) -> None:
+        message.stop()
+        number = len(message.lines)
+        what = "1 line" if number == 1 else f"{'the first ' if message.cut else ''}{number:,} lines"
+        self.app.copy("\n".join(message.lines) + ("\n" if number > 1 else ""), what)
 
-    def do_follow(self) -> None:
-        self.lines.following = not self.lines.following
-        self.lines.request()
-        if self.lines.following:
-            self.lines.scroll_end(animate=False)
+    @on(LogLines.Moved)
+    def _moved(self, message: LogLines.Moved) -> None:
+        message.stop()
         self._title()
+
+    # words ----------------------------------------------------------------------------------------------------------
+
+    def _hint(self) -> None:
+        """What stands where lines would be."""
+        if self._shown is None:
+            title = pipeline.stage(self._stage).title if self._stage in pipeline.NAMES else "This stage"
+            start, menu = actions.find("start_stage").first, actions.find("logs", "log").first
+            words = [f"{title} has printed nothing yet", f"{start} starts it; {menu} lists the logs that there are."]
+        elif self._only or self._level:
+            words = ["No line is of that kind", "The title says which are shown, and the keys below change it."]
+        else:
+            words = ["Nothing printed so far", "What it prints while it runs appears here."]
+        self.lines.hint = [text(""), text(("  " + words[0], "strong")), text(""), text(("  " + words[1], "faint"))]
+
+    def _title(self) -> None:
+        """Which log, how long, what is shown of it; the note of the last search."""
+        if self._shown is None:
+            line = text(("No log", "strong"))
+        else:
+            line = text((self._shown.title, "strong"), (f"  {self._total:,} lines", "faint"))
+            if self.lines.following:
+                line.append_text(text(("  following", "accent")))
+            else:
+                line.append_text(text((f"  held{self._where()}", "warn")))
+        self.query_one("#log-title", OneLine).set_line(line)
+        note = text("")
+        if self._level:
+            note.append_text(text((f"{LEVELS[self._level][0]} only  ", "accent")))
+        if self._words:
+            note.append_text(text((f"{'only ' if self._only else ''}/{self._words}/  ", "accent")))
+        if self._level or self._only:
+            note.append_text(text((f"{self.lines.rows:,} lines  ", "faint")))
+        note.append_text(text((f"{self._busy} …", "warn") if self._busy else (self._note, "plain")))
+        self.query_one("#log-note", OneLine).set_line(note)
+
+    def _where(self) -> str:
+        found = self.lines.text_of(self.lines.cursor) if self.lines.cursor >= 0 else None
+        return f" at line {found[0] + 1:,}" if found and found[0] >= 0 else ""
+
+    # search and levels ----------------------------------------------------------------------------------------------
 
     def do_search(self) -> None:
         """Open the search box."""
@@ -187,19 +165,159 @@ class LogPane(Vertical):
     @on(Input.Submitted, "#log-search")
     def _search(self, event: Input.Submitted) -> None:
         event.stop()
-        if event.value:
-            before = self.lines.marked if self.lines.marked >= 0 else self.lines.total
-            self.reader.find(event.value, before)
+        if event.value != self._words:
+            self._words, self._only = event.value, self._only and bool(event.value)
+            self._choose()
+        if self._words:
+            self.reader.find(-1, self._line())
+        self.leave_search()
 
     @on(Input.Changed, "#log-search")
-    def _fresh_search(self, event: Input.Changed) -> None:
+    def _typing(self, event: Input.Changed) -> None:
         event.stop()
-        self.lines.marked = -1
+        self.lines.pattern = compiled(event.value)[0] if event.value else None
+        self.lines.repaint()
 
     def leave_search(self) -> bool:
         """Close the search box; False when it was not open."""
         if not self.has_class("searching"):
             return False
         self.remove_class("searching")
+        self.query_one("#log-search", Input).value = self._words
         self.lines.focus()
         return True
+
+    def _line(self) -> int:
+        """The line to look from: the cursor's, else the one after the last that is shown."""
+        found = self.lines.text_of(self.lines.cursor) if self.lines.cursor >= 0 else None
+        if found is None:
+            last = self.lines.text_of(self.lines.bottom())
+            return last[0] + 1 if last and last[0] >= 0 else self._total
+        return found[0]
+
+    def _choose(self) -> None:
+        """Show other rows, and stay where we are."""
+        self._note = ""
+        anchor = -1 if self.lines.following else max(0, self._line())
+        self.lines.pattern = compiled(self._words)[0] if self._words else None
+        self.lines.cursor = self.lines.mark = -1
+        self.reader.choose(self._level, self._words, self._only, anchor)
+        self.lines.request()
+        self.lines.repaint()
+        self._title()
+
+    def _step(self, direction: int) -> None:
+        if not self._words:
+            self.do_search()
+        else:
+            self.reader.find(direction, self._line())
+
+    def do_match_up(self) -> None:
+        self._step(-1)
+
+    def do_match_down(self) -> None:
+        self._step(1)
+
+    def do_only(self) -> None:
+        if not self._words:
+            self.do_search()
+            return
+        self._only = not self._only
+        self._choose()
+
+    def do_level(self) -> None:
+        self._level = (self._level + 1) % len(LEVELS)
+        self._choose()
+
+    # moving about ---------------------------------------------------------------------------------------------------
+
+    def do_follow(self) -> None:
+        self.lines.cursor = self.lines.mark = -1
+        self.lines.follow(not self.lines.following)
+        self.lines.repaint()
+
+    def do_wrap(self) -> None:
+        self.lines.wrap, self.lines.shift = not self.lines.wrap, 0
+        self.lines.on_resize()
+
+    def do_shift_left(self) -> None:
+        self.lines.shift = max(0, self.lines.shift - SHIFT)
+        self.lines.repaint()
+
+    def do_shift_right(self) -> None:
+        if not self.lines.wrap:
+            self.lines.shift += SHIFT
+            self.lines.repaint()
+
+    def do_line_down(self) -> None:
+        self.lines.move(1)
+
+    def do_line_up(self) -> None:
+        self.lines.move(-1)
+
+    def do_select(self) -> None:
+        """Begin a selection at the cursor, or end it."""
+        if self.lines.mark >= 0:
+            self.lines.mark = -1
+            self.lines.repaint()
+            return
+        if self.lines.cursor < 0:
+            self.lines.move(0)
+        self.lines.mark = self.lines.cursor
+        self.lines.repaint()
+
+    def do_copy(self) -> None:
+        """The selection, else the cursor's line."""
+        if self.lines.cursor < 0:
+            down, select = actions.find("line_down", "log"), actions.find("select", "log")
+            raise UserError(
+                f"nothing is marked: {down.shown} or a click marks a line, {select.first} begins more of them"
+            )
+        other = self.lines.mark if self.lines.mark >= 0 else self.lines.cursor
+        first, last = sorted((self.lines.cursor, other))
+        self.reader.copy(first, last + 1)
+
+    # other logs, other programs -------------------------------------------------------------------------------------
+
+    def _open(self, path: Path | None) -> None:
+        if path is not None:
+            self._chosen = path
+            self._show()
+
+    def _neighbour(self, by: int) -> None:
+        paths = [source.path for source in self._sources]
+        if not paths:
+            raise UserError("this run has no logs yet")
+        at = paths.index(self._shown.path) if self._shown and self._shown.path in paths else -by
+        self._open(paths[(at + by) % len(paths)])
+
+    def do_log_next(self) -> None:
+        self._neighbour(1)
+
+    def do_log_previous(self) -> None:
+        self._neighbour(-1)
+
+    def do_logs(self) -> None:
+        """The list of all logs."""
+        from tui.screens.ask import PickScreen
+
+        if not self._sources:
+            raise UserError("this run has no logs yet")
+        now = time.time()
+        rows = [(str(source.path), source.title, f"{size(source.size)}, {clock(now - source.changed)} ago")
+                for source in self._sources]  # fmt: skip
+        self.app.push_screen(PickScreen("Logs", rows), lambda path: self._open(Path(path) if path else None))
+
+    def _file(self) -> tuple[Path, int]:
+        if self._shown is None:
+            raise UserError("there is no log to open")
+        line = self._line() + 1 if not self.lines.following else self._total
+        return self._shown.path, line
+
+    def do_pager(self) -> None:
+        outside.run(self.app, outside.pager(*self._file()))
+
+    def do_editor(self) -> None:
+        if self.app.readonly:
+            raise UserError(f"read-only: an editor could change the log; {actions.find('pager', 'log').first} shows it")
+        outside.run(self.app, outside.editor(*self._file()))

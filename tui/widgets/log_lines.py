@@ -1,0 +1,248 @@
+"""The lines of a log on the screen: a window on what the reader has; scrolls, wraps, marks, repaints what changed."""
+
+from __future__ import annotations
+
+from rich.cells import chop_cells
+from rich.style import Style
+from rich.text import Text
+from textual import events
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from tui.log_reader import LogReader, LogWindow
+from tui.matches import ERROR, WARN, Pattern
+from tui.widgets.lines import changed, text
+from tui.widgets.tones import tone
+
+MARGIN = 60
+HIT = Style(reverse=True)
+SHIFT = 16
+
+
+class LogLines(ScrollView, can_focus=True):
+    """`following`: the end stays in view as the log grows. `cursor` is the row that keys copy and open; `mark` the
+    other end of a selection."""
+
+    DEFAULT_CSS = "LogLines { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }"
+
+    class Moved(Message):
+        """Following began or ended, or the cursor moved."""
+
+    def __init__(self) -> None:
+        super().__init__(id="log-lines")
+        self.hint: list[Text] = []
+        self.wrap = False
+        self.pattern: Pattern | None = None
+        self.reader: LogReader | None = None
+        self._shown: list[Strip] = []
+        self._rows_shown: list[int] = []
+        self._programmatic = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin again with another log."""
+        self.first, self.rows = 0, 0
+        self.lines: list[tuple[int, str]] = []
+        self.cursor = self.mark = -1
+        self.following, self.shift = True, 0
+        if self.is_attached:
+            self._resize(0)
+            self.repaint()
+
+    # what there is to show ------------------------------------------------------------------------------------------
+
+    def take(self, window: LogWindow) -> None:
+        """New lines from the reader."""
+        if self.following and self.rows and window.first + len(window.lines) < window.rows:
+            return  # asked for before following began
+        self.first, self.lines, self.rows = window.first, window.lines, window.rows
+        self._resize(self.rows)
+        if self.following:
+            self.call_after_refresh(self.to_end)
+        self.repaint()
+
+    def jump(self, window: LogWindow) -> None:
+        """Bring a found row into the middle of the screen, with the cursor on it."""
+        self.first, self.lines, self.rows = window.first, window.lines, window.rows
+        self.following, self.cursor, self.mark = False, window.found, -1
+        self._resize(self.rows)
+        self._scroll(max(0, window.found - self.size.height // 2))
+        self.request()
+        self.repaint()
+
+    def request(self) -> None:
+        """Ask for what is visible and a margin around it."""
+        if self.reader is not None:
+            height = max(1, self.size.height)
+            self.reader.want(max(0, self.scroll_offset.y - MARGIN), height + 2 * MARGIN, self.following)
+
+    def text_of(self, row: int) -> tuple[int, str] | None:
+        """(line number, text) of a row that was read."""
+        index = row - self.first
+        return self.lines[index] if 0 <= index < len(self.lines) else None
+
+    def bottom(self) -> int:
+        """The row that is shown last."""
+        return self._rows_shown[-1] if self._rows_shown else max(0, self.rows - 1)
+
+    # moving ---------------------------------------------------------------------------------------------------------
+
+    def follow(self, on: bool) -> None:
+        self.following = on
+        self.request()
+        if on:
+            self.to_end()
+        self.post_message(self.Moved())
+
+    def to_end(self) -> None:
+        if self.following:
+            self._scroll(self._top_for_end())
+
+    def move(self, by: int) -> None:
+        """Move the cursor; the first time it appears in the last line shown."""
+        row = self.bottom() if self.cursor < 0 else self.cursor + by
+        self.cursor = max(0, min(self.rows - 1, row))
+        self.following = False
+        if self._rows_shown and not self._rows_shown[0] <= self.cursor <= self._rows_shown[-1]:
+            top = self.cursor if self.cursor < self._rows_shown[0] else self.cursor - self.size.height + 1
+            self._scroll(max(0, top))
+        self.request()
+        self.repaint()
+        self.post_message(self.Moved())
+
+    def scroll_page_down(self, **options: object) -> None:  # type: ignore[override]
+        self.scroll_to(y=self.bottom() if self.wrap else self.scroll_y + self.size.height - 1, animate=False)
+
+    def scroll_page_up(self, **options: object) -> None:  # type: ignore[override]
+        self.scroll_to(y=self.scroll_y - max(1, len(set(self._rows_shown)) - 1), animate=False)
+
+    def scroll_end(self, **options: object) -> None:  # type: ignore[override]
+        self.follow(True)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        if self.show_vertical_scrollbar:
+            self.vertical_scrollbar.position = new_value
+        if round(old_value) == round(new_value):
+            return
+        if not self._programmatic:
+            at_end = new_value >= self._top_for_end() - 0.5
+            if self.following != (at_end and (self.following or new_value > old_value)):
+                self.following = not self.following
+                self.post_message(self.Moved())
+        self.request()
+        self.repaint()
+
+    def on_resize(self) -> None:
+        self._resize(self.rows)
+        if self.following:
+            self.to_end()
+        self.request()
+        self.repaint()
+
+    def on_click(self, event: events.Click) -> None:
+        if event.y < len(self._rows_shown):
+            self.cursor, self.following = self._rows_shown[event.y], False
+            self.request()
+            self.repaint()
+            self.post_message(self.Moved())
+
+    def _scroll(self, y: int) -> None:
+        self._programmatic = True
+        self.scroll_to(y=y, animate=False, immediate=True, force=True)  # before the scrollbar is there, too
+        self._programmatic = False
+
+    def _resize(self, rows: int) -> None:
+        """Wrapped rows take more than a line: then the last one may be scrolled to the top."""
+        extra = max(0, self.size.height - 1) if self.wrap and rows else 0
+        size = Size(self.size.width, max(1, rows + extra))
+        if size != self.virtual_size:
+            self.virtual_size = size
+
+    def _top_for_end(self) -> int:
+        """The first row shown when the last one is at the bottom."""
+        height = max(1, self.size.height)
+        if not self.wrap:
+            return max(0, self.rows - height)
+        top, used = self.rows, 0
+        while top > 0 and used < height:
+            found = self.text_of(top - 1)
+            used += len(self._parts(found[1])) if found else 1
+            if used > height and top < self.rows:
+                break
+            top -= 1
+        return top
+
+    # drawing --------------------------------------------------------------------------------------------------------
+
+    def repaint(self) -> None:
+        """Draw all, send what differs."""
+        before = self._shown
+        self._shown = self._draw()
+        width = self.size.width
+        for y, strip in enumerate(self._shown):
+            old = before[y] if y < len(before) else None
+            if old != strip:
+                start, end = changed(old, strip, width)
+                self.refresh(Region(start, y, end - start, 1))
+
+    def _draw(self) -> list[Strip]:
+        width, height = self.size.width, self.size.height
+        strips: list[Strip] = []
+        rows: list[int] = []
+        if not self.rows:
+            strips = [Strip(line.render(self.app.console, end="")) for line in self.hint[:height]]
+        row = round(self.scroll_offset.y)
+        while len(strips) < height and row < self.rows:
+            drawn = self._draw_row(row)
+            strips += drawn
+            rows += [row] * len(drawn)
+            row += 1
+        self._rows_shown = rows[:height]
+        blank = [Strip.blank(width)] * (height - len(strips))
+        return [strip.extend_cell_length(width).crop(0, width).simplify() for strip in strips[:height]] + blank
+
+    def _draw_row(self, row: int) -> list[Strip]:
+        found = self.text_of(row)
+        if found is None:
+            return [Strip.blank(self.size.width)]
+        words = found[1]
+        line = Text(words, style=tone(_mood(words)), no_wrap=True, end="")
+        if self.pattern is not None:
+            for match in self.pattern.finditer(words):
+                if match.end() > match.start():
+                    line.stylize(HIT, match.start(), match.end())
+        low, high = sorted((self.cursor, self.mark)) if self.mark >= 0 else (self.cursor, self.cursor)
+        if low <= row <= high and row >= 0:
+            line.stylize(Style(bold=True))
+        sign = "▌" if row == self.cursor else "│" if low < row < high or row == self.mark else " "
+        console = self.app.console
+        if not self.wrap:
+            gutter = Strip(text((sign, "accent")).render(console, end=""))
+            body = Strip(line.render(console, end=""))
+            return [Strip.join([gutter, body.crop(self.shift) if self.shift else body])]
+        ends, at = [], 0
+        for part in self._parts(words):
+            at += len(part)
+            ends.append(at)
+        parts = line.divide(ends[:-1]) if len(ends) > 1 else [line]
+        return [
+            Strip([*text((sign if not n else " ", "accent")).render(console, end=""), *part.render(console, end="")])
+            for n, part in enumerate(parts)
+        ]
+
+    def _parts(self, words: str) -> list[str]:
+        room = max(1, self.size.width - 1)
+        if len(words) <= room and words.isascii():
+            return [words]
+        return chop_cells(words, room) or [""]
+
+    def render_line(self, y: int) -> Strip:
+        return self._shown[y] if y < len(self._shown) else Strip.blank(self.size.width)
+
+
+def _mood(line: str) -> str:
+    if ERROR.search(line):
+        return "bad"
+    return "warn" if WARN.search(line) else "plain"
