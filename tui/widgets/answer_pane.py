@@ -15,6 +15,8 @@ from tui.widgets.answer import FLUSH_S, Answer, told
 from tui.widgets.lines import LinesView, text
 from tui.widgets.tones import tone
 
+LOW = 10  # lines under which none is left empty
+
 
 class AnswerPane(LinesView):
     """`trail` holds answers of earlier checkpoints to the same prompt: it stays above the one being written."""
@@ -57,8 +59,10 @@ class AnswerPane(LinesView):
     def draw(self) -> None:
         """Heading, earlier answers, this one, measures."""
         found: list[RenderableType] = [
-            text((f"{self.letter} ", "second"), (self.title or "–", "title"), (f"  {self.note}", "faint")), Text(""),
+            text((f"{self.letter} ", "second"), (self.title or "–", "title"), (f"  {self.note}", "faint")),
         ]  # fmt: skip
+        if self.size.height > LOW:
+            found.append(Text(""))
         for title, answer in self.trail:
             found += [text((title, "second")), text((answer.text.strip() or "(nothing)", "faint")), Text("")]
         if self.trail:

@@ -330,13 +330,13 @@ class ChatPane(Vertical):
         """Choose a message, with the token view or without."""
         self.chosen, self.token = turn, token
         for view in self.turns.query(TurnView):
-            view.chosen = view.turn is turn
+            was, view.chosen = view.chosen, view.turn is turn
             want = token if view.chosen else None
             if view.tokens != want:
                 await view.show_tokens(want)
-            else:
+            elif was != view.chosen:
                 view.draw()
-            if view.chosen:
+            if view.chosen and not was:
                 self.call_after_refresh(self.turns.scroll_to_widget, view, animate=False)
 
     async def do_tokens(self) -> None:

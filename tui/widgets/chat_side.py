@@ -32,8 +32,9 @@ def context_line(conversation: Conversation, known: Known | None) -> Text:
         return text((f"context {held} tokens" if held else "", "faint"))
     share = min(1.0, held / context)
     mood = "bad" if share > 0.9 else "warn" if share > 0.7 else "accent"
-    words = f" {held:,} of {context:,} tokens" if held else f" {context:,} tokens"
-    return text(("context ", "faint"), (bar(share, GAUGE) if held else "", mood), (words, "plain"))
+    if not held:
+        return text(("context ", "faint"), (f"{context:,} tokens", "plain"))
+    return text(("context ", "faint"), (bar(share, GAUGE), mood), (f" {held:,} of {context:,} tokens", "plain"))
 
 
 def side_blocks(conversation: Conversation, model: str, known: Known | None, sampling: Sampling,
