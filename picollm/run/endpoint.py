@@ -48,8 +48,9 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Endpoint | Non
     try:
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        sound = sound and "@" not in parts.netloc and not (parts.query or parts.fragment)  # the address is shown
     except ValueError:
         sound = False
     if not sound:
-        raise UserError(f"{URL} is {url!r}; expected an address such as https://models.example/v1")
+        raise UserError(f"{URL} is no address such as https://models.example/v1; the key goes into {KEY}")
     return Endpoint(url, environ.get(KEY, "").strip())

@@ -51,9 +51,11 @@ def test_the_endpoint_of_the_environment() -> None:
     assert found is not None and found.url == "http://models.example:81/v1" and found.key == "k"
     assert found.host == "models.example:81" and found.in_the_clear
     assert not endpoint.Endpoint("http://127.0.0.1:1/v1").in_the_clear
-    for wrong in ("models.example/v1", "ftp://models.example", "http://", "http://x:99999999"):
-        with pytest.raises(UserError, match="OPENAI_BASE_URL"):
+    for wrong in ("models.example/v1", "ftp://models.example", "http://", "http://x:99999999",
+                  "https://me:secret@models.example/v1", "https://models.example/v1?key=secret"):  # fmt: skip
+        with pytest.raises(UserError, match="OPENAI_BASE_URL") as refused:
             endpoint.from_environment({"OPENAI_BASE_URL": wrong})
+        assert "secret" not in str(refused.value)
 
 
 def test_a_refusal_is_met_only_where_the_answer_stays_the_same() -> None:

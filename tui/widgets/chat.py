@@ -12,7 +12,7 @@ import msgspec
 from rich.console import RenderableType
 from textual import on
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical
 from textual.worker import Worker
 
 from picollm.run.errors import UserError
@@ -26,12 +26,11 @@ from tui.widgets.chat_side import context_line, side_blocks
 from tui.widgets.frame import OneLine
 from tui.widgets.lines import LinesView, empty_state, text
 from tui.widgets.prompt_box import PromptBox
-from tui.widgets.turn import TurnView
+from tui.widgets.turns import MOST_SHOWN, Turns
 
 if TYPE_CHECKING:
     from tui.app import PicollmApp
 
-MOST_SHOWN = 40  # messages; the others are in the file
 ROOMY = 110  # columns from which there is room for a panel beside the conversation
 
 
@@ -42,8 +41,6 @@ class ChatPane(Vertical):
 
     DEFAULT_CSS = """
     ChatPane #chat-body { height: 1fr; }
-    ChatPane #chat-turns { height: 1fr; width: 1fr; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
-    ChatPane #chat-empty { height: auto; }
     ChatPane #chat-side { width: 36; margin-left: 2; display: none; }
     ChatPane.roomy #chat-side { display: block; }
     ChatPane #chat-error { height: auto; max-height: 4; display: none; }
@@ -60,22 +57,19 @@ class ChatPane(Vertical):
         self.voice: Voice | None = None
         self.known: dict[Voice, Known] = {}
         self.conversation = conversations.begin()
-        self.as_markdown = True
-        self.chosen: Turn | None = None
-        self.token: int | None = None
         self._answers: dict[int, Answer] = {}  # by id of their turn: what is not kept on disk
         self._worker: Worker[None] | None = None
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="chat-body"):
-            yield VerticalScroll(id="chat-turns", can_focus=True)
+            yield Turns(id="chat-turns")
             yield LinesView(id="chat-side")
         yield LinesView(id="chat-error")
         yield OneLine(id="chat-how")
         yield PromptBox("Enter: write, then send · ^j new line · esc leaves", id="chat-box")
 
     async def on_mount(self) -> None:
-        self.turns = self.query_one("#chat-turns", VerticalScroll)
+        self.turns = self.query_one("#chat-turns", Turns)
         self.box = self.query_one("#chat-box", PromptBox)
         await self._rebuild()
 
@@ -114,31 +108,14 @@ class ChatPane(Vertical):
     # drawing --------------------------------------------------------------------------------------------------------
 
     async def _rebuild(self) -> None:
-        """The messages anew; the newest ones, where there are very many."""
-        shown = self.conversation.turns[-MOST_SHOWN:]
-        with self.app.batch_update():
-            await self.turns.remove_children()
-            if not shown:
-                await self.turns.mount(LinesView(id="chat-empty"))
-            else:
-                await self.turns.mount_all([self._view(turn) for turn in shown])
-        self._to_end()
+        """The messages anew."""
+        await self.turns.fill(self.conversation.turns, self._answers)
         self._draw()
-
-    def _to_end(self) -> None:
-        self.call_after_refresh(self.turns.scroll_end, animate=False)
-
-    def _view(self, turn: Turn) -> TurnView:
-        view = TurnView(turn, self._answers.get(id(turn)), self.as_markdown)
-        view.chosen = turn is self.chosen
-        view.tokens = self.token if view.chosen else None
-        return view
 
     def _draw(self) -> None:
         if not self.is_mounted or not hasattr(self, "turns"):
             return
-        for empty in self.turns.query("#chat-empty").results(LinesView):
-            self.call_after_refresh(empty.show, self._empty())
+        self.turns.say_empty(self._empty())
         s = self.sampling
         context = context_line(self.conversation, self.known.get(self.voice) if self.voice else None)
         line = text((self.model or "no model", "strong"), ("  ", "plain"))
@@ -190,7 +167,7 @@ class ChatPane(Vertical):
     def _begin(self, voice: Voice, earlier: list[Earlier] | None = None, by: int = 0) -> None:
         """Ask for an answer to what the conversation ends with; `by` is added to the seed."""
         self._say("")
-        self.chosen, self.token = None, None
+        self.turns.forget()
         self.conversation.model, self.conversation.voice = voice.title(self.here), voice
         sampling = msgspec.structs.replace(self.sampling, seed=self.sampling.seed + by)
         turn = Turn(role="assistant", content="", model=self.model, plain=voice.continues, sampling=sampling,
@@ -203,7 +180,7 @@ class ChatPane(Vertical):
         conversation.turns.append(turn)
         self._answers[id(turn)] = answer
         await self._rebuild()
-        view = list(self.turns.query(TurnView))[-1]
+        view = self.turns.views[-1]
         await view.begin()
         try:
             async for piece in self._talker().answer(voice, asked, sampling, tokens=True):
@@ -213,10 +190,10 @@ class ChatPane(Vertical):
                 if piece.calls:
                     view.draw()
                 if piece.text:
-                    following = self.turns.max_scroll_y - self.turns.scroll_y < 2
+                    following = self.turns.at_end
                     await view.write(answer.text[said:])
                     if following:
-                        self._to_end()
+                        self.turns.to_end()
         except asyncio.CancelledError:
             turn.finish_reason = "cancel"
             raise
@@ -229,7 +206,7 @@ class ChatPane(Vertical):
             if self.is_attached:
                 if view.is_attached:
                     await view.end()
-                    self._to_end()
+                    self.turns.to_end()
                     if turn not in conversation.turns:
                         await view.remove()
                 self._draw()
@@ -294,12 +271,12 @@ class ChatPane(Vertical):
         mine = [number for number, turn in enumerate(turns) if turn.role == "user"]
         if not mine:
             raise UserError("nothing to edit yet")
-        at = next((n for n in mine if turns[n] is self.chosen), mine[-1])
+        at = next((n for n in mine if turns[n] is self.turns.chosen), mine[-1])
         self.box.load_text(turns[at].content)
         self.box.move_cursor(self.box.document.end)
         self.conversation = conversations.begin(self.model)
         self.conversation.turns = turns[:at]
-        self.chosen, self.token = None, None
+        self.turns.forget()
         await self._rebuild()
         self.box.focus()
 
@@ -309,61 +286,34 @@ class ChatPane(Vertical):
         self.box.focus()
 
     async def do_markdown(self) -> None:
-        self.as_markdown = not self.as_markdown
+        self.turns.as_markdown = not self.turns.as_markdown
         if not self.busy:
             await self._rebuild()
 
     async def do_next_turn(self) -> None:
-        await self._choose_turn(1)
+        await self.turns.step(1)
 
     async def do_previous_turn(self) -> None:
-        await self._choose_turn(-1)
-
-    async def _choose_turn(self, by: int) -> None:
-        shown = self.conversation.turns[-MOST_SHOWN:]
-        if not shown:
-            return
-        at = next((n for n, turn in enumerate(shown) if turn is self.chosen), len(shown) if by < 0 else -1)
-        await self._mark(shown[min(len(shown) - 1, max(0, at + by))], None)
-
-    async def _mark(self, turn: Turn | None, token: int | None) -> None:
-        """Choose a message, with the token view or without."""
-        self.chosen, self.token = turn, token
-        for view in self.turns.query(TurnView):
-            was, view.chosen = view.chosen, view.turn is turn
-            want = token if view.chosen else None
-            if view.tokens != want:
-                await view.show_tokens(want)
-            elif was != view.chosen:
-                view.draw()
-            if view.chosen and not was:
-                self.call_after_refresh(self.turns.scroll_to_widget, view, animate=False)
+        await self.turns.step(-1)
 
     async def do_tokens(self) -> None:
-        if self.token is not None:
-            await self._mark(None, None)
+        if self.turns.token is not None:
+            await self.turns.mark(None, None)
             return
         answers = [turn for turn in self.conversation.turns if turn.role == "assistant"]
         if not answers or self.busy:
             raise UserError("no whole answer to look into yet")
-        await self._mark(self.chosen if self.chosen in answers else answers[-1], 0)
+        await self.turns.mark(self.turns.chosen if self.turns.chosen in answers else answers[-1], 0)
 
     async def do_token_right(self) -> None:
-        await self._move_token(1)
+        await self.turns.move_token(1)
 
     async def do_token_left(self) -> None:
-        await self._move_token(-1)
-
-    async def _move_token(self, by: int) -> None:
-        if self.token is None or self.chosen is None:
-            return
-        answer = self._answers.get(id(self.chosen))
-        last = len(answer.seen) - 1 if answer else 0
-        await self._mark(self.chosen, min(max(0, last), max(0, self.token + by)))
+        await self.turns.move_token(-1)
 
     def do_copy_turn(self) -> None:
         answers = [turn for turn in self.conversation.turns if turn.role == "assistant"]
-        turn = self.chosen or (answers[-1] if answers else None)
+        turn = self.turns.chosen or (answers[-1] if answers else None)
         if turn is None:
             raise UserError("nothing to copy yet")
         self.app.copy(turn.content, "your message" if turn.role == "user" else f"the answer of {turn.model}")
@@ -400,7 +350,7 @@ class ChatPane(Vertical):
         """Go on with a conversation, with whom it was had where they are still there."""
         self.cancel()
         self.conversation = conversation
-        self.chosen, self.token = None, None
+        self.turns.forget()
         self._answers = {}
         if conversation.voice is not None:
             self.voice = conversation.voice
@@ -414,7 +364,7 @@ class ChatPane(Vertical):
         self.cancel()
         self.voice = voice
         self.conversation = conversations.begin(self.model)
-        self.chosen, self.token = None, None
+        self.turns.forget()
         self._answers = {}
         self._say("")
         if answer is not None and answer.text:
