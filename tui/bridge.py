@@ -26,6 +26,8 @@ from tui import state
 from tui.stage_reader import StageReader
 
 if TYPE_CHECKING:
+    from picollm.run.recheck import Found
+    from tui.doctor_reader import DoctorReader
     from tui.replay import Player
 
 POLL_S = 0.25
@@ -33,7 +35,7 @@ FOLD_S = 1.0
 READINGS = 3600
 READINGS_PORTION = 1 << 20
 REPORT_LIMIT = 2 << 20
-RUNS_S, RUNS_BUDGET_S = 1.0, 0.1
+RUNS_S, RUNS_BUDGET_S = 2.0, 0.1
 
 
 class RunChanged(Message):
@@ -53,7 +55,7 @@ class StageChanged(Message):
 
 
 class DoctorChanged(Message):
-    def __init__(self, checks: tuple[ev.Check, ...]) -> None:
+    def __init__(self, checks: Found) -> None:
         super().__init__()
         self.checks = checks
 
@@ -117,12 +119,12 @@ class Reader(threading.Thread):
         self._view = state.empty(folder.name, str(folder))
         self._sent: state.RunView | None = None
         self._stage: StageReader | None = None
-        self._doctor: StageReader | None = None
+        self._doctor: DoctorReader | None = None
         self._over: tuple[str, ...] = ()
         self._others: dict[str, StageReader] = {}
         self._machine = ev.EventReader(self.run_folder.machine_file)
-        self.machine_wanted = False
-        """Set by the pane that shows the machine: its record is read from then on."""
+        self.machine_wanted = self.doctor_wanted = False
+        """Set by the panes that show them: they are read from then on."""
         self._readings: list[ev.Machine] = []
         self._report_stamp: object = None
         self.overview: Overview | None = None  # looked at while somebody looks at the list of runs
@@ -265,12 +267,16 @@ class Reader(threading.Thread):
         return any([other.poll() for other in self._others.values()]) or bool(gone)
 
     def _look_at_doctor(self) -> bool:
+        if not self.doctor_wanted:
+            return False
         if self._doctor is None:
-            self._doctor = StageReader(self.run_folder, "doctor")
-        changed = self._doctor.poll()
-        if changed:
-            self._post(DoctorChanged(tuple(self._doctor.history.checks)))
-        return changed
+            from tui.doctor_reader import DoctorReader
+
+            self._doctor = DoctorReader(self.run_folder)
+        found = self._doctor.poll()
+        if found is not None:
+            self._post(DoctorChanged(found))
+        return found is not None
 
     # the machine and the report -------------------------------------------------------------------------------------
 

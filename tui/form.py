@@ -6,6 +6,7 @@ Everything is read from the schema: a knob that is added there is a field here, 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -61,7 +62,7 @@ class Form:
     ) -> None:
         self.name, self.base, self.base_dir, self.start = name, base, base_dir, NOTHING
         self.taken = taken
-        self.profile = profile
+        self.profile, self.profiles = profile, tuple(settings.profile_names())
         self.given: dict[str, Any] = dict(values or _profile_values(profile))
         self.changes: dict[str, Any] = {}
 
@@ -83,11 +84,11 @@ class Form:
                               "settings alone", choices=(NOTHING, *pipeline.NAMES[3:])))  # fmt: skip
         else:
             head.append(Field(PROFILE, "profile", "Run", "a set of settings for a kind of machine; changes below are "
-                              "kept when it changes", choices=tuple(settings.profile_names())))  # fmt: skip
+                              "kept when it changes", choices=self.profiles))  # fmt: skip
         keys = [key for key in settings.knobs() if key != PROFILE] if everything or find else list(BASIC)
         if not everything and not find and self.value("data.source") not in HUB_SHARDS:
             keys.remove("data.shards")
-        found = [*head, *(field_of(settings.knobs()[key]) for key in keys)]
+        found = [*head, *(field_of(key) for key in keys)]
         words = find.lower().split()
         return [one for one in found if all(word in f"{one.key} {one.about}".lower() for word in words)]
 
@@ -157,8 +158,10 @@ class Form:
         return settings.build(self.given | self.changes | {PROFILE: self.profile})
 
 
-def field_of(knob: Knob) -> Field:
+@functools.cache
+def field_of(key: str) -> Field:
     """The line of one knob."""
+    knob = settings.knobs()[key]
     table, _, name = knob.key.partition(".")
     title = TITLES.get(table) or (pipeline.BY_NAME[table].title if table in pipeline.BY_NAME else table)
     return Field(knob.key, name.replace("_", " "), title, knob.description, knob.unit, choices(knob), bounds(knob),

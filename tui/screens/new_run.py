@@ -5,6 +5,7 @@ The form is drawn, not made of boxes: a hundred settings cost nothing to show, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +14,7 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
+from textual.strip import Strip
 from textual.widgets import Input
 
 from picollm.run import forecast
@@ -20,7 +22,7 @@ from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tui import actions, asks
 from tui.form import Field, Form
-from tui.widgets import takes
+from tui.widgets import takes, tones
 from tui.widgets.frame import OneLine
 from tui.widgets.lines import LinesView, heading, text
 from tui.widgets.tones import tone
@@ -38,23 +40,41 @@ class FormView(LinesView, inherit_bindings=False):
     def __init__(self, id: str) -> None:
         super().__init__(id=id)
         self.lines: list[str] = []
+        self._drawn: dict[str, tuple[object, Strip]] = {}
 
-    def draw(self, form: Form, fields: list[Field], selected: str, wrong: dict[str, str]) -> None:
-        blocks: list[Text] = []
-        self.lines, group = [], ""
-        width = max(20, self.scrollable_content_region.width)
+    def draw(self, form: Form, fields: list[Field], selected: str, wrong: str) -> None:
+        """Settings that look as before are taken from before: a key press draws two of a hundred."""
+        width, before = max(20, self.scrollable_content_region.width), self._drawn
+        look = (width, tones.current().name)
+        strips: list[Strip] = []
+        self.lines, self._drawn, group = [], {}, ""
+
+        def put(key: str, mark: object, line: Callable[[], Text], of: str = "") -> None:
+            known = before.get(key)
+            if known is None or known[0] != (mark, look):
+                known = (mark, look), Strip(line().render(self.app.console, end="")).simplify()
+            self._drawn[key] = known
+            self.lines.append(of)
+            strips.append(known[1])
+
         for field in fields:
             if field.group != group:
                 group = field.group
-                blocks += [Text(""), heading(group)] if blocks else [heading(group)]
-                self.lines += ["", ""] if self.lines else [""]
-            blocks.append(_line(form, field, field.key == selected, field.key in wrong, width))
-            self.lines.append(field.key)
-        self.show(blocks or [text(("No setting has these words.", "faint"))])
+                if strips:
+                    put(f"above {group}", "", Text)
+                put(f"title {group}", group, partial(heading, group))
+            marks = form.shown(field.key), form.changed(field.key), field.key == selected, field.key == wrong
+            put(field.key, (field, marks), partial(_line, field, *marks, width), field.key)
+        if not strips:
+            put("none", "", partial(text, ("No setting has these words.", "faint")))
+        self.put(strips)
         if selected in self.lines:
             at, top = self.lines.index(selected), self.scroll_offset.y
             if not top + 1 <= at < top + self.size.height - 1:
                 self.scroll_to(y=max(0, at - self.size.height // 2), animate=False)
+
+    def lay_out(self) -> None:
+        """The screen draws anew when its size changes."""
 
     def on_click(self, event: events.Click) -> None:
         line = event.y + self.scroll_offset.y
@@ -64,15 +84,14 @@ class FormView(LinesView, inherit_bindings=False):
                 self.screen.action_edit()
 
 
-def _line(form: Form, field: Field, chosen: bool, wrong: bool, width: int) -> Text:
-    value = form.shown(field.key)
-    changed = form.changed(field.key)
+def _line(field: Field, value: str, changed: bool, chosen: bool, wrong: bool, width: int) -> Text:
     label = field.label[: LABEL - 1].ljust(LABEL)
     line = text(("▌" if chosen else " ", "accent"), (label, "strong" if chosen else "plain"))
     line.append("‹ " if field.choices and chosen else "  ", tone("accent"))
     line.append(value or "–", tone("bad" if wrong else "second" if changed else "plain" if value else "faint"))
     line.append(" ›" if field.choices and chosen else "", tone("accent"))
-    line.append(f"  {field.unit}" if field.unit else "", tone("faint"))
+    note = field.unit if value else field.about
+    line.append(f"  {note}" if note else "", tone("faint"))
     line.append("  * changed" if changed else "", tone("second"))
     line.truncate(width, overflow="ellipsis")
     line.pad_right(max(0, width - line.cell_len))
@@ -140,8 +159,7 @@ class NewRunScreen(ModalScreen[str | None]):
         fields = self.fields
         if self.field() is None and fields:
             self.selected = fields[0].key
-        wrong = {self.writing: self._problem()} if self._problem() else {}
-        self.query_one(FormView).draw(self.form, fields, self.selected, wrong)
+        self.query_one(FormView).draw(self.form, fields, self.selected, self.writing if self._problem() else "")
         what = f"Duplicate of {self.form.base}" if self.form.base else "New run"
         line = text((f" {what} ", "title"), (f" {self.form.name}", "strong"))
         count = len(self.form.changes)

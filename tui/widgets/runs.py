@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,12 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.message import Message
+from textual.strip import Strip
 from textual.widgets import Input
 
 from picollm.run.overview import Overview, Summary
 from tui import actions, shelf_actions, state, table
+from tui.widgets import tones
 from tui.widgets.frame import OneLine
 from tui.widgets.lines import LinesView, empty_state
 
@@ -33,6 +36,29 @@ class RunsTable(LinesView, inherit_bindings=False):
         def __init__(self, line: int, twice: bool) -> None:
             super().__init__()
             self.line, self.twice = line, twice
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id)
+        self._drawn: dict[str, tuple[object, Strip]] = {}
+
+    def draw(self, found: Sequence[Summary], columns: dict[str, int], now: float, chosen: str, opened: str) -> None:
+        """Lines that look as before are taken from before: a key press draws two of hundreds."""
+        width, before = self.scrollable_content_region.width, self._drawn
+        shape = (width, tones.current().name, *columns.items())
+        self._drawn, self._blocks = {}, ()
+        for one in found:
+            marks = one.dir == chosen, one.dir == opened
+            key = (one, *marks, table.age(now - one.touched), shape)
+            known = before.get(one.dir)
+            if known is None or known[0] != key:
+                line = table.line(one, columns, width, now, *marks)
+                known = key, Strip(line.render(self.app.console, end="")).simplify()
+            self._drawn[one.dir] = known
+        self.put([strip for _, strip in self._drawn.values()])
+
+    def lay_out(self) -> None:
+        if self._blocks:
+            super().lay_out()
 
     def on_click(self, event: events.Click) -> None:
         self.post_message(self.Clicked(event.y + self.scroll_offset.y, event.chain > 1))
@@ -107,8 +133,7 @@ class RunsPane(Vertical):
         self.query_one("#runs-head", OneLine).set_line(table.head(columns, self.order) if self.rows else Text(""))
         now = time.time()
         if self.rows:
-            lines.show([table.line(one, columns, width, now, one.dir == self.selected, one.dir == self._open)
-                        for one in self.rows])  # fmt: skip
+            lines.draw(self.rows, columns, now, self.selected, self._open)
         else:
             lines.show(self._empty())
         detail = self.query_one("#runs-detail", LinesView)
