@@ -1,19 +1,14 @@
-"""What the app asks of runs: create, launch, redo, stop, rename, delete. Called in threads; touches no widget."""
+"""What the app asks of a run: create, launch, redo, stop. Called in threads; nothing here touches a widget."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from picollm.run import conductor, pipeline, shelf
+from picollm.run import conductor, pipeline
 from picollm.run import config as settings
 from picollm.run.errors import UserError
-from picollm.run.folder import Run, folder_of, name_of_new, new_name
-from tui.figures import size
-
-if TYPE_CHECKING:
-    from tui.form import Form
+from picollm.run.folder import Run, folder_of, new_name
 
 
 @dataclass(frozen=True)
@@ -107,52 +102,3 @@ def stale_reasons(options: Options) -> list[str]:
     except UserError:
         return []
     return [f"{pipeline.stage(s.name).title}: {s.reason}" for s in run.statuses() if s.undecided]
-
-
-# runs as a whole ------------------------------------------------------------------------------------------------------
-
-
-def make(form: Form, go: bool) -> str:
-    """The run that the form describes, launched if `go`. Raises `UserError`; then there is no run."""
-    if form.base:
-        run = shelf.copy(Run.open(form.base_dir), form.name, form.changes, form.stage)
-    else:
-        run = Run.create(form.name, form.config())
-    if not go:
-        return f"{run.name} is made; it waits to be launched"
-    conductor.ask(run, conductor.plan_request(run, list(pipeline.NAMES)))
-    return f"{run.name} is made and launched"
-
-
-def wrong_name(now: str, name: str) -> str:
-    """Why a run called `now` cannot be called `name`; "" when it can."""
-    try:
-        if name != now:
-            name_of_new(name)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-def rename(folder: str, name: str) -> str:
-    run = Run(Path(folder))
-    return f"{run.name} is now {shelf.rename(run, name).name}"
-
-
-def archive(folder: str, key: str) -> str:
-    return f"{shelf.archive(Run(Path(folder))).name} is archived; {key} shows it"
-
-
-def restore(folder: str) -> str:
-    return f"{shelf.restore(Run(Path(folder))).name} is restored"
-
-
-def delete(folder: str) -> str:
-    run = Run(Path(folder))
-    return f"{run.name} is deleted; {size(shelf.delete(run))} freed"
-
-
-def note(folder: str, words: str) -> str:
-    run = Run(Path(folder))
-    shelf.write_notes(run, words)
-    return f"notes on {run.name} kept in {run.dir / 'notes.md'}" if words.strip() else f"{run.name} has no notes now"

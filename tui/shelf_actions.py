@@ -11,7 +11,7 @@ from picollm.run import config as settings
 from picollm.run import shelf
 from picollm.run.folder import Run, runs_folder
 from picollm.run.overview import Summary
-from tui import actions, asks
+from tui import actions, shelving
 from tui.figures import size
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ async def open_run(app: PicollmApp, one: Summary) -> None:
     """Show it in all tabs; an archived one is restored first, after asking."""
     if one.archived:
         app.ask(f"{one.name} is archived", ["Restored, it is among the runs again and can be opened."], "restores it",
-                partial(asks.restore, one.dir))  # fmt: skip
+                partial(shelving.restore, one.dir))  # fmt: skip
         return
     if Path(one.dir) == app.reader.run_folder.dir:
         await app.main.show_tab("stage")
@@ -87,7 +87,7 @@ def note(app: PicollmApp, one: Summary) -> None:
 
     def take(words: str | None) -> None:
         if words is not None:
-            app.work(partial(asks.note, one.dir, words))
+            app.work(partial(shelving.note, one.dir, words))
 
     app.work(read)
 
@@ -104,20 +104,20 @@ def rename(app: PicollmApp, one: Summary) -> None:
 
     def take(name: str | None) -> None:
         if name is not None and name != one.name:
-            app.work(partial(asks.rename, one.dir, name), lambda: app.call_later(follow, name))
+            app.work(partial(shelving.rename, one.dir, name), lambda: app.call_later(follow, name))
 
     hint = "letters, digits, dot, dash, underscore"
-    app.push_screen(LineScreen(f"Rename {one.name}", hint, one.name, partial(asks.wrong_name, one.name)), take)
+    app.push_screen(LineScreen(f"Rename {one.name}", hint, one.name, partial(shelving.wrong_name, one.name)), take)
 
 
 def archive(app: PicollmApp, one: Summary) -> None:
     """Nothing is lost, so nothing is asked; the same key takes it back."""
     if one.archived:
-        app.work(partial(asks.restore, one.dir))
+        app.work(partial(shelving.restore, one.dir))
     elif Path(one.dir) == app.reader.run_folder.dir:
         app.complain(f"{one.name} is the run that the other tabs show: open another one first")
     else:
-        app.work(partial(asks.archive, one.dir, actions.find("show_archived", "runs").first))
+        app.work(partial(shelving.archive, one.dir, actions.find("show_archived", "runs").first))
 
 
 def delete(app: PicollmApp, one: Summary) -> None:
@@ -140,7 +140,7 @@ def delete(app: PicollmApp, one: Summary) -> None:
         if shared:
             lines.append(f"{size(shared)} are also in other runs and stay there.")
         lines.append("Texts and token shards in PICOLLM_HOME stay.")
-        app.call_from_thread(app.ask, f"Delete {one.name}?", lines, "deletes it", partial(asks.delete, one.dir))
+        app.call_from_thread(app.ask, f"Delete {one.name}?", lines, "deletes it", partial(shelving.delete, one.dir))
 
     if Path(one.dir) == app.reader.run_folder.dir and not one.archived:
         app.complain(f"{one.name} is the run that the other tabs show: open another one first")

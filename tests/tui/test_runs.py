@@ -338,15 +338,15 @@ async def test_read_only_makes_and_changes_nothing(a_run, an_app, runs) -> None:
     assert sorted(path.name for path in runs.iterdir()) == ["failed", "finished"]
 
 
-async def test_two_hundred_runs_are_shown_at_once(a_run, an_app, runs) -> None:
+async def test_many_runs_are_shown_at_once(a_run, an_app, runs) -> None:
     a_run("finished")
-    for number in range(200):
+    for number in range(60):
         shutil.copytree(a_run("empty").dir if not number else runs / "empty", runs / f"run-{number:03d}")
     app = an_app("finished")
     async with app.run_test(size=WIDE) as pilot:
         await open_runs(app, pilot)
         pane = app.main.panes["runs"]
-        assert len(pane.rows) == 202, "all names are there with the first look"
+        assert len(pane.rows) == 62, "all names are there with the first look"
         await until(pilot, lambda: all(one.read for one in pane.rows), 20)
         await pilot.press("end")
         assert pane.run is pane.rows[-1]

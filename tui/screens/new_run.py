@@ -20,7 +20,7 @@ from textual.widgets import Input
 from picollm.run import forecast
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
-from tui import actions, asks
+from tui import actions, shelving
 from tui.form import Field, Form
 from tui.widgets import takes, tones
 from tui.widgets.frame import OneLine
@@ -349,7 +349,7 @@ class NewRunScreen(ModalScreen[str | None]):
         if self.app.readonly:
             self.app.complain("read-only: no run is made, since the app was started with --readonly")
             return
-        self.app.work(partial(asks.make, self.form, go), lambda: self.dismiss(self.form.name))
+        self.app.work(partial(shelving.make, self.form, go), lambda: self.dismiss(self.form.name))
 
     def action_back(self) -> None:
         if self.writing:
