@@ -94,17 +94,18 @@ class Pace:
         if tok_s and step_s:
             gaps = [after - before for before, after in zip([last, *steps], steps, strict=False)]
             gaps[0] = gaps[0] if last else 1.0
-            counted = [max(0.0, a * b * gap) for a, b, gap in zip(tok_s, step_s, gaps, strict=True)]
-            counted = [value if math.isfinite(value) else 0.0 for value in counted]
+            counted = [a * b * gap for a, b, gap in zip(tok_s, step_s, gaps, strict=True)]
+            if not (math.isfinite(sum(counted)) and min(counted) >= 0):
+                counted = [value if math.isfinite(value) and value > 0 else 0.0 for value in counted]
         all_seconds = list(accumulate(passed, initial=seconds))[1:]
         all_tokens = list(accumulate(counted, initial=tokens))[1:]
         self._end = (steps[-1], all_tokens[-1], all_seconds[-1])
         self._before = times[-1]
         skip = -self._count % self._stride
         self._count += len(steps)
-        self._steps.extend(steps[skip :: self._stride])
-        self._tokens.extend(all_tokens[skip :: self._stride])
-        self._seconds.extend(all_seconds[skip :: self._stride])
+        self._steps.fromlist(list(steps[skip :: self._stride]))
+        self._tokens.fromlist(all_tokens[skip :: self._stride])
+        self._seconds.fromlist(all_seconds[skip :: self._stride])
         while len(self._steps) > LIMIT:
             self._steps, self._tokens, self._seconds = self._steps[::2], self._tokens[::2], self._seconds[::2]
             self._stride *= 2

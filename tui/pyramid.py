@@ -202,11 +202,11 @@ class Pyramid:
         if not self._floors:
             points: array[float] = array("d")
             self._floors.append((points, points, points))
-        self._steps.extend(steps)
+        _append(self._steps, steps)
         done: set[int] = set()
         for array_, values in zip(self._floors[0], sides, strict=True):
             if id(array_) not in done:
-                array_.extend(values)
+                _append(array_, values)
                 done.add(id(array_))
 
     def _bundle(self, steps: Sequence[float], values: Sequence[float]) -> None:
@@ -246,9 +246,9 @@ class Pyramid:
             missing = range(len(above[0]) * FAN, len(below[0]) // FAN * FAN, FAN)
             if missing:
                 lows, highs, means = below
-                above[0].extend([min(lows[i : i + FAN]) for i in missing])
-                above[1].extend([max(highs[i : i + FAN]) for i in missing])
-                above[2].extend([_mean(means[i : i + FAN]) for i in missing])
+                above[0].fromlist([min(lows[i : i + FAN]) for i in missing])
+                above[1].fromlist([max(highs[i : i + FAN]) for i in missing])
+                above[2].fromlist([_mean(means[i : i + FAN]) for i in missing])
             level += 1
 
     def cut(self, step: float) -> None:
@@ -282,6 +282,14 @@ class Pyramid:
                 tuple(self._tail), self._last, self._last_step, tuple(self._broken), self._lost,
             )  # fmt: skip
         return self._curve
+
+
+def _append(to: array[float], values: Sequence[float]) -> None:
+    """Much quicker than `extend`, which takes one item at a time from anything but an array."""
+    if isinstance(values, array):
+        to.extend(values)
+    else:
+        to.fromlist(list(values))
 
 
 def _mean(values: Sequence[float]) -> float:

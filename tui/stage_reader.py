@@ -7,6 +7,7 @@ Who calls what: `bridge.Reader` polls the selected stage, the same stage of the 
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ class _History(StageHistory):
         super().__init__(run, name)
         self.towers: dict[str, Pyramid] = {}
         self.pace = Pace()
+        self._steps: tuple[list[int], array[float]] = ([], array("d"))
 
     def _metrics(self, group: list[ev.Metrics]) -> None:
         super()._metrics(group)
@@ -43,7 +45,9 @@ class _History(StageHistory):
     def _add(self, key: str, steps: list[int], values: list[float], times: list[float]) -> None:
         if key not in self.towers:
             self.towers[key] = Pyramid()
-        self.towers[key].extend(steps, values)
+        if steps is not self._steps[0]:  # one list for all the metrics of a portion
+            self._steps = steps, array("d", steps)
+        self.towers[key].extend(self._steps[1], values)
 
     def _cut(self, step: int) -> None:
         self.pace.cut(step)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import islice, pairwise
+from operator import le
 from typing import Any, cast
 
 from picollm.run import events as ev
@@ -117,28 +118,31 @@ class StageHistory:
     def _take_all(self, events: Iterable[Any]) -> None:
         """In order; metrics with the same keys and ascending steps are taken together."""
         group: list[ev.Metrics] = []
+        last, keys = 0, list[str]()
         for event in events:
-            metrics = isinstance(event, ev.Metrics)
-            if group and not (
-                metrics and event.step > group[-1].step and event.values.keys() == group[0].values.keys()
-            ):
+            metrics = type(event) is ev.Metrics
+            if group and not (metrics and event.step > last and list(event.values) == keys):
                 self._metrics(group)
                 group = []
-            if metrics:
-                group.append(event)
-            else:
+            if not metrics:
                 self._take(event)
+                continue
+            if not group:
+                keys = list(event.values)
+            group.append(event)
+            last = event.step
         if group:
             self._metrics(group)
 
     def _metrics(self, group: list[ev.Metrics]) -> None:
         steps, times = [event.step for event in group], [event.time for event in group]
         self._count(group[0])
-        self._pass(sum(max(0.0, after - before) for before, after in pairwise(times)), times[-1])
-        for key in group[0].values:
-            values = [event.values[key] for event in group]
-            if None in values:
-                values = [NAN if value is None else value for value in values]
+        forward = all(map(le, times, islice(times, 1, None)))
+        passed = times[-1] - times[0] if forward else sum(max(0.0, after - before) for before, after in pairwise(times))
+        self._pass(passed, times[-1])
+        columns = zip(*(event.values.values() for event in group), strict=True)
+        for key, column in zip(group[0].values, columns, strict=True):
+            values = [NAN if value is None else value for value in column] if None in column else list(column)
             self._add(key, steps, cast("list[float]", values), times)
 
     def _add(self, key: str, steps: list[int], values: list[float], times: list[float]) -> None:

@@ -64,7 +64,7 @@ class View:
         return max(1, self.height - 3)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """The drawn half: cells, the range of Y, and how many values lie outside it or at or below 0 on a log axis."""
 

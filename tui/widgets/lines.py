@@ -50,15 +50,30 @@ def empty_state(title: str, *lines: str) -> list[RenderableType]:
     return [Text(""), text(("  " + title, "strong")), Text(""), *(text(("  " + line, "faint")) for line in lines)]
 
 
+NEAR = 12  # cells: moving the cursor over fewer of them saves nothing
+
+
 def changed(before: Strip | None, after: Strip | None, width: int) -> tuple[int, int]:
-    """The cells from the first to past the last that differ; the whole width where a cell is not a character."""
+    """The cells from the first to past the last that differ; (0, 0) where none does."""
+    found = stretches(before, after, width)
+    return (found[0][0], found[-1][1]) if found else (0, 0)
+
+
+def stretches(before: Strip | None, after: Strip | None, width: int) -> list[tuple[int, int]]:
+    """The stretches of cells that differ, as (first, past the last); all where a cell is not a character."""
     if before is None or after is None:
-        return 0, width
+        return [(0, width)]
     old, new = _cells(before), _cells(after)
     if len(old) != before.cell_length or len(new) != after.cell_length or len(old) != len(new):
-        return 0, width
-    differ = [x for x, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
-    return (differ[0], min(width, differ[-1] + 1)) if differ else (0, 0)
+        return [(0, width)]
+    found: list[tuple[int, int]] = []
+    for x, (a, b) in enumerate(zip(old, new, strict=True)):
+        if a != b and x < width:
+            if found and x - found[-1][1] < NEAR:
+                found[-1] = found[-1][0], x + 1
+            else:
+                found.append((x, x + 1))
+    return found
 
 
 def _cells(strip: Strip) -> list[tuple[str, object]]:
@@ -104,9 +119,9 @@ class LinesView(ScrollView, can_focus=True):
         for y in range(top, top + height):
             before = old[y] if y < len(old) else None
             after = strips[y] if y < len(strips) else None
-            if before != after:
-                start, end = changed(before, after, self.size.width)
-                self.refresh(Region(start, y - top, end - start, 1))
+            if before is not after and before != after:
+                for start, end in stretches(before, after, self.size.width):
+                    self.refresh(Region(start, y - top, end - start, 1))
 
     def on_resize(self, event: Resize) -> None:
         if self.scrollable_content_region.width != self._laid_width:

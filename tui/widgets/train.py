@@ -19,7 +19,7 @@ from textual.timer import Timer
 from picollm.run import pipeline
 from tui import actions, state
 from tui.axis import Range, fitting
-from tui.widgets import chart
+from tui.widgets import chart, tones
 from tui.widgets.chart import LETTERS, Mark, Picture, Trace, View, Words
 from tui.widgets.chart_list import Chart, choose
 from tui.widgets.lines import LinesView, empty_state, text
@@ -27,8 +27,8 @@ from tui.widgets.looks import Look
 from tui.widgets.train_keys import TrainKeys
 
 REDRAW_S = 2.0
-VALUES_S = 1.0
 STAGGER_S = 0.03
+PATIENCE_S = 1.5  # with a long run that is being read, before what there is so far is drawn
 WIDE = 70
 GAP = 2
 NOTED = "loss"  # the series whose chart bears the words of the notes
@@ -36,7 +36,8 @@ MOST_NOTES = 3
 
 
 class TrainPane(TrainKeys, LinesView):
-    """A grid of charts, or one alone over the whole screen."""
+    """A grid of charts, or one alone over the whole screen. `_hurry`: somebody waits for the focused chart, so it is
+    shown before the others are drawn."""
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -48,8 +49,12 @@ class TrainPane(TrainKeys, LinesView):
         self._status: Any = None
         self._view: state.RunView | None = None
         self._pictures: dict[str, tuple[object, Picture]] = {}
+        self._strips_of: dict[str, tuple[object, list[Strip]]] = {}
+        self._rows: dict[int, tuple[list[list[Strip]], list[Strip]]] = {}
         self._drawn_at: dict[str, float] = {}
-        self._said: tuple[float, state.Detail | None] = (0.0, None)
+        self._names: tuple[list[str], str] = ([], "")
+        self._reading_since = 0.0
+        self._hurry = False
         self._x: Range | None = None
         self._timer: Timer | None = None
 
@@ -61,12 +66,15 @@ class TrainPane(TrainKeys, LinesView):
             self.look.forget()
             self._pictures.clear()
             self._drawn_at.clear()
-            self._said = (0.0, None)
             self.scroll_home(animate=False)
         self._view, self._status = view, view.stage(name)
         if self.detail is not None and self.detail.reading and detail is not None and not detail.reading:
             self._drawn_at.clear()  # all of it is here now: no need to wait until the next picture is due
         self.detail = detail if detail is not None and detail.stage == name else None
+        if self.detail is None or not self.detail.reading:
+            self._reading_since = 0.0
+        elif not self._reading_since:
+            self._reading_since = time.monotonic()
         self.choose_charts()
         if not self.charts:
             self.show(self._nothing())
@@ -78,7 +86,9 @@ class TrainPane(TrainKeys, LinesView):
     def choose_charts(self) -> None:
         curves = self.detail.curves if self.detail else {}
         names = [name for name, curve in curves.items() if curve.drawn or curve.lost]
-        self.charts = choose(names, self.look.pattern())
+        if (names, self.look.filter) != self._names:
+            self._names = names, self.look.filter
+            self.charts = choose(names, self.look.pattern())
         if self.charts and self.look.focused not in {one.series for one in self.charts}:
             self.look.focused = self.charts[0].series
         if not self.charts:
@@ -104,9 +114,9 @@ class TrainPane(TrainKeys, LinesView):
         return empty_state(f"{title} has not trained yet", "Its curves appear here after its first steps.",
                            f"{launch} launches every stage that is not done.")  # fmt: skip
 
-    def traces(self, series: str, detail: state.Detail | None = None) -> list[Trace]:
+    def traces(self, series: str) -> list[Trace]:
         """The run's curve, and those of the runs laid over it."""
-        detail = detail or self.detail
+        detail = self.detail
         if detail is None or series not in detail.curves:
             return []
         over = [Trace(curves[series], ways, LETTERS[number % len(LETTERS)])
@@ -172,7 +182,7 @@ class TrainPane(TrainKeys, LinesView):
     def redraw(self) -> None:
         """Everything that a key changed, now: the focused chart first, the others right behind it."""
         self._drawn_at.clear()
-        self._said = (0.0, None)
+        self._hurry = True
         if self.charts:
             self._tick()
         else:
@@ -203,21 +213,20 @@ class TrainPane(TrainKeys, LinesView):
             self._timer = None
         if not self.is_attached or self.scrollable_content_region.width <= 0 or not self.charts or self.detail is None:
             return
-        now = time.monotonic()
         stale = self._stale()
-        if stale:
-            _, at, one, view, key = stale[0]
-            if now - at >= REDRAW_S:
-                before = self._pictures.get(one.series)
-                picture = chart.picture(self.traces(one.series), view, before[1].y if before else None)
-                self._pictures[one.series] = (key, picture)
-                self._drawn_at[one.series] = time.monotonic()
-                wait = STAGGER_S if at else 0.001
-                if len(stale) == 1:
-                    wait = REDRAW_S
-            else:
-                wait = REDRAW_S - (now - at)
-            self._timer = self.set_timer(max(0.001, wait), self._tick)
+        waiting = [item for item in stale if not item[1]]  # for the first time, or because a key was pressed
+        due, wait = waiting[:1] if self._hurry else waiting, 0.001
+        if stale and not waiting:
+            left = REDRAW_S - (time.monotonic() - stale[0][1])
+            due, wait = ([], left) if left > 0 else (stale[:1], STAGGER_S)
+        for _, _, one, view, key in due:
+            before = self._pictures.get(one.series)
+            picture = chart.picture(self.traces(one.series), view, before[1].y if before else None)
+            self._pictures[one.series] = (key, picture)
+            self._drawn_at[one.series] = time.monotonic()
+        self._hurry = False
+        if len(due) < len(stale):
+            self._timer = self.set_timer(wait, self._tick)
         self._arrange()
 
     def _stale(self) -> list[tuple[bool, float, Chart, View, object]]:
@@ -226,6 +235,8 @@ class TrainPane(TrainKeys, LinesView):
         top, bottom = self.scroll_offset.y, self.scroll_offset.y + self.size.height
         found: list[tuple[bool, float, Chart, View, object]] = []
         assert self.detail is not None
+        if self._reading_since and time.monotonic() - self._reading_since < PATIENCE_S:
+            return []  # what is drawn now would be drawn again in a moment
         for number, one in enumerate(self._shown()):
             begin = 1 + number // columns * height
             if begin >= bottom or begin + height <= top:
@@ -242,38 +253,46 @@ class TrainPane(TrainKeys, LinesView):
         """Titles, charts side by side, and the line above them, into strips."""
         if not self.is_attached or self.detail is None or not self.charts:
             return
-        now = time.monotonic()
-        if now - self._said[0] >= VALUES_S or self._said[1] is None:
-            self._said = (now, self.detail)
         columns, width, height = self._grid()
         shown = self._shown()
         strips: list[Strip] = [self._headline()]
         for start in range(0, len(shown), columns):
             group = [self._composed(one, width, height) for one in shown[start : start + columns]]
-            for y in range(height):
-                pieces = []
-                for strips_of_one in group:
-                    piece = strips_of_one[y] if y < len(strips_of_one) else Strip([])
-                    pieces.append(piece.extend_cell_length(width + GAP).crop(0, width + GAP))
-                strips.append(Strip.join(pieces))
+            kept = self._rows.get(start)
+            if (
+                kept is None
+                or len(kept[0]) != len(group)
+                or any(a is not b for a, b in zip(kept[0], group, strict=True))
+            ):
+                blank = [Strip.blank(width + GAP)]
+                sides = [(one + blank * height)[:height] for one in group]
+                kept = self._rows[start] = (group, [Strip.join(pieces) for pieces in zip(*sides, strict=True)])
+            strips += kept[1]
         self.put(strips)
 
     def _composed(self, one: Chart, width: int, height: int) -> list[Strip]:
         """A chart's strips; an empty frame while it has not been drawn."""
         view = self.view_of(one, width, height)
-        traces = self.traces(one.series, self._said[1])
+        traces = self.traces(one.series)
         known = self._pictures.get(one.series)
         fits = known is not None and (len(known[1].canvas.rows), len(known[1].canvas.rows[0])) == (
             view.rows,
             view.columns,
         )
         if not traces or known is None or not fits:
-            return [Strip([])] * height
+            return [Strip.blank(width + GAP)] * height
         marks = tuple(Mark(note.step, str(number + 1) if number < 9 else "+", "second")
                       for number, note in enumerate(self.detail.notes if self.detail else ()))  # fmt: skip
         words = Words(one.title, one.series == self.look.focused, marks, tuple(self._notes(one)))
-        cross = None if self.look.cross is None else view.x.share(self.look.cross)
-        return chart.compose(known[1], traces, view, words, cross if cross is not None and 0 <= cross <= 1 else None)
+        share = None if self.look.cross is None else view.x.share(self.look.cross)
+        cross = share if share is not None and 0 <= share <= 1 else None
+        key = (known[1], tuple(trace.curve for trace in traces), view, words, cross, tones.current())
+        kept = self._strips_of.get(one.series)
+        if kept is None or kept[0] != key:
+            padded = [strip.extend_cell_length(width + GAP).crop(0, width + GAP)
+                      for strip in chart.compose(known[1], traces, view, words, cross)]  # fmt: skip
+            kept = self._strips_of[one.series] = (key, padded)
+        return kept[1]
 
     def _headline(self) -> Strip:
         """One line above the charts: how the stage stands, and what the keys have set."""
