@@ -20,7 +20,7 @@ from benchmarks import tui_ruler  # noqa: E402
 from benchmarks.tui_start import FRAME, TRAIN, size  # noqa: E402
 from tests.fixtures import long_run, make_runs  # noqa: E402
 
-LEFT, RIGHT, DOWN = "\x1b[D", "\x1b[C", "\x1b[B"
+PAGE_DOWN, PAGE_UP = "\x1b[6~", "\x1b[5~"
 
 
 def main() -> None:
@@ -35,7 +35,8 @@ def main() -> None:
         make_runs.make(runs, "finished")
         measure(runs, "finished", "", {"next stage": "jjjkkk"}, options)
         long_run.write(runs, options.steps)
-        among = {"next chart": "\t", "page": ["\x1b[6~", "\x1b[5~"], "next stage": "jk", "another tab": "12"}
+        among = {"next chart": "nnnppp", "zoom": "++--", "another place": "\t", "page": [PAGE_DOWN, PAGE_UP],
+                 "next stage": "jk", "another tab": "12"}  # fmt: skip
         measure(runs, "long", TRAIN, among, options)
 
 
