@@ -19,6 +19,15 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minutes}:{second:02d}"
 
 
+def roughly(seconds: float) -> str:
+    """`8 s`, `40 min`, `12 h`, `3 days`: for what nobody waits for by the second."""
+    if seconds < 60:
+        return f"{max(0, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+
+
 def count(value: float) -> str:
     """`950`, `12.3k`, `4.06M`, `1.2B`."""
     if not math.isfinite(value):

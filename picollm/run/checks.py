@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -43,17 +43,22 @@ class Verdict(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-def run_checks(run: Run, config: Config) -> Iterator[Verdict]:
-    """Every check, one after the other, as they are ready."""
-    checks: tuple[Callable[[Run, Config], Verdict], ...] = (
-        _python, _packages, _torch, _cores, _memory, _disk, _run_folder, _home, _locks, _compiler, _gpu, _text,
-        _network, _token,
-    )  # fmt: skip
-    for check in checks:
+class Check(msgspec.Struct, frozen=True):
+    """One thing to look at; `about` says what for, to a person."""
+
+    look: Callable[[Run, Config], Verdict]
+    about: str
+
+
+def run_checks(run: Run, config: Config, only: Collection[str] = ()) -> Iterator[Verdict]:
+    """Every check, or those named in `only`, one after the other, as they are ready."""
+    for name, check in CHECKS.items():
+        if only and name not in only:
+            continue
         try:
-            yield check(run, config)
+            yield check.look(run, config)
         except Exception as error:
-            yield Verdict(check.__name__.strip("_"), "warn", f"could not look: {error}")
+            yield Verdict(name, "warn", f"could not look: {error}")
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -260,3 +265,22 @@ def _token(run: Run, config: Config) -> Verdict:
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     there = bool(os.environ.get("HF_TOKEN")) or (home / "token").exists()
     return Verdict("hub token", "ok", "set (not validated: nothing here uses it)" if there else "none (none is needed)")
+
+
+CHECKS: dict[str, Check] = {
+    "python": Check(_python, "The Python that runs all stages."),
+    "packages": Check(_packages, "What picollm needs installed, in versions it was tested with."),
+    "torch": Check(_torch, "The library that trains. Its version only: it is not loaded here."),
+    "cpu": Check(_cores, "The cores that may be used, and whether somebody else uses them now."),
+    "memory": Check(_memory, "Free memory, against what a training step of this model takes."),
+    "disk": Check(_disk, "Free space where the run and the cache lie, against checkpoints, text and token shards."),
+    "run folder": Check(_run_folder, "Whether the run can be written where it lies."),
+    "cache folder": Check(_home, "Whether text and token shards, shared by all runs, can be written."),
+    "file locks": Check(_locks, "Whether locks exclude there: by them picollm knows which stage is alive."),
+    "compiler": Check(_compiler, "A C++ compiler, with which training on a processor is faster."),
+    "gpu": Check(_gpu, "The GPUs, and whether this model fits into their memory."),
+    "text": Check(_text, "The text to train on."),
+    "network": Check(_network, "Whether the place that the text comes from answers."),
+    "hub token": Check(_token, "Whether a Hugging Face token is set. What it is, is never shown."),
+}
+"""In the order in which they are made."""

@@ -315,7 +315,9 @@ class LogPane(Vertical):
         return self._shown.path, line
 
     def do_pager(self) -> None:
-        outside.run(self.app, outside.pager(*self._file()))
+        """The line is in the middle of the screen there, too."""
+        file, line = self._file()
+        outside.run(self.app, outside.pager(file, max(1, line - self.app.size.height // 2)))
 
     def do_editor(self) -> None:
         if self.app.readonly:

@@ -14,7 +14,7 @@ from rich.text import Text
 from picollm.run import pipeline
 from picollm.run.nvml import HARMFUL
 from tui import state, timeline
-from tui.figures import bar, clock, size, sparkline
+from tui.figures import bar, clock, roughly, size, sparkline
 from tui.timeline import Columns, gpu_value
 from tui.widgets.lines import empty_state, heading, rows, text
 from tui.widgets.processes import processes
@@ -379,10 +379,3 @@ def of(used: float, total: float) -> str:
     left, right = size(used), size(total)
     number, _, unit = left.partition(" ")
     return f"{number} of {right}" if unit == right.partition(" ")[2] else f"{left} of {right}"
-
-
-def roughly(seconds: float) -> str:
-    """`40 min`, `12 h`, `3 days`."""
-    if seconds < 5400:
-        return f"{max(1, round(seconds / 60))} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
