@@ -1,31 +1,50 @@
-"""Pictures for the README: one screen of a run, drawn without a terminal, as SVG."""
+"""Pictures for documentation: one screen of a run, drawn without a terminal, as SVG."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from picollm.run import pipeline
 from picollm.run.errors import UserError
 from tui import actions, asks
+from tui.preferences import Preferences
+
+if TYPE_CHECKING:
+    from textual.pilot import Pilot
 
 SIZE = (120, 40)
-SETTLE_S = 2.0
+LARGEST = 1000
+PATIENCE_S = 8.0
+QUIET_S = 0.4  # a screen that did not change for so long is complete
 
 
-def export_svg(options: asks.Options, screen: str, file: str) -> None:
-    """Write SCREEN (a tab, or `tab:stage`) of the run as an SVG picture. Raises `UserError`."""
+def size_of(text: str) -> tuple[int, int]:
+    """`120x40` as (columns, rows). Raises `UserError`."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found or not all(0 < int(part) <= LARGEST for part in found.groups()):
+        raise UserError(f"--size {text}: expected columns and rows of a terminal, for example 120x40")
+    return int(found[1]), int(found[2])
+
+
+def export_svg(
+    options: asks.Options, screen: str, file: str, size: tuple[int, int] = SIZE, look: Preferences | None = None
+) -> None:
+    """Write SCREEN (a tab, `tab:stage`, or `help`) of the run as an SVG picture. Raises `UserError`."""
     tab, _, stage = screen.partition(":")
-    if tab not in actions.TAB_NAMES:
-        raise UserError(f"--export-svg {screen}: expected one of {', '.join(actions.TAB_NAMES)}, or train:sft")
+    if tab not in (*actions.TAB_NAMES, "help"):
+        raise UserError(f"--export-svg {screen}: expected one of {', '.join(actions.TAB_NAMES)}, help, or train:sft")
     if stage:
         pipeline.stage(stage)
     path = Path(file)
     if not path.absolute().parent.is_dir():
         raise UserError(f"--export-svg {file}: the folder {path.absolute().parent} does not exist")
-    svg = asyncio.run(_draw(replace(options, tab=tab, stage=stage)))
+    svg = asyncio.run(_draw(replace(options, tab="stage" if tab == "help" else tab, stage=stage), tab, size, look))
     try:
         path.write_text(svg, encoding="utf-8")
     except OSError as error:
@@ -33,12 +52,32 @@ def export_svg(options: asks.Options, screen: str, file: str) -> None:
     print(path)
 
 
-async def _draw(options: asks.Options) -> str:
+async def _draw(options: asks.Options, tab: str, size: tuple[int, int], look: Preferences | None) -> str:
     from tui.app import PicollmApp
 
-    app = PicollmApp(options)
-    async with app.run_test(size=SIZE) as pilot:
-        await pilot.pause(SETTLE_S)
+    if look is not None:
+        look.toured = True
+    app = PicollmApp(options, look=look)
+    async with app.run_test(size=size) as pilot:
+        await settled(pilot, lambda: app.main.view.known)
+        if tab == "help":
+            app.action_help()
+            await settled(pilot)
         svg = app.export_screenshot(title=f"picollm-tui · {Path(options.run).name}")
     # A picture must not fetch fonts from somebody's server when it is looked at.
     return re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)
+
+
+async def settled(
+    pilot: Pilot[Any], ready: Callable[[], bool] = lambda: True, quiet: float = QUIET_S, patience: float = PATIENCE_S
+) -> None:
+    """Wait until `ready()` and nothing has changed on the screen for `quiet` seconds; for `patience` at most."""
+    began = since = time.monotonic()
+    before: object = None
+    while time.monotonic() - began < patience:
+        await pilot.pause(0.03)
+        now = [hash(tuple(strip)) for strip in pilot.app.screen._compositor.render_strips()]
+        if now != before or not ready():
+            before, since = now, time.monotonic()
+        elif time.monotonic() - since >= quiet:
+            return
