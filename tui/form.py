@@ -49,7 +49,7 @@ class Field:
 
 class Form:
     """What the person has chosen so far. `base`: the run whose settings it starts from, its wishes as `values`, in
-    `base_dir`. `taken`: names of the runs there are."""
+    `base_dir`, and the stages with which a run on what it made may begin. `taken`: names of the runs there are."""
 
     def __init__(
         self,
@@ -59,9 +59,10 @@ class Form:
         values: Mapping[str, Any] | None = None,
         taken: Collection[str] = (),
         base_dir: str = "",
+        beginnings: tuple[str, ...] = (),
     ) -> None:
         self.name, self.base, self.base_dir, self.start = name, base, base_dir, NOTHING
-        self.taken = taken
+        self.taken, self.beginnings = taken, beginnings
         self.profile, self.profiles = profile, tuple(settings.profile_names())
         self.given: dict[str, Any] = dict(values or _profile_values(profile))
         self.changes: dict[str, Any] = {}
@@ -80,8 +81,8 @@ class Form:
         """The lines to show: the important settings or all, those that `find` occurs in."""
         head = [Field(NAME, "name", "Run", "what the new run is called; letters, digits, dot, dash, underscore")]
         if self.base:
-            head.append(Field(START, "take over", "Run", f"what {self.base} made before this stage; nothing: its "
-                              "settings alone", choices=(NOTHING, *pipeline.NAMES[3:])))  # fmt: skip
+            about = f"the first stage made anew, on what {self.base} made before it; nothing: its settings alone"
+            head.append(Field(START, "begin with", "Run", about, choices=(NOTHING, *self.beginnings)))
         else:
             head.append(Field(PROFILE, "profile", "Run", "a set of settings for a kind of machine; changes below are "
                               "kept when it changes", choices=self.profiles))  # fmt: skip

@@ -1,4 +1,4 @@
-"""What Runs does to runs: open, make, duplicate, rename, note, archive, delete. Asking is here; doing is in `asks`."""
+"""What Runs does to runs: open, make, duplicate, rename, note, archive, delete. Asking is here; doing is in `shelving`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from picollm.run import branch, shelf
 from picollm.run import config as settings
-from picollm.run import shelf
 from picollm.run.folder import Run, runs_folder
 from picollm.run.overview import Summary
 from tui import actions, shelving
@@ -57,7 +57,8 @@ def duplicate(app: PicollmApp, one: Summary, taken: Sequence[str]) -> None:
 
         run = Run(Path(one.dir))
         values = settings.flat(run.wishes())
-        form = Form(free_name(one.name, taken), values["run.profile"], one.name, values, taken, one.dir)
+        begin = branch.beginnings(run)
+        form = Form(free_name(one.name, taken), values["run.profile"], one.name, values, taken, one.dir, begin)
         app.call_from_thread(show, form)
 
     def show(form: object) -> None:

@@ -44,7 +44,7 @@ def branch(base: Run, name: str, stage: str, changes: dict[str, Any]) -> Run:
     final = name_of_new(name)
     states = {status.name: status for status in base.statuses()}
     done = [other for other in before if states[other].state == "done" or states[other].lost]
-    for other in _made_from(stage):
+    for other in made_from(stage):
         if other not in done:
             why = f" ({states[other].reason})" if states[other].reason else ""
             raise UserError(
@@ -87,13 +87,19 @@ def branch(base: Run, name: str, stage: str, changes: dict[str, Any]) -> Run:
     return Run(final)
 
 
-def _made_from(stage: str) -> tuple[str, ...]:
+def made_from(stage: str) -> tuple[str, ...]:
     """The stages whose artifacts go into this one, directly or not, in pipeline order."""
     found = set(pipeline.stage(stage).needs)
     for other in reversed(pipeline.NAMES):
         if other in found:
             found |= set(pipeline.stage(other).needs)
     return tuple(other for other in pipeline.NAMES if other in found)
+
+
+def beginnings(base: Run) -> tuple[str, ...]:
+    """The stages with which a new run on `base` may begin: all that they are made from is done there."""
+    done = {status.name for status in base.statuses() if status.state == "done" or status.lost}
+    return tuple(name for name in pipeline.NAMES if made_from(name) and done.issuperset(made_from(name)))
 
 
 def _planned(base: Run, taken: list[str]) -> dict[str, Any]:

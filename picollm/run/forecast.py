@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from picollm.run import estimate, gpus, memory, plan
+from picollm.run import estimate, gpus, memory, pipeline, plan
 from picollm.run import events as ev
 from picollm.run.config import Config
 from picollm.run.errors import UserError
@@ -54,8 +54,21 @@ def places(runs: Iterable[Run]) -> list[Place]:
     return found
 
 
-def forecast(config: Config, place: Place) -> estimate.Estimate:
-    """Raises `UserError` when the settings leave too much open, or when the model does not fit."""
+def forecast(config: Config, place: Place, stage: str = "") -> estimate.Estimate:
+    """`stage`: the first one that is made, on what another run made before it; empty: all are.
+
+    Raises `UserError` when the settings leave too much open, or when the model does not fit."""
+    found = _whole(config, place)
+    if not stage:
+        return found
+    before = pipeline.NAMES[1 : pipeline.NAMES.index(stage)]  # the doctor looks again
+    seconds = {name: 0.0 if name in before else value for name, value in found.seconds.items()}
+    eta = estimate.eta_seconds(config, seconds)
+    cost = None if found.cost is None or not found.eta_s else found.cost * eta / found.eta_s
+    return msgspec.structs.replace(found, seconds=seconds, eta_s=eta, cost=cost)
+
+
+def _whole(config: Config, place: Place) -> estimate.Estimate:
     price = config.report.price or None
     if place.measured is None or place.how is None:
         return estimate.assumed(config, place.kind, place.count, price)

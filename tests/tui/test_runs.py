@@ -167,6 +167,9 @@ def test_a_measurement_of_this_machine_comes_first(runs, monkeypatch) -> None:
     assert place.measured and place.source == "finished" and place.here
     found = forecast.forecast(settings.load("pocket"), place)
     assert found.note == "measured by run finished" and 60 < found.eta_s < 900
+    later = forecast.forecast(settings.load("pocket"), place, "sft")
+    assert later.seconds["pretrain"] == 0 and later.seconds["sft"] == found.seconds["sft"]
+    assert later.eta_s == pytest.approx(found.eta_s - sum(found.seconds[name] for name in pipeline.NAMES[1:9]))
 
 
 # on a screen ----------------------------------------------------------------------------------------------------------
@@ -314,6 +317,7 @@ async def test_a_duplicate_keeps_what_was_changed(a_run, an_app, runs) -> None:
         await until(pilot, lambda: "Duplicate of stale" in shown(app))
         form = app.screen.form
         assert form.name == "stale-2" and form.value("sft.lr") == 0.123 and START in [one.key for one in form.fields()]
+        assert form.beginnings == ("tokenizer", "tokenizer_eval", "pretrain", "base_eval", "midtrain", "sft")
         form.set("run.seed", "9")
         await pilot.press("escape")
         await until(pilot, lambda: "You changed something" in shown(app))

@@ -206,7 +206,7 @@ class NewRunScreen(ModalScreen[str | None]):
 
     def _work_out(self, form: Form, place: forecast.Place) -> None:
         try:
-            found: Any = forecast.forecast(form.config(), place)
+            found: Any = forecast.forecast(form.config(), place, form.stage)
         except UserError as error:
             found = str(error)
         except (ArithmeticError, ValueError) as error:
