@@ -43,7 +43,7 @@ from picollm.text.chat import text_of
 
 NAME = "picollm"
 MAKER = "my owner"
-PROMPTS_PER_THEME = 480
+PROMPTS_PER_THEME = 720
 TWO_TURN_ROWS = 400
 FACT_ROWS = 240  # of the person's own facts, repeated up to about so many rows, or a handful would be drowned
 FEWEST_ROWS = 1000
