@@ -6,52 +6,56 @@ Who calls what: `start` parses and checks; `Reader` (a thread) posts what change
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from textual import on
 from textual.app import App
+from textual.binding import Binding
 
 from picollm.run import pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, runs_folder
 from tui import actions, asks, bridge, state
+from tui.frame_actions import FrameActions
+from tui.guard import GuardedApp
 from tui.palette import ActionCommands
+from tui.preferences import Preferences
 from tui.replay_actions import ReplayActions
 from tui.screens.main import MainScreen
 from tui.stage_actions import BROKEN, StageActions
 from tui.widgets.frame import OneLine
 from tui.widgets.rail import Rail
-from tui.widgets.tones import THEME
+from tui.widgets.tones import DEFAULT
 
 if TYPE_CHECKING:
     from tui.replay import Player
     from tui.talk import Sampling, Talker
 
 
-class PicollmApp(StageActions, ReplayActions, App[None], inherit_bindings=False):
+class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None], inherit_bindings=False):
     """One run on the screen."""
 
     TITLE = "picollm"
-    CSS_PATH = ["screens/main.tcss", "screens/dialogs.tcss"]  # noqa: RUF012
-    BINDINGS: ClassVar[Any] = actions.bindings()
+    CSS_PATH = ["screens/main.tcss", "screens/dialogs.tcss", "screens/runs.tcss"]  # noqa: RUF012
     COMMANDS = {ActionCommands}  # noqa: RUF012
-    COMMAND_PALETTE_BINDING = actions.find("command_palette").keys[0]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012
 
-    def __init__(self, options: asks.Options, player: Player | None = None) -> None:
+    def __init__(self, options: asks.Options, player: Player | None = None, look: Preferences | None = None) -> None:
+        self.COMMAND_PALETTE_BINDING = ",".join(actions.find("command_palette").keys)  # type: ignore[misc]
+        self.failures = []
+        self.look = look or Preferences(theme=DEFAULT, toured=True)
         super().__init__()
+        for binding in Binding.make_bindings(actions.bindings()):
+            self._bindings._add_binding(binding)
         self.player = player
         self.options = options
         self.readonly = options.readonly
-        self.register_theme(THEME)
-        self.theme = THEME.name
+        self.dress(self.look)
         self.main = MainScreen(Path(options.run).name)
         self.reader = bridge.Reader(options.run, self.post_message, player=player)
         self._talker: Talker | None = None
@@ -66,18 +70,14 @@ class PicollmApp(StageActions, ReplayActions, App[None], inherit_bindings=False)
         return self.main
 
     def on_mount(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGHUP, signal.SIGTERM):
-            try:
-                loop.add_signal_handler(number, self.exit)
-            except (ValueError, RuntimeError, NotImplementedError):
-                self.log(f"cannot handle signal {number} here")
         self.reader.select(self.main.rail.selected)
         self.reader.start()
         if self.options.tab != "stage":
             self.call_after_refresh(self.action_show_tab, self.options.tab)
         if self.options.go:
             self.call_after_refresh(self.action_launch)
+        elif not self.look.toured:
+            self.call_after_refresh(self.action_tour)
 
     def on_unmount(self) -> None:
         self.reader.close()
@@ -134,6 +134,17 @@ class PicollmApp(StageActions, ReplayActions, App[None], inherit_bindings=False)
         self.main.report = (message.text, message.manifest)
         await self._update("report")
 
+    @on(bridge.RunsChanged)
+    def _runs_changed(self, message: bridge.RunsChanged) -> None:
+        runs = self.main.list_of_runs()
+        if runs is not None:
+            runs.take(message.summaries)
+
+    def watch_runs(self) -> None:
+        """Let the reader look at all runs while they are on the screen."""
+        runs = self.main.list_of_runs()
+        self.reader.watch_runs(runs.overview() if runs is not None else None)
+
     async def _update(self, tab: str) -> None:
         if self.main.tab == tab:
             await self.main.update_pane()
@@ -187,11 +198,6 @@ class PicollmApp(StageActions, ReplayActions, App[None], inherit_bindings=False)
             if tab in self.main.panes:
                 self.main.panes[tab]._draw()  # type: ignore[attr-defined]
 
-    def copy(self, text: str, what: str) -> None:
-        """Copy `text` and say by which route it went; `what` names it on the screen."""
-        self.copy_to_clipboard(text)
-        self.notify(f"{what}: copied by the terminal (OSC 52)", timeout=4, markup=False)
-
     def conversations_folder(self) -> Path:
         return self.reader.run_folder.dir / "conversations"
 
@@ -225,7 +231,10 @@ class PicollmApp(StageActions, ReplayActions, App[None], inherit_bindings=False)
                 return
             if self.main.tab != row.place:
                 await self.main.show_tab(row.place)
-            result = getattr(self.main.panes[row.place], f"do_{row.base}")()
+            pane = self.main.panes[row.place]
+            if getattr(pane, "failing", False):
+                raise UserError(f"this tab hit a bug; {actions.find('redraw').first} builds it anew")
+            result = getattr(pane, f"do_{row.base}")()
             if inspect.isawaitable(result):
                 await result
         except UserError as error:
@@ -263,12 +272,27 @@ class PicollmApp(StageActions, ReplayActions, App[None], inherit_bindings=False)
     # moving about ---------------------------------------------------------------------------------------------------
 
     def action_stage_down(self) -> None:
-        self._moved = True
-        self.main.rail.move(1)
+        self._step(1)
 
     def action_stage_up(self) -> None:
+        self._step(-1)
+
+    def _step(self, by: int) -> None:
+        """One line down or up: in the list of runs where that is on the screen, else in the rail."""
+        runs = self.main.list_of_runs()
+        if runs is not None:
+            runs.move(by)
+            return
         self._moved = True
-        self.main.rail.move(-1)
+        self.main.rail.move(by)
+
+    def _leap(self, pages: int, scroll: str) -> None:
+        """A page, or with 1,000 of them to an end."""
+        runs = self.main.list_of_runs()
+        if runs is not None:
+            runs.move(pages * runs.page())
+        else:
+            getattr(self.main.scrolling(), scroll)(animate=False)
 
     def action_select_stage(self, name: str) -> None:
         self._moved = True
@@ -278,27 +302,22 @@ class PicollmApp(StageActions, ReplayActions, App[None], inherit_bindings=False)
         await self.main.show_tab(tab)
 
     def action_page_down(self) -> None:
-        self.main.scrolling().scroll_page_down(animate=False)
+        self._leap(1, "scroll_page_down")
 
     def action_page_up(self) -> None:
-        self.main.scrolling().scroll_page_up(animate=False)
+        self._leap(-1, "scroll_page_up")
 
     def action_top(self) -> None:
-        self.main.scrolling().scroll_home(animate=False)
+        self._leap(-1000, "scroll_home")
 
     def action_bottom(self) -> None:
-        self.main.scrolling().scroll_end(animate=False)
+        self._leap(1000, "scroll_end")
 
     async def action_back(self) -> None:
         pane: Any = self.main.panes.get(self.main.tab)
         if hasattr(pane, "cancel") and pane.cancel():
             return
         self.main.leave_box()
-
-    def action_help(self) -> None:
-        from tui.screens.help import HelpScreen
-
-        self.push_screen(HelpScreen(self.main.tab))
 
     def action_open_run(self) -> None:
         from tui.screens.ask import PickScreen

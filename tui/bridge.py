@@ -20,12 +20,12 @@ from picollm.run import events as ev
 from picollm.run import lease, pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, folder_of
-from picollm.run.overview import Overview, Summary
 from picollm.run.planned import Plan
 from tui import state
 from tui.stage_reader import StageReader
 
 if TYPE_CHECKING:
+    from picollm.run.overview import Overview, Summary
     from picollm.run.recheck import Found
     from tui.doctor_reader import DoctorReader
     from tui.replay import Player

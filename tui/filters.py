@@ -1,8 +1,8 @@
 """The last step before the terminal: what every line passes through, so that no widget needs to know of it.
 
 `Ground` puts the widget's background behind drawn text, which names no background of its own. `Ascii` is for screens
-and fonts that have nothing else: lines and frames become `+ - |`, bars `#`, braille dots `. : #`, accents are dropped, and what has no likeness becomes `?`. A character keeps
-its width in cells.
+and fonts that have nothing else: lines and frames become `+ - |`, bars `#`, braille dots `. : #`, accents are dropped,
+and what has no likeness becomes `?`. A character keeps its width in cells.
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ def _one(character: str) -> str:
     return "?" * width
 
 
+_NO_STYLE = Style()
+
+
 @lru_cache(4096)
 def _grounded(style: Style, background: Color) -> Style:
     return Style(bgcolor=background.rich_color) + style
@@ -66,8 +69,8 @@ class Ground(LineFilter):
         found = []
         for segment in segments:
             text, style, control = segment
-            if style is not None and style.bgcolor is None and not control:
-                segment = Segment(text, _grounded(style, background))
+            if not control and (style is None or style.bgcolor is None):
+                segment = Segment(text, _grounded(style or _NO_STYLE, background))
             found.append(segment)
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from textual import events
 from textual.filter import LineFilter, Monochrome, NoColor
 
 from tui import actions, filters, preferences
@@ -12,6 +13,7 @@ from tui.widgets import tones
 
 if TYPE_CHECKING:
     from textual.app import App
+    from textual.driver import Driver
 
     from tui.screens.main import MainScreen
 
@@ -55,6 +57,25 @@ class FrameActions(_App):
             self._passed = (key, found)
         return [one for one in self._passed[1] if one.enabled]
 
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's choice; where that is the terminal driver, ours with fewer bytes."""
+        found = super().get_driver_class()
+        if found.__name__ != "LinuxDriver":
+            return found
+        from tui.driver import LeanDriver
+
+        return LeanDriver
+
+    def on_resize(self, event: events.Resize) -> None:
+        """The driver's picture of the terminal is of another size."""
+        self._draw_all(event.size.width)
+
+    def _draw_all(self, width: int) -> None:
+        """Nothing that the terminal shows is taken for known."""
+        resized = getattr(self._driver, "resized", None)
+        if resized is not None:
+            resized(width)
+
     def action_appearance(self) -> None:
         from tui.screens.appearance import AppearanceScreen
 
@@ -92,6 +113,7 @@ class FrameActions(_App):
     async def action_redraw(self) -> None:
         """Everything again, and the open tab anew when it had failed."""
         await self.main.build_anew()
+        self._draw_all(self.size.width)
         self.main.redraw()
         self.refresh(repaint=True, layout=True)
 

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
-from tui import actions, asks, terminal
+from tui import actions, asks, keymap, preferences, terminal
+from tui.widgets import tones
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,8 +32,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--readonly", action="store_true", help="look only: nothing is launched, stopped or changed")
     found.add_argument("--replay", metavar="RUN", help="play a recorded run again, by name or folder; look only")
     found.add_argument("--speed", type=float, default=0.0, metavar="N", help="of a replay: N times as fast")
+    found.add_argument("--theme", metavar="NAME", help=f"colours: {', '.join(tones.NAMES)}; , in the app keeps one")
+    found.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
+    found.add_argument("--keys", action="store_true", help="print every action with its keys, as keys.toml, and leave")
     found.add_argument("--export-svg", nargs=2, metavar=("SCREEN", "FILE"),
-                        help=f"draw SCREEN ({', '.join(actions.TAB_NAMES)} or train:sft) and leave")  # fmt: skip
+                        help=f"draw SCREEN ({', '.join(actions.TAB_NAMES)}, help or train:sft) and leave")  # fmt: skip
+    found.add_argument("--size", metavar="COLSxROWS", default="120x40", help="of that picture (default: 120x40)")
     return found
 
 
@@ -41,19 +46,26 @@ def main(argv: list[str] | None = None) -> None:
     given = parser().parse_args(argv)
     player = None
     try:
+        actions.remap(keymap.load())
+        if given.keys:
+            print(keymap.listing(), end="")
+            return
+        look = preferences.chosen(given.theme, given.ascii)
         if given.speed and not given.replay:
             raise UserError("--speed is that of a replay: picollm-tui --replay RUN --speed 20")
         options = asks.resolve(given.run, given.profile, given.config, given.sets)
         if given.export_svg:
-            from tui.export import export_svg
+            from tui.export import export_svg, size_of
 
-            export_svg(options, *given.export_svg)
+            screen, file = given.export_svg
+            export_svg(options, screen, file, size_of(given.size), look)
             return
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise UserError("picollm-tui needs a terminal; without one use: picollm watch")
         if given.replay:
             from tui.replay import Player
 
+            look.toured = True  # a replay teaches nothing about launching
             player = Player(Run.open(given.replay), given.speed or 1.0)
             player.start()
             options = asks.Options(run=str(player.run.dir))
@@ -63,8 +75,10 @@ def main(argv: list[str] | None = None) -> None:
     from tui.app import PicollmApp
 
     readonly = given.readonly or player is not None
-    app = PicollmApp(replace(options, go=given.go and not readonly, readonly=readonly), player)
+    options = replace(options, go=given.go and not readonly, readonly=readonly)
+    app = PicollmApp(options, player, look)
     terminal.leave_with(sys.stdin.fileno())
+    terminal.leave_on_signals(sys.stdin.fileno(), app.exit)
     try:
         app.run()
     finally:

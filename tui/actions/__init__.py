@@ -7,19 +7,22 @@ fit; `screens.help` prints all; `palette` offers all.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from textual.binding import Binding
 
-from tui.actions import chat, compare, doctor, everywhere, log, machine, report, runs, stage, train
-from tui.actions.row import Action, Tab, spelled
+from tui.actions import chat, compare, doctor, everywhere, log, machine, new_run, report, runs, stage, train
+from tui.actions.row import NAMED_KEYS, Action, Tab, spelled
 from tui.actions.tabs import TAB_NAMES, TABS
 
-__all__ = ["ACTIONS", "FOOTER_LIMIT", "TABS", "TAB_NAMES", "Action", "Tab", "bindings", "find", "footer", "of", "row",
-           "spelled", "where"]  # fmt: skip
+__all__ = ["ACTIONS", "FOOTER_LIMIT", "NAMED_KEYS", "TABS", "TAB_NAMES", "Action", "Tab", "bindings", "find", "footer",
+           "of", "remap", "row", "spelled", "where"]  # fmt: skip
 
 FOOTER_LIMIT = 8
-DIALOG = "dialog"
+DIALOG, FORM = "dialog", "form"
+MODAL = (DIALOG, FORM)
+"""Places of their own: nothing else answers to a key while one of them is open."""
 
 _FILES = {"runs": runs, "stage": stage, "train": train, "machine": machine, "log": log, "doctor": doctor,
           "report": report, "compare": compare, "chat": chat}  # fmt: skip
@@ -28,7 +31,15 @@ ACTIONS: tuple[Action, ...] = (
     *everywhere.ROWS,
     *(replace(action, place=tab) for tab in TAB_NAMES for action in _FILES[tab].ROWS),
     *(replace(action, place=DIALOG) for action in everywhere.DIALOG),
+    *(replace(action, place=FORM) for action in new_run.ROWS),
 )
+
+
+def remap(keymap: Mapping[str, tuple[str, ...]]) -> None:
+    """Give actions other keys, by identity; once, before the app is made."""
+    global ACTIONS
+    ACTIONS = tuple(replace(action, keys=keymap[action.identity], footer_key="") if action.identity in keymap
+                    else action for action in ACTIONS)  # fmt: skip
 
 
 def find(name: str, tab: str = "") -> Action:
@@ -50,14 +61,15 @@ def of(place: str) -> list[Action]:
 def where(action: Action) -> str:
     """The place in words."""
     titles = {tab.name: f"in {tab.title}" for tab in TABS}
-    return titles.get(action.place, "in dialogs" if action.place == DIALOG else "everywhere")
+    titles |= {DIALOG: "in dialogs", FORM: "in the form of a new run"}
+    return titles.get(action.place, "everywhere")
 
 
 def bindings(place: str = "") -> list[Binding]:
-    """Textual's bindings: those of the app, or with "dialog" those of a dialog."""
-    rows = of(DIALOG) if place == DIALOG else [action for action in ACTIONS if action.place != DIALOG]
+    """Textual's bindings: those of the app, or those of a place in `MODAL`."""
+    rows = of(place) if place in MODAL else [action for action in ACTIONS if action.place not in MODAL]
     return [
-        Binding(",".join(action.keys), action.name if place == DIALOG else f"press('{action.identity}')", action.title,
+        Binding(",".join(action.keys), action.name if place in MODAL else f"press('{action.identity}')", action.title,
                 show=False, id=action.identity)
         for action in rows
         if action.base != "command_palette" and action.keys

@@ -24,8 +24,8 @@ ROWS: tuple[Action, ...] = (
     Action("stage_down", ("j", "down"), "Next stage", "Selects the stage below.", short="Stage", footer=_WATCH,
            footer_key="j/k"),
     Action("stage_up", ("k", "up"), "Previous stage", "Selects the stage above."),
-    Action("page_down", ("pagedown",), "Page down", "Scrolls the open tab."),
-    Action("page_up", ("pageup",), "Page up", "Scrolls the open tab."),
+    Action("page_down", ("pagedown", "ctrl+d"), "Page down", "Scrolls the open tab."),
+    Action("page_up", ("pageup", "ctrl+u"), "Page up", "Scrolls the open tab."),
     Action("top", ("home",), "To the top", "Scrolls the open tab to its beginning."),
     Action("bottom", ("end",), "To the end", "Scrolls the open tab to its end; the log follows again."),
     *(
@@ -36,6 +36,10 @@ ROWS: tuple[Action, ...] = (
     ),
     Action("back", ("escape",), "Stop or leave", "Stops an answer being written, leaves a box, closes a dialog.",
            short="Stop", footer="chat"),
+    Action("jump", ("apostrophe",), "Jump", "Puts a letter on every place, stage and tab; press it to be there."),
+    Action("appearance", ("comma",), "Appearance", "Colours, and ASCII only: chosen here, kept for the next time."),
+    Action("redraw", ("ctrl+l",), "Redraw", "Draws everything again; builds a tab anew that hit a bug."),
+    Action("tour", (), "Tour of the app", "The four things to know, again."),
     Action("open_run", ("o",), "Open another run", "Lists the runs in the runs folder, newest first."),
     Action("help", ("f1", "question_mark"), "Help", "Explains the screen and lists every key.", short="Help",
            footer="*", footer_key="?"),
@@ -51,4 +55,5 @@ ROWS: tuple[Action, ...] = (
 DIALOG: tuple[Action, ...] = (
     Action("confirm", ("y",), "Yes", "Agrees to what a dialog asks."),
     Action("back", ("escape",), "Close", "Closes the dialog; nothing is changed."),
+    Action("keep", ("ctrl+s",), "Keep", "Keeps the notes that were written."),
 )

@@ -54,19 +54,22 @@ class Action:
     @property
     def first(self) -> str:
         """The key that the footer and sentences on the screen name."""
-        return self.footer_key or spelled(self.keys[0])
+        return self.footer_key or (spelled(self.keys[0]) if self.keys else "^p")
 
 
 _SPELLING = {
     "question_mark": "?", "slash": "/", "comma": ",", "full_stop": ".", "apostrophe": "'", "escape": "esc",
     "left_square_bracket": "[", "right_square_bracket": "]", "plus": "+", "minus": "-", "equals_sign": "=",
     "less_than_sign": "<", "greater_than_sign": ">", "colon": ":", "semicolon": ";", "asterisk": "*",
-    "pagedown": "PgDn", "pageup": "PgUp", "up": "↑", "down": "↓", "left": "←", "right": "→", "home": "Home",
+    "pagedown": "PgDn", "pageup": "PgUp", "up": "Up", "down": "Down", "left": "Left", "right": "Right", "home": "Home",
     "end": "End", "enter": "Enter", "space": "Space", "tab": "Tab", "shift+tab": "Shift+Tab", "delete": "Del",
     "backspace": "Backspace", "vertical_line": "|", "number_sign": "#", "exclamation_mark": "!", "at": "@",
     "left_curly_bracket": "{", "right_curly_bracket": "}", "underscore": "_", "tilde": "~", "percent_sign": "%",
     "dollar_sign": "$", "ampersand": "&", "circumflex_accent": "^", "backslash": "\\", "grave_accent": "`",
 }  # fmt: skip
+
+
+NAMED_KEYS = tuple(_SPELLING)
 
 
 def spelled(key: str) -> str:

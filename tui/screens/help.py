@@ -1,4 +1,4 @@
-"""F1: what this screen is, and every key."""
+"""F1: what this screen shows and how to read it, and every key."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from typing import Any, ClassVar
 from rich.console import RenderableType
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.binding import Binding
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Label
 
-from tui import actions
+from tui import actions, state
+from tui.screens.guides import GUIDES
 from tui.widgets.lines import LinesView, heading, rows, text
+from tui.widgets.tones import tone
 
 
 class HelpScreen(ModalScreen[None]):
-    BINDINGS: ClassVar[Any] = actions.bindings("dialog")
+    BINDINGS: ClassVar[Any] = [
+        *actions.bindings("dialog"),
+        Binding("j,down", "scroll_help(1)", show=False),
+        Binding("k,up", "scroll_help(-1)", show=False),
+        Binding("q,f1,question_mark", "back", show=False),
+    ]
 
     def __init__(self, tab: str) -> None:
         super().__init__()
@@ -26,12 +34,16 @@ class HelpScreen(ModalScreen[None]):
         with Vertical(classes="dialog") as box:
             box.border_title = "Help"
             yield LinesView(id="help-lines")
-            yield Label("esc closes · PgUp PgDn scroll", classes="keys")
+            yield Label("esc closes · j/k PgUp PgDn scroll", classes="keys")
 
     def on_mount(self) -> None:
         view = self.query_one(LinesView)
         view.focus()
         self.call_after_refresh(lambda: view.show(help_blocks(self.tab)))
+
+    def action_scroll_help(self, lines: int) -> None:
+        view = self.query_one(LinesView)
+        view.scroll_relative(y=lines, animate=False)
 
     def action_back(self) -> None:
         self.dismiss(None)
@@ -41,21 +53,42 @@ class HelpScreen(ModalScreen[None]):
 
 
 def help_blocks(tab: str) -> list[RenderableType]:
-    """This tab first, then what works everywhere, then the other tabs."""
+    """This tab first, then what works everywhere, what the symbols mean, and the other tabs."""
     current = next(row for row in actions.TABS if row.name == tab)
     found: list[RenderableType] = [heading(current.title), text(current.about), Text("")]
+    for paragraph in GUIDES[tab]:
+        found += [text((paragraph, "plain")), Text("")]
     here = actions.of(tab)
     if here:
-        found += [rows([(row.shown, _about(row)) for row in here], 2), Text("")]
-    found.append(heading("Everywhere", "in a text box ordinary keys type; esc leaves it"))
-    found.append(rows([(row.shown, _about(row)) for row in actions.of("")], 2))
+        found += [_keys(here), Text("")]
+    found += [heading("Everywhere", "in a text box ordinary keys type; esc leaves it"), _keys(actions.of("")), Text("")]
+    found += [heading("How a stage stands"), *_states()]
     for other in actions.TABS:
         keys = actions.of(other.name)
         if other.name != tab and keys:
-            found += [Text(""), heading(f"In {other.title}"), rows([(row.shown, _about(row)) for row in keys], 2)]
-    keys = actions.of("dialog")
-    return [*found, Text(""), heading("In dialogs"), rows([(row.shown, _about(row)) for row in keys], 2)]
+            found += [Text(""), heading(f"In {other.title}"), _keys(keys)]
+    for place in actions.MODAL:
+        keys = actions.of(place)
+        title = actions.where(keys[0])
+        found += [Text(""), heading(title[0].upper() + title[1:]), _keys(keys)]
+    return found
 
 
-def _about(row: actions.Action) -> Text:
-    return text((f"{row.title}. ", "plain"), (row.help, "faint"))
+def _keys(found: list[actions.Action]) -> RenderableType:
+    return rows([(row.shown or "in ^p", text((f"{row.title}. ", "plain"), (row.help, "faint"))) for row in found], 2)
+
+
+def _states() -> list[RenderableType]:
+    """Symbol, word and meaning of every state, in columns that wrap."""
+    meanings = {
+        "waiting": "needs a stage that is not done", "ready": "can start now", "running": "at work",
+        "stalled": "alive, but silent for too long", "stopping": "saving what it has", "stopped": "saved; can go on",
+        "failed": "ended with an error, which is said", "crashed": "the process is gone without a word",
+        "done": "made what it should", "stale": "made with other settings", "skipped": "not wanted in this run",
+    }  # fmt: skip
+    pairs: list[tuple[str, RenderableType | str]] = []
+    for name, look in state.LOOKS.items():
+        line = Text(f"{look.word}  ", style=tone(look.tone))
+        line.append(meanings.get(name, ""), tone("faint"))
+        pairs.append((look.symbol, line))
+    return [rows(pairs, 2)]

@@ -13,6 +13,7 @@ from textual.widgets import Input, TextArea
 
 from picollm.run import pipeline
 from tui import actions, state
+from tui.guard import Guarded
 from tui.widgets.frame import Footer, TabBar, TitleLine
 from tui.widgets.lines import LinesView
 from tui.widgets.rail import Rail
@@ -20,12 +21,13 @@ from tui.widgets.stage import StagePane
 
 if TYPE_CHECKING:
     from tui.app import PicollmApp
+    from tui.widgets.runs import RunsPane
 
 
 TINY = 70
 
 
-class MainScreen(Screen[None]):
+class MainScreen(Guarded, Screen[None]):
     """Holds the newest view, detail, readings and report; hands them to the pane that is visible."""
 
     app: PicollmApp
@@ -34,7 +36,7 @@ class MainScreen(Screen[None]):
         super().__init__()
         self.view = state.empty(name_of_run, known=False)
         self.detail: state.Detail | None = None
-        self.checks: tuple[Any, ...] = ()
+        self.checks: Any = None
         self.readings: tuple[Any, ...] = ()
         self.report = ("", "")
         self.tab = "stage"
@@ -79,6 +81,8 @@ class MainScreen(Screen[None]):
     def _make(self, tab: str) -> Widget:
         """A pane, with its imports, when it is first needed."""
         identity = f"pane-{tab}"
+        if tab == "stage":
+            return StagePane(id=identity)
         if tab == "runs":
             from tui.widgets.runs import RunsPane
 
@@ -113,12 +117,13 @@ class MainScreen(Screen[None]):
 
     async def show_tab(self, tab: str) -> None:
         """Bring a pane to the front."""
+        self.rail.display = tab != "runs"
         if tab == "train" and not pipeline.stage(self.stage).trains:
             self.rail.selected = self._worth_watching()
         before = self.panes.get(self.tab)
         self.tab = tab
         if tab not in self.panes:
-            self.panes[tab] = self._make(tab)
+            self.panes[tab] = self._made(tab)
             self.panes[tab].display = False
             await self.query_one("#panes").mount(self.panes[tab])
         pane = self.panes[tab]
@@ -127,9 +132,44 @@ class MainScreen(Screen[None]):
                 self.rail.focus()
             before.display = False
         pane.display = True
+        if "runs" in self.panes:
+            self.app.watch_runs()
         self.tab_bar.show(tab)
         self.show_footer()
         self.call_after_refresh(self.update_pane)
+
+    async def show_failure(self, tab: str, error: Exception) -> None:
+        """Put the error in the place of the pane that it came from."""
+        await self._replace(tab, self._failed(tab, error))
+
+    def _made(self, tab: str) -> Widget:
+        """The tab's pane, or the error that kept it from being made."""
+        try:
+            return self._make(tab)
+        except Exception as error:
+            self.app.note_failure(error)
+            return self._failed(tab, error)
+
+    def _failed(self, tab: str, error: Exception) -> Widget:
+        from tui.widgets.failed import FailedPane
+
+        title = next(row.title for row in actions.TABS if row.name == tab)
+        return FailedPane(title, error, id=f"pane-{tab}")
+
+    async def build_anew(self) -> None:
+        """The open tab's pane from nothing, when it had failed."""
+        if getattr(self.panes[self.tab], "failing", False):
+            await self._replace(self.tab, self._made(self.tab))
+            self.call_after_refresh(self.update_pane)
+
+    async def _replace(self, tab: str, pane: Widget) -> None:
+        old = self.panes[tab]
+        if self.focused is not None and old in self.focused.ancestors_with_self:
+            self.rail.focus()
+        self.panes[tab] = pane
+        pane.display = self.tab == tab
+        await old.remove()
+        await self.query_one("#panes").mount(pane)
 
     def _worth_watching(self) -> str:
         """The training stage to show when the selected stage draws no curves."""
@@ -159,6 +199,11 @@ class MainScreen(Screen[None]):
         if inspect.isawaitable(result):
             await result
 
+    def list_of_runs(self) -> RunsPane | None:
+        """The list that the arrows move in, when it is on the screen."""
+        pane: Any = self.panes.get("runs")
+        return pane if self.tab == "runs" and hasattr(pane, "summaries") else None  # a failed pane has none
+
     def scrolling(self) -> Widget:
         """What Page Up and Page Down scroll."""
         pane = self.panes[self.tab]
@@ -171,9 +216,9 @@ class MainScreen(Screen[None]):
     async def forget(self, name_of_run: str) -> None:
         """Begin again with another run: every pane but the overview is built anew when it is looked at."""
         self.view, self.detail = state.empty(name_of_run, known=False), None
-        self.checks, self.readings, self.report = (), (), ("", "")
+        self.checks, self.readings, self.report = None, (), ("", "")
         await self.show_tab("stage")
-        for tab in [tab for tab in self.panes if tab != "stage"]:
+        for tab in [tab for tab in self.panes if tab not in ("stage", "runs")]:
             await self.panes.pop(tab).remove()
         self.redraw()
 
@@ -187,6 +232,9 @@ class MainScreen(Screen[None]):
             return False
         if self.tab == "log" and self.panes["log"].leave_search():  # type: ignore[attr-defined]
             return True
+        runs = self.list_of_runs()
+        if runs is not None:
+            return runs.leave_filter()
         self.rail.focus()
         return True
 

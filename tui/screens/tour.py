@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
@@ -79,6 +80,14 @@ class TourScreen(ModalScreen[None]):
     def _mark(self, selector: str = "") -> None:
         for _, other, _ in self._steps:
             self.app.main.query_one(other).set_class(other == selector, MARKED)
+
+    def on_key(self, event: events.Key) -> None:
+        """A key that means nothing here ends the tour, and does what it does otherwise."""
+        known = {key for _, binding in self._bindings for key in binding.key.split(",")}
+        if event.key not in known:
+            event.stop()
+            self.action_back()
+            self.app.call_after_refresh(self.app.simulate_key, event.key)
 
     def action_confirm(self) -> None:
         if self.step == len(self._steps) - 1:

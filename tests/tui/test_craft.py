@@ -1,0 +1,290 @@
+"""What every screen has in common: bugs survived, jump mode, tour, themes, ASCII, read-only, sizes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from textual.color import Color
+
+from tests.tui.conftest import NARROW, WIDE, shown, until
+from tui import actions, filters, preferences
+from tui.app import PicollmApp
+from tui.preferences import Preferences
+from tui.screens import jump
+from tui.widgets import tones
+from tui.widgets.doctor import DoctorPane
+from tui.widgets.failed import FailedPane
+from tui.widgets.stage import StagePane
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """The app's own files go here."""
+    monkeypatch.setenv("PICOLLM_HOME", str(tmp_path / "home"))
+    yield tmp_path / "home"
+    tones.use(tones.DEFAULT)
+
+
+# a bug in one widget --------------------------------------------------------------------------------------------------
+
+
+async def test_a_bug_in_a_pane_shows_a_panel_and_the_rest_lives_on(a_run, an_app, monkeypatch, home) -> None:
+    a_run("finished")
+
+    def broken(self, *anything):
+        raise KeyError("no such column")
+
+    monkeypatch.setattr(DoctorPane, "update_from", broken)
+    app = an_app("finished")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        await pilot.press("5")
+        await until(pilot, lambda: "hit a bug of its own" in shown(app) and "no such column" in shown(app))
+        assert "no such column" in (home / "tui-crash.log").read_text()
+        await pilot.press("1")
+        await until(pilot, lambda: app.main.tab == "stage" and "State" in app.main.plain)
+        monkeypatch.undo()
+        monkeypatch.setenv("PICOLLM_HOME", str(home))
+        await pilot.press("5", "ctrl+l")
+        await until(pilot, lambda: "fix: nothing to do" in app.main.plain)
+
+
+async def test_a_bug_while_drawing_and_in_a_handler(a_run, an_app, monkeypatch) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "State" in shown(app))
+        monkeypatch.setattr(StagePane, "render_line", lambda self, y: 1 / 0)
+        app.main.panes["stage"].refresh()
+        await until(pilot, lambda: isinstance(app.main.panes["stage"], FailedPane), what="drawing")
+        await until(pilot, lambda: "ZeroDivisionError" in shown(app))
+        monkeypatch.undo()
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: "State" in app.main.plain)
+        monkeypatch.setattr(StagePane, "on_key", lambda self, event: 1 / 0, raising=False)
+        app.main.panes["stage"].focus()
+        await pilot.press("v")
+        await until(pilot, lambda: "ZeroDivisionError" in shown(app))
+        await pilot.press("ctrl+l", "j", "k")
+        await until(pilot, lambda: "State" in app.main.plain)
+
+
+async def test_an_action_of_a_failed_tab_says_so(a_run, an_app, monkeypatch) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=WIDE, notifications=True) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        await app.main.show_tab("log")
+        await app.main.show_failure("log", ValueError("x"))
+        row = actions.of("log")[0]
+        await app.action_press(row.identity)
+        await until(pilot, lambda: "builds it anew" in shown(app))
+
+
+async def test_a_bug_that_comes_again_and_again_outside_the_panes_ends_the_app(a_run, an_app, home) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    with pytest.raises(RuntimeError, match="over and over"):
+        async with app.run_test(size=WIDE) as pilot:
+            await until(pilot, lambda: app.main.view.exists)
+            app._handle_exception(RuntimeError("over and over"))
+            assert app.is_running
+            for _ in range(3):
+                app._handle_exception(RuntimeError("over and over"))
+            await pilot.pause(0.1)
+    assert app.return_code == 1 and "the run was not touched" in app.farewell
+    assert "over and over" in (home / "tui-crash.log").read_text()
+
+
+# finding one's way ----------------------------------------------------------------------------------------------------
+
+
+async def test_jump_mode_reaches_every_tab_stage_and_place(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished", tab="chat")
+    async with app.run_test(size=NARROW) as pilot:
+        await until(pilot, lambda: "chat" in app.main.panes and app.main.panes["chat"].is_mounted)
+        app.main.rail.focus()
+        await pilot.pause(0.1)
+        goals = [target.goal for target in jump.targets(app.main)]
+        for tab in actions.TAB_NAMES:
+            assert ("press", f"show_tab.{tab}") in goals
+        for status in app.main.view.stages:
+            assert ("select_stage", status.name) in goals
+        assert app.main.panes["chat"].query_one("#chat-box") in goals
+        labels = [target.label for target in jump.targets(app.main)]
+        assert len(labels) == len(set(labels))
+
+        sft = next(target for target in jump.targets(app.main) if target.goal == ("select_stage", "sft"))
+        await pilot.press("apostrophe", sft.label)
+        await until(pilot, lambda: app.main.stage == "sft" and app.screen is app.main)
+        await pilot.press("apostrophe", "1")
+        await until(pilot, lambda: app.main.tab == "stage")
+        await pilot.press("apostrophe", "escape")
+        await until(pilot, lambda: app.screen is app.main)
+
+
+async def test_the_tour_has_four_steps_and_is_shown_once(a_run, home) -> None:
+    a_run("finished")
+    from tui import asks
+
+    app = PicollmApp(asks.Options(run="finished"), look=preferences.chosen(environ={}))
+    async with app.run_test(size=(60, 20)) as pilot:
+        for step in (1, 2, 3, 4):
+            await until(pilot, lambda step=step: f"{step} of 4" in shown(app))
+            await pilot.press("enter")
+        await until(pilot, lambda: app.screen is app.main and not app.main.query(".-marked"))
+        await until(pilot, lambda: preferences.load().toured)
+    again = PicollmApp(asks.Options(run="finished"), look=preferences.chosen(environ={}))
+    async with again.run_test(size=(60, 20)) as pilot:
+        await until(pilot, lambda: again.main.view.exists)
+        assert again.screen is again.main
+
+
+async def test_readonly_refuses_what_changes_a_run_and_the_footer_leaves_it_out(a_run, an_app) -> None:
+    a_run("stopped")
+    app = an_app("stopped", readonly=True)
+    async with app.run_test(size=WIDE, notifications=True) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        assert "Resume" not in shown(app).splitlines()[-1]
+        for key in ("g", "s", "r", "x", "R"):
+            await pilot.press(key)
+            await until(pilot, lambda: "read-only" in shown(app))
+            app.clear_notifications()
+            await until(pilot, lambda: "read-only" not in shown(app))
+        assert app.screen is app.main
+
+
+# how it looks ---------------------------------------------------------------------------------------------------------
+
+
+def luminance(colour: str) -> float:
+    parts = [part / 255 for part in Color.parse(colour).rgb]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2 contrast ratio."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("name", [name for name in tones.NAMES if not tones.PALETTES[name].own])
+def test_every_colour_can_be_read_on_its_ground(name: str) -> None:
+    palette = tones.PALETTES[name]
+    least = 7.0 if name == "contrast" else 4.5
+    for ground in (palette.ground, palette.panel, palette.selected):
+        for tone in ("ink", "accent", "second", "good", "warn", "bad"):
+            assert contrast(getattr(palette, tone), ground) >= (least if ground != palette.selected else 4.0), tone
+    assert contrast(palette.faint, palette.ground) >= 4.5
+
+
+def test_without_colour_tones_differ_in_weight() -> None:
+    tones.use(tones.PLAIN)
+    assert all(style.color is None and style.bgcolor is None for style in tones.TONES.values())
+    assert len({str(tones.tone(name)) for name in ("plain", "strong", "faint", "selected")}) == 4
+
+
+@pytest.mark.parametrize("theme", tones.NAMES)
+async def test_a_theme_is_chosen_in_the_app_and_kept(theme: str, a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=NARROW) as pilot:
+        await until(pilot, lambda: "✓ SFT" in shown(app))
+        await pilot.press("comma", *["down"] * tones.NAMES.index(theme), "enter")
+        await until(pilot, lambda: app.look.theme == theme and app.screen is app.main)
+        await until(pilot, lambda: preferences.load().theme == theme)
+        strip = app.main.rail.render_lines(app.main.rail.size.region)[0]
+        styles = {str(segment.style) for segment in strip if segment.text.strip()}
+        wanted = str(tones.tone("good").color.name) if tones.tone("good").color else "none"
+        assert wanted == "none" or any(wanted in style for style in styles), styles
+
+
+@pytest.mark.parametrize("tab", actions.TAB_NAMES)
+async def test_ascii_only_means_it(tab: str, a_run) -> None:
+    a_run("finished")
+    from tui import asks
+
+    app = PicollmApp(asks.Options(run="finished", tab=tab, stage="sft"), look=Preferences("dark", True, True))
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.tab == tab and app.main.view.exists)
+        await pilot.pause(0.3)
+        assert shown(app).isascii(), re.findall(r".*[^\x00-\x7f].*", shown(app))[:5]
+        assert "+ SFT" in shown(app) or not app.main.rail.display
+
+
+@given(st.text())
+def test_ascii_keeps_the_width(text: str) -> None:
+    found = filters.plain(text)
+    assert found.isascii()
+    assert cell_len(found) == cell_len(text) or any(ord(character) < 32 or ord(character) == 127 for character in text)
+
+
+def test_how_a_theme_is_found(home) -> None:
+    from picollm.run.errors import UserError
+
+    assert preferences.chosen(environ={}) == Preferences("dark", False, False)
+    assert preferences.chosen(environ={"NO_COLOR": "1"}).theme == "plain"
+    assert preferences.chosen(environ={"PICOLLM_TUI_THEME": "light,ascii"}) == Preferences("light", True, False)
+    assert preferences.chosen("contrast", environ={"PICOLLM_TUI_THEME": "light", "NO_COLOR": "1"}).theme == "contrast"
+    assert preferences.chosen(environ={"TERM": "linux"}) == Preferences("ansi", True, False)
+    preferences.keep(Preferences("colour-blind", True, True))
+    assert preferences.chosen(environ={}) == Preferences("colour-blind", True, True)
+    with pytest.raises(UserError, match="--theme pink: expected one of dark, light"):
+        preferences.chosen("pink", environ={})
+    with pytest.raises(UserError, match="PICOLLM_TUI_THEME pink"):
+        preferences.chosen(environ={"PICOLLM_TUI_THEME": "pink"})
+    preferences.path().write_text("theme = [")
+    assert preferences.chosen(environ={}).theme == "dark"
+
+
+async def test_no_color_sends_no_colour(a_run, monkeypatch) -> None:
+    a_run("finished")
+    from tui import asks
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = PicollmApp(asks.Options(run="finished"), look=preferences.chosen())
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "✓ SFT" in shown(app))
+        for strip in app.screen._compositor.render_strips():
+            for segment in strip:
+                style = segment.style
+                assert style is None or all(c is None or c.is_default for c in (style.color, style.bgcolor)), segment
+
+
+# sizes ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_storm_of_sizes_leaves_it_intact(a_run, an_app) -> None:
+    a_run("running")
+    app = an_app("running", tab="train", stage="pretrain")
+    sizes = [(60, 20), (220, 60), (80, 24), (30, 8), (120, 40), (10, 3), (60, 20), (100, 30)]
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        for number, size in enumerate(sizes * 3):
+            await pilot.resize_terminal(*size)
+            if number % 4 == 0:
+                await pilot.press(str(number % len(actions.TABS)))
+        await pilot.resize_terminal(*NARROW)
+        await pilot.press("1")
+        await until(pilot, lambda: "Pretrain" in app.main.plain and "1 Pipe" in shown(app).splitlines()[1])
+        assert app.failures == [] and shown(app).splitlines()[-1].strip().endswith("Help")
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 40), (220, 60)], ids=str)
+async def test_frame_fits(size: tuple[int, int], a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: app.main.view.exists and "✓ SFT" in shown(app))
+        lines = shown(app).splitlines()
+        for number, tab in enumerate(actions.TABS):
+            assert re.search(rf"{number} ?({tab.title}|{tab.short})", lines[1]), lines[1]
+        assert lines[-1].strip().endswith("Help")
+        await pilot.press("question_mark")
+        await until(pilot, lambda: "esc closes" in shown(app))
