@@ -153,13 +153,13 @@ def _disk(run: Run, config: Config) -> Verdict:
             path = path.parent
         free = shutil.disk_usage(path).free
         found.append(f"{label} {free / GIB:.1f} GiB free")
-        wanted.append(f"{label} {share / GIB:.1f}")
+        wanted.append(f"{label} {share / GIB:.1f} GiB")
         total = by_disk.setdefault(path.stat().st_dev, [free, 0])
         total[1] += share
     short = [free - needed for free, needed in by_disk.values()]
     status = "fail" if min(short) < 0 else "warn" if min(short) < GIB else "ok"
     fix = "" if status == "ok" else "free space, or set PICOLLM_RUNS and PICOLLM_HOME to another disk"
-    return Verdict("disk", status, ", ".join(found), f"GiB at depth {shape.depth}: {', '.join(wanted)}", fix)
+    return Verdict("disk", status, ", ".join(found), f"{', '.join(wanted)} at depth {shape.depth}", fix)
 
 
 def _own_files(source: Path) -> Iterator[Path]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _MARKS = {"ok": ("✓ ok  ", "good"), "warn": ("! warn", "warn"), "fail": ("✗ fail", "bad")}
 _ORDER = {"fail": 0, "warn": 1, "ok": 2}
 CURSOR = "▌"
+NARROW = 50
 
 
 class DoctorPane(LinesView):
@@ -48,7 +49,11 @@ class DoctorPane(LinesView):
         return self.app.player.now() if self.app.player is not None else time.time()
 
     def _draw(self) -> None:
-        self.show(blocks(self._view, self._found, self.selected, self.now(), self._asked))
+        width = self.scrollable_content_region.width or self.size.width
+        self.show(blocks(self._view, self._found, self.selected, self.now(), self._asked, width))
+
+    def on_resize(self, event: Any) -> None:
+        self._draw()
 
     def _move(self, by: int) -> None:
         names = [check.name for check in ordered(self._found)]
@@ -103,7 +108,9 @@ def ordered(found: Found) -> list[Any]:
     return sorted(found.checks, key=lambda check: _ORDER.get(check.status, 3))
 
 
-def blocks(view: state.RunView, found: Found, selected: str, now: float, asked: bool = False) -> list[RenderableType]:
+def blocks(
+    view: state.RunView, found: Found, selected: str, now: float, asked: bool = False, width: int = 100
+) -> list[RenderableType]:
     """What is wrong first, with its cure; then the rest. The selected check says what it is for."""
     checks, stage = ordered(found), view.stage("doctor")
     if not checks and not found.awaited:
@@ -136,17 +143,19 @@ def blocks(view: state.RunView, found: Found, selected: str, now: float, asked: 
         look = state.LOOKS[stage.state]
         lines.append(text((f"{look.symbol} the doctor's stage is {look.word}: {stage.reason}", look.tone)))
     table = Table.grid(padding=(0, 1, 0, 0))
-    for _ in range(3):
+    for _ in range(1 if width < NARROW else 3):
         table.add_column(no_wrap=True)
     table.add_column(ratio=1)
     for check in checks:
-        table.add_row(*_row(check, check.name == selected, check.name in found.awaited, now))
+        row = _row(check, check.name == selected, check.name in found.awaited, now)
+        table.add_row(*(row if width >= NARROW else (row[0], Text(" ").join(row[1:3]))))
+        if width < NARROW:
+            table.add_row("", row[3])
     known = {check.name for check in checks}
     for name in found.awaited:
         if name not in known:
-            table.add_row(
-                text(" "), text(("·     ", "faint")), text((name, "faint")), text(("not looked at yet", "faint"))
-            )
+            words = [text(("·     ", "faint")), text((name, "faint")), text(("not looked at yet", "faint"))]
+            table.add_row(text(" "), *(words if width >= NARROW else [Text(" ").join(words)]))
     return [*lines, Text(""), table]
 
 

@@ -83,9 +83,10 @@ class LogPane(Vertical):
         before, self._sources, self._shown = self._shown, message.sources, message.shown
         if (before.path if before else None) != (self._shown.path if self._shown else None):
             self._note, self._busy, self._total = "", "", 0
-            self._hint()
             self.lines.clear()
             self.lines.request()
+        self._hint()
+        self.lines.repaint()
         self._title()
 
     @on(LogWindow)
