@@ -28,6 +28,7 @@ class PromptBox(TextArea):
     def __init__(self, placeholder: str, id: str | None = None) -> None:
         super().__init__(id=id, soft_wrap=True, show_line_numbers=False, compact=True, placeholder=placeholder,
                          highlight_cursor_line=False, tab_behavior="focus")  # fmt: skip
+        self.cursor_blink = False  # over SSH a blink is traffic
 
     async def _on_key(self, event: events.Key) -> None:
         if event.key == "enter":

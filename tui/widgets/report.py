@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tui.app import PicollmApp
 
 AGAIN_S = 5.0  # how old what was read from the folder may be
+AT_ONCE = 60  # blocks drawn at once; each is a line or more
+LATER_S = 0.1  # after which the others are
 
 
 class _NoReport(Part):
@@ -106,10 +108,20 @@ class ReportPane(Vertical):
         width = self.lines.scrollable_content_region.width
         self.query_one("#report-parts", OneLine).set_line(self._titles(self.size.width))
         self.query_one("#report-hint", OneLine).set_line(text((f"←/→ section  {self.part.hint}", "faint")))
-        self.lines.show(self.part.blocks(width))
+        blocks = self.part.blocks(width)
+        if len(blocks) > AT_ONCE and not self.lines.scroll_offset.y:
+            self.lines.show(blocks[:AT_ONCE])
+            self.set_timer(LATER_S, lambda part=self.part: self._draw_rest(part, blocks))  # type: ignore[misc]
+        else:
+            self.lines.show(blocks)
         cursor, view = self.part.cursor, self.lines
         if cursor is not None and not view.scroll_offset.y <= cursor < view.scroll_offset.y + view.size.height:
             view.scroll_to(y=max(0, cursor - view.size.height // 2), animate=False)
+
+    def _draw_rest(self, part: Part, blocks: list[RenderableType]) -> None:
+        """What is below the screen can wait until the top of it is there."""
+        if part is self.part:
+            self.lines.show(blocks)
 
     def _titles(self, width: int) -> Text:
         """The sections by name, as many around the chosen one as there is room for."""
