@@ -1,4 +1,4 @@
-"""What Runs does to runs: open, make, duplicate, rename, note, archive, delete. Asking is here; doing is in `shelving`."""
+"""What Runs does to runs: open, make, duplicate, rename, note, archive, delete; `shelving` does what is asked here."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ def duplicate(app: PicollmApp, one: Summary, taken: Sequence[str]) -> None:
 async def _made(app: PicollmApp, name: str | None) -> None:
     if name is not None:
         await app.open_run(name)
+        await app.main.show_tab("stage")
 
 
 def note(app: PicollmApp, one: Summary) -> None:

@@ -139,6 +139,8 @@ def _cell(words: str, size: int, right: bool) -> str:
 
 def counts(found: Sequence[Summary], shown: Sequence[Summary], order: str, words: str) -> Text:
     """How many there are, how many are at work, how many need a person."""
+    if not found:
+        return Text("")
     kept = [one for one in found if not one.archived]
     active = sum(one.active for one in kept)
     broken = sum(one.state in BROKEN and not one.active for one in kept)

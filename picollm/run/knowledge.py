@@ -99,7 +99,7 @@ KNOWLEDGE: dict[str, Knowledge] = {
     ),
     "pretrain": Knowledge(
         insight="Everything the model will ever know of language it learns here, by guessing the next token of raw "
-        "text a billion times over. The loss is the surprise in nats per token: at first ln(vocabulary), as if "
+        "text again and again. The loss is the surprise in nats per token: at first ln(vocabulary), as if "
         "throwing dice. Frequent tokens are learnt in the first steps, grammar after, facts last and slowest, which is "
         "why the curve falls like a cliff and then like a plain. Bits per byte say the same independently of the "
         "tokenizer, so they compare models. The result continues texts; it does not answer.",

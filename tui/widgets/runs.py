@@ -77,7 +77,7 @@ class RunsPane(Vertical):
         self.archived = False
         self.rows: list[Summary] = []
         self.selected = ""
-        self._open = ""
+        self._open, self._at = "", 0
         self._overview = Overview()
 
     def compose(self) -> ComposeResult:
@@ -125,6 +125,7 @@ class RunsPane(Vertical):
         self.rows = table.arranged(self.summaries, self.order, self.words)
         if self.run is None:
             self.selected = self._nearest()
+        self._at = next((at for at, one in enumerate(self.rows) if one.dir == self.selected), 0)
         lines = self.query_one(RunsTable)
         width = lines.scrollable_content_region.width or self.size.width - 1
         columns = table.columns(width, self.rows)
@@ -140,11 +141,12 @@ class RunsPane(Vertical):
         detail.show(table.detail(self.run, now) if self.run else [])
 
     def _nearest(self) -> str:
-        """What to select when the selected run is gone: itself in another place, else the open one, else the first."""
-        name = Path(self.selected).name
-        moved = [one.dir for one in self.rows if one.name == name]
-        here = [one.dir for one in self.rows if one.dir == self._open]
-        return (moved or here or [one.dir for one in self.rows] or [""])[0]
+        """What to select when the selected run is gone: itself in another place, else what stands where it stood; at
+        first the open one."""
+        moved = [one.dir for one in self.rows if one.name == Path(self.selected).name]
+        here = [one.dir for one in self.rows if one.dir == self._open and not self.selected]
+        stands = [one.dir for one in self.rows[: self._at + 1]][-1:]
+        return (moved or here or stands or [""])[0]
 
     def _empty(self) -> list[RenderableType]:
         if not self.known:

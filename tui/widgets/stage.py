@@ -117,7 +117,7 @@ def _can_do(view: state.RunView, name: str) -> list[RenderableType]:
     """The keys that make sense for this stage now, the likeliest first."""
     status = view.stage(name)
     advice = state.advice(view, name)
-    found = [(advice, _ADVICE[advice])] if advice else []
+    found = [(advice, "kills it, after asking" if status.state == "stopping" else _ADVICE[advice])] if advice else []
     if status.state in ("ready", "waiting") and view.active is None:
         found.append(("start_stage", "runs this stage alone"))
         found.append(("start_from", "runs it and everything after it"))
