@@ -207,7 +207,7 @@ class MainScreen(Guarded, Screen[None]):
     def scrolling(self) -> Widget:
         """What Page Up and Page Down scroll."""
         pane = self.panes[self.tab]
-        inner = {"log": "#log-lines", "report": "#report-scroll", "chat": "#chat-turns", "compare": "#compare-right"}
+        inner = {"log": "#log-lines", "report": "#report-scroll", "chat": "#chat-turns"}
         if self.tab not in inner:
             return pane
         found = list(pane.query(inner[self.tab]))

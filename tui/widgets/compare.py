@@ -168,6 +168,28 @@ class ComparePane(Vertical):
     def on_resize(self) -> None:
         self._draw()
 
+    # Page Up, Page Down, Home and End scroll both answers, so that they stay side by side
+
+    @property
+    def _scrolled(self) -> tuple[LinesView, ...]:
+        return (self.query_one("#compare-diff", LinesView),) if self.has_class("diff") else self.sides
+
+    def scroll_page_down(self, **how: Any) -> None:
+        for view in self._scrolled:
+            view.scroll_page_down(**how)
+
+    def scroll_page_up(self, **how: Any) -> None:
+        for view in self._scrolled:
+            view.scroll_page_up(**how)
+
+    def scroll_home(self, **how: Any) -> None:
+        for view in self._scrolled:
+            view.scroll_home(**how)
+
+    def scroll_end(self, **how: Any) -> None:
+        for view in self._scrolled:
+            view.scroll_end(**how)
+
     # keys (tui/actions/compare.py) ----------------------------------------------------------------------------------
 
     def do_next_prompt(self) -> None:

@@ -63,7 +63,8 @@ class Turns(VerticalScroll):
         return self.max_scroll_y - self.scroll_y < 2
 
     def to_end(self) -> None:
-        self.call_after_refresh(self.scroll_end, animate=False)
+        """When what was drawn has its height: after one refresh it is laid out, after two it has its place."""
+        self.call_after_refresh(self.call_after_refresh, self.scroll_end, animate=False)
 
     def forget(self) -> None:
         """Nothing is chosen any more; to be followed by `fill`."""
@@ -86,8 +87,8 @@ class Turns(VerticalScroll):
                 await view.show_tokens(want)
             elif was != view.chosen:
                 view.draw()
-            if view.chosen and not was:
-                self.call_after_refresh(self.scroll_to_widget, view, animate=False)
+            if view.chosen and (not was or token == 0):
+                self.call_after_refresh(self.call_after_refresh, self.scroll_to_widget, view, animate=False)
 
     async def move_token(self, by: int) -> None:
         """Move the token cursor, where there is one."""
