@@ -175,7 +175,8 @@ def fitting(low: float, high: float, log: bool = False, before: Range | None = N
     if log:
         if not low > 0:
             low = high / 1e6 if high > 0 else 1.0
-        high = max(high, low)
+        low = max(low, 1e-300)
+        high = max(high, low * 1.0000001)
         ends = math.log10(low), math.log10(high)
         if ends[1] - ends[0] < 1:  # less than one power of ten: round ends between the powers
             begin, end = _round_ends(low, high)

@@ -238,32 +238,52 @@ def _line(parts: Sequence[tuple[str, str]], width: int) -> Strip:
 
 
 def _title(drawn: Picture, traces: Sequence[Trace], view: View, words: Words, cross: float | None) -> Strip:
-    """What it is, and its newest value or the values under the crosshair."""
-    curve = traces[0].curve
-    parts = [("▸ " if words.focused else "  ", "accent"), (words.title, "title" if words.focused else "strong")]
-    if cross is not None:
-        x = view.x.at(cross)
-        found = curve.near(traces[0].ways.back(view.unit, x))
-        if found is not None:
-            parts.append((f"  {metric(found[1])}", "accent"))
-            if abs(traces[0].ways.there(view.unit, found[0]) - x) > (view.x.high - view.x.low) / view.columns:
-                parts.append((f" at step {found[0]:,.0f}", "faint"))  # the nearest there is lies elsewhere
-            if drawn.smooth:
-                smooth = min(drawn.smooth, key=lambda point: abs(point[0] - x))[1]
-                parts.append((f"  smoothed {metric(smooth)}", "faint"))
-        for number, trace in enumerate(traces[1:]):
-            other = trace.curve.near(trace.ways.back(view.unit, x))
-            if other is not None:
-                parts.append((f"  {trace.letter} {metric(other[1])}", OVERLAY_TONES[number % len(OVERLAY_TONES)]))
-        return _line(parts, view.width)
-    parts.append((f"  {_value(curve.last)}", "accent" if math.isfinite(curve.last) else "bad"))
-    if curve.lost:
-        parts.append((f"  ! {curve.lost:,} not finite", "bad"))
-    if drawn.below_zero:
-        parts.append((f"  ! {drawn.below_zero:,} not above 0", "warn"))
-    if drawn.smooth and view.x.high >= traces[0].ways.there(view.unit, curve.last_step):
-        parts.append((f"  smoothed {metric(drawn.smooth[-1][1])}", "faint"))
+    """What it is, and its newest value or the values under the crosshair; where room is short, values come first."""
+    needed, wished = _now(drawn, traces[0], view) if cross is None else _under(drawn, traces, view, cross)
+    room = view.width - 2 - sum(len(text) for text, _ in needed)
+    title = words.title if len(words.title) <= room else words.title[: max(1, room - 1)] + "…"
+    parts = [("▸ " if words.focused else "  ", "accent"), (title, "title" if words.focused else "strong"), *needed]
+    for part in wished:
+        if sum(len(text) for text, _ in [*parts, part]) <= view.width:
+            parts.append(part)
     return _line(parts, view.width)
+
+
+def _now(drawn: Picture, trace: Trace, view: View) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The newest value and what is wrong; then what is said where there is room."""
+    curve = trace.curve
+    needed = [(f"  {_value(curve.last)}", "accent" if math.isfinite(curve.last) else "bad")]
+    if curve.lost:
+        needed.append((f"  ! {curve.lost:,} not finite", "bad"))
+    if drawn.below_zero:
+        needed.append((f"  ! {drawn.below_zero:,} not above 0", "warn"))
+    if drawn.smooth and view.x.high >= trace.ways.there(view.unit, curve.last_step):
+        return needed, [(f"  smoothed {metric(drawn.smooth[-1][1])}", "faint")]
+    return needed, []
+
+
+def _under(
+    drawn: Picture, traces: Sequence[Trace], view: View, cross: float
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The values under the crosshair, the run's own first; then what is said where there is room."""
+    needed: list[tuple[str, str]] = []
+    wished: list[tuple[str, str]] = []
+    x = view.x.at(cross)
+    for number, trace in enumerate(traces):
+        found = trace.curve.near(trace.ways.back(view.unit, x))
+        if found is None:
+            continue
+        if number:
+            name = OVERLAY_TONES[(number - 1) % len(OVERLAY_TONES)]
+            needed.append((f"  {trace.letter} {metric(found[1])}", name))
+            continue
+        needed.append((f"  {metric(found[1])}", "accent"))
+        if abs(trace.ways.there(view.unit, found[0]) - x) > (view.x.high - view.x.low) / view.columns:
+            needed.append((f" at step {found[0]:,.0f}", "faint"))  # the nearest there is lies elsewhere
+        if drawn.smooth:
+            smooth = min(drawn.smooth, key=lambda point: abs(point[0] - x))[1]
+            wished.append((f"  smoothed {metric(smooth)}", "faint"))
+    return needed, wished
 
 
 def _value(value: float) -> str:
@@ -287,11 +307,18 @@ def _labels(rows: int, y: Range) -> list[str]:
 def _axis(traces: Sequence[Trace], view: View, words: Words, cross: float | None) -> list[Strip]:
     """The X axis with its marks, and below it the places: ends and between, and that of the crosshair."""
     columns = view.columns
-    ticks = max(2, min(6, columns // 14 + 1))
-    places = [round(number * (columns - 1) / (ticks - 1)) for number in range(ticks)]
+    most = max(1, min(6, columns // 12))
+    parts = min(
+        range(max(1, (most + 1) // 2), most + 1),
+        key=lambda parts: (
+            sum(len(figure(view.unit, view.x.at(n / parts))) for n in range(parts + 1)) / (parts + 1),
+            -parts,
+        ),
+    )
+    shares = [number / parts for number in range(parts + 1)]
     line = ["─"] * columns
-    for place in places:
-        line[place] = "┴"
+    for share in shares:
+        line[_cell(share, columns)] = "┴"
     tones = {}
     marks = [*words.marks, *(Mark(step, "!", "bad") for step, _ in traces[0].curve.broken)]
     for mark in marks:
@@ -302,9 +329,8 @@ def _axis(traces: Sequence[Trace], view: View, words: Words, cross: float | None
     for name, group in groupby(range(columns), lambda column: tones.get(column, "faint")):
         axis.append(Segment("".join(line[column] for column in group), tone(name)))
     below = [" "] * view.width
-    wanted = [(_cell(cross, columns), cross)] if cross is not None else []
-    for place, share in [*wanted, *((place, place / max(1, columns - 1)) for place in places)]:
-        _put(below, place + LABELS, figure(view.unit, view.x.at(share)))
+    for share in [*([cross] if cross is not None else []), *shares]:
+        _put(below, _cell(share, columns) + LABELS, figure(view.unit, view.x.at(share)))
     return [Strip(axis), Strip([Segment("".join(below), tone("faint"))])]
 
 

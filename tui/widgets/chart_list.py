@@ -49,9 +49,16 @@ def choose(names: list[str], filter: re.Pattern[str] | None = None) -> list[Char
     left = [name for name in names if not BOUNDS.search(name)]
     for kind in KINDS:
         matches = [name for name in left if re.search(kind.pattern, name)]
-        for name in matches:
-            title = kind.title if len(matches) == 1 else f"{kind.title}: {name}"
+        stems = [_stem(name) for name in matches]
+        for name, stem in zip(matches, stems, strict=True):
+            stem = stem if stems.count(stem) == 1 else name
+            title = kind.title if len(matches) == 1 else f"{stem}: {kind.title[0].lower()}{kind.title[1:]}"
             chosen.append(Chart(title, name, kind.smooth))
             left.remove(name)
     chosen += [Chart(name, name) for name in sorted(left)]
     return [chart for chart in chosen if filter is None or filter.search(f"{chart.title} {chart.series}")]
+
+
+def _stem(name: str) -> str:
+    """What tells one metric of a kind from another: `docs_qa` of `docs_qa/accuracy`, else all of it."""
+    return name.rpartition("/")[0] or name

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tui import state
 from tui.axis import Range
@@ -301,8 +300,6 @@ class TrainKeys(_Pane):
         if not self._ready() or self.detail is None:
             self.app.complain("there is nothing to export yet")
             return
-        if self.app.readonly:
-            raise UserError("read-only: nothing is written into the run folder")
         from tui import chart_export
 
         detail, x = self.detail, self.x_range()
