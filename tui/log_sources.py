@@ -9,7 +9,7 @@ from typing import NamedTuple
 from picollm.run import pipeline
 
 _ATTEMPT = re.compile(r"attempt-(\d+)\.(?:(console)\.log|node-(\d+)\.console\.log|rank-(\d+)\.json)")
-_RANK = re.compile(r"attempt-(\d+)\.ranks")
+_RANK = re.compile(r"attempt-(\d+)\.(?:node-(\d+)\.)?ranks")
 
 
 class Source(NamedTuple):
@@ -58,19 +58,22 @@ def _of_stage(folder: Path, name: str) -> list[Source]:
             place = (-int(attempt), kind, int(node or rank or 0))
             found += [(place, source) for source in _one(path, name, words)]
         elif (match := _RANK.fullmatch(path.name)) is not None:
-            found += _of_ranks(path, name, title, int(match[1]))
+            found += _of_ranks(path, name, title, int(match[1]), int(match[2] or 0))
     return [source for _, source in sorted(found, key=lambda pair: pair[0])]
 
 
-def _of_ranks(folder: Path, name: str, title: str, attempt: int) -> list[tuple[tuple[int, int, int], Source]]:
+def _of_ranks(
+    folder: Path, name: str, title: str, attempt: int, node: int
+) -> list[tuple[tuple[int, int, int], Source]]:
     """torchrun's own files: `<anything>/attempt_0/<rank>/stdout.log` and `stderr.log`."""
     found = []
     for path in folder.glob("*/attempt_*/*/std*.log"):
         if path.parent.name.isdigit():
             rank, what = int(path.parent.name), "errors" if path.stem == "stderr" else "output"
-            for source in _one(path, name, f"{title}, attempt {attempt}, rank {rank} {what}"):
+            where = f"machine {node}, rank {rank} there," if node else f"rank {rank}"
+            for source in _one(path, name, f"{title}, attempt {attempt}, {where} {what}"):
                 if source.size:
-                    found.append(((-attempt, 3 + (path.stem == "stderr"), rank), source))
+                    found.append(((-attempt, 3 + 2 * node + (path.stem == "stderr"), rank), source))
     return found
 
 

@@ -225,6 +225,10 @@ class Run:
     def console_file(self, name: str, attempt: int) -> Path:
         return self.stage_dir(name) / f"attempt-{attempt:03d}.console.log"
 
+    def ranks_folder(self, name: str, attempt: int, node: int = 0) -> Path:
+        """Where torchrun keeps what each further rank of a machine printed."""
+        return self.stage_dir(name) / f"attempt-{attempt:03d}{f'.node-{node}' if node else ''}.ranks"
+
     def ready_file(self, name: str, attempt: int) -> Path:
         """The attempt's `Ready`, where it said so: in a long event file nobody would find it."""
         return self.stage_dir(name) / f"attempt-{attempt:03d}.ready.json"

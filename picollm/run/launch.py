@@ -73,6 +73,9 @@ def stage_command(
     if nproc > 1 or place:
         here = [hosts or platform.node(), str(place.rank if place else 0)]
         torchrun = ["-m", "picollm.train.torchrun", str(run.dir), name, str(attempt), *here, "--"]
+        if nproc > 1:  # what ranks other than the first print is in the console log and in files of their own
+            own = ",".join(f"{rank}:3" for rank in range(1, nproc))
+            torchrun += [f"--log-dir={run.ranks_folder(name, attempt, place.rank if place else 0)}", f"--tee={own}"]
         if place:
             session = f"{run.name}-{name}-{attempt}"
             torchrun += nodes.arguments(place, nproc, session, 60 * run.config().launch.timeout)
