@@ -172,6 +172,8 @@ class ComparePane(Vertical):
 
     @property
     def _scrolled(self) -> tuple[LinesView, ...]:
+        if not hasattr(self, "a"):  # not on the screen yet
+            return ()
         return (self.query_one("#compare-diff", LinesView),) if self.has_class("diff") else self.sides
 
     def scroll_page_down(self, **how: Any) -> None:
