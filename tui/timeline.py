@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,11 +67,10 @@ def filling(readings: Sequence[Reading], path: str) -> tuple[float, float] | Non
         return None
     newest = readings[-1]
     end = disk(newest, path)
-    begin, begun = None, newest.time
-    for reading in reversed(readings):
-        if newest.time - reading.time > TREND_S or (record := disk(reading, path)) is None:
-            break
-        begin, begun = record, reading.time
+    first = bisect_left(readings, newest.time - TREND_S, key=lambda reading: reading.time)
+    begin, begun = next(
+        ((one, reading.time) for reading in readings[first:] if (one := disk(reading, path)) is not None), (None, 0.0)
+    )
     if end is None or begin is None or newest.time - begun < TREND_LEAST_S:
         return None
     rate = (begin["free"] - end["free"]) / (newest.time - begun)
