@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     readonly = given.readonly or player is not None
     options = replace(options, go=given.go and not readonly, readonly=readonly)
     app = PicollmApp(options, player, look)
+    terminal.give_size(sys.stdout.fileno())
     terminal.leave_with(sys.stdin.fileno())
     terminal.leave_on_signals(sys.stdin.fileno(), app.exit)
     try:

@@ -8,8 +8,10 @@ There is no screen left to restore, and the run does not need us.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
+import struct
 import termios
 import threading
 import time
@@ -39,6 +41,16 @@ def _watch(fd: int) -> None:
 def leave_with(fd: int) -> None:
     """Watch the terminal behind `fd` until the process ends."""
     threading.Thread(target=_watch, args=(fd,), name="terminal", daemon=True).start()
+
+
+def give_size(fd: int) -> None:
+    """A terminal that says it has no size (a serial line, some containers) gets the usual 80 by 24."""
+    try:
+        lines, columns = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))[:2]
+        if not (lines and columns):
+            fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    except OSError:
+        return  # no terminal at all is said elsewhere
 
 
 PATIENCE_S = 1.5
