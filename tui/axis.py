@@ -38,6 +38,8 @@ class Ways:
 
     def there(self, unit: str, step: float) -> float:
         """The place of a step on the axis; in proportion before the first step and past the last."""
+        if unit == "step":
+            return step
         column = self._column(unit)
         if column is None or not self.size:
             return step
@@ -45,6 +47,8 @@ class Ways:
 
     def back(self, unit: str, x: float) -> float:
         """The step at a place on the axis."""
+        if unit == "step":
+            return x
         column = self._column(unit)
         if column is None or not self.size:
             return x

@@ -118,7 +118,8 @@ class Reader(threading.Thread):
         self._folded_at = 0.0
         self._view = state.empty(folder.name, str(folder))
         self._sent: state.RunView | None = None
-        self._stage: StageReader | None = None
+        self._stages: dict[str, StageReader] = {}
+        self._shown = ""
         self._doctor: DoctorReader | None = None
         self._over: tuple[str, ...] = ()
         self._others: dict[str, StageReader] = {}
@@ -243,11 +244,12 @@ class Reader(threading.Thread):
         name = self._selected
         if name is None:
             return False
-        fresh = self._stage is None or self._stage.name != name
+        fresh = self._shown != name
         if fresh:
-            self._stage, self._others = StageReader(self.run_folder, name), {}
-        stage = self._stage
-        assert stage is not None
+            self._shown, self._others = name, {}
+        if name not in self._stages:  # kept when another one is looked at: what was read is not read again
+            self._stages[name] = StageReader(self.run_folder, name)
+        stage = self._stages[name]
         changed = stage.more  # that it is not so any more is news
         changed = stage.poll() or changed
         changed = self._look_at_others(name) or changed

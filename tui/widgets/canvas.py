@@ -63,7 +63,6 @@ def draw(lines: Sequence[Line], width: int, height: int, ascii_only: bool = Fals
         put = plotext.plot if len(stroke) > 1 else plotext.scatter
         put(xs, ys, marker=marker, color=(0, 0, layer))
     drawn = plotext.build().split("\n")[:height]
-    plotext.clear_figure()
     cells = [_cells(row, width) for row in drawn]
     empty = blank(width, height - len(cells))
     return Canvas((*(row for row, _ in cells), *empty.rows), (*(layers for _, layers in cells), *empty.layers))
