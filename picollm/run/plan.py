@@ -37,13 +37,13 @@ READ_STARTS_PER_MB = 4.8
 LEARN_STARTS_PER_MB = 2.4
 EVAL_TASKS, EVAL_PROMPTS, TASK_TOKENS = 7, 9, 48
 CORE_TASKS, CORE_ITEMS, CORE_TOKENS = 22, 3700, 800  # items of a task and tokens read for one, on average
-MIX_S_PER_START = 10.0
+MIX_S_PER_START = 20.0
 """Reading the documentation and rendering a mixture, in light starts."""
-LOAD_SHARE = 1.8
+LOAD_SHARE = 0.5
 """Ranks, model, optimizer and checkpoint, as a multiple of the time that loading torch takes."""
-WARM_SHARE = 2.3
+WARM_SHARE = 1.2
 """Tracing a graph that the compile cache holds, likewise."""
-STEP_OVERHEAD = 1.32
+STEP_OVERHEAD = 1.25
 """A step in the loop (batches, events, the app drawing beside it) against one measured alone, on a CPU."""
 GPU_OVERHEAD = 1.05
 """The same where the CPU has only this to do (assumed)."""
@@ -51,7 +51,7 @@ EVAL_BATCHES = 4
 """One validation reading during pretraining, in steps' worth of rows (see stages/pretrain)."""
 CHAT_READING = 256
 """Conversations in one during midtraining and SFT (see `picollm.train.readings`)."""
-ANSWER_SHARE = 0.75
+ANSWER_SHARE = 0.65
 """Sampling costs this share of all the tokens allowed: a batch goes on until its longest answer ends."""
 TEACHING_SHARE, PROMPT_TOKENS, PASS_SAMPLES = 0.4, 40, 8
 """RL: share of the answers that are trained on, length of a question, answers to one question for pass@k."""
@@ -324,7 +324,7 @@ def _fixed_seconds(
     val_tokens = config.base_eval.val_tokens or val_bytes / bytes_per_token(config.tokenizer.vocab_size)
     decode = measured.decode_flops_s / per_token
     few = 0.25  # a handful of rows decode at about a quarter of the speed of a full batch
-    seconds["base_eval"] = 2.4 * measured.torch_s + val_tokens * per_token / 3 / measured.train_flops_s
+    seconds["base_eval"] = 1.3 * measured.torch_s + val_tokens * per_token / 3 / measured.train_flops_s
     if config.base_eval.core:
         items = CORE_TASKS * min(config.base_eval.core_items or CORE_ITEMS, CORE_ITEMS)
         core_tokens = items * min(CORE_TOKENS, chosen.seq_len)
@@ -334,7 +334,7 @@ def _fixed_seconds(
     asked = EVAL_TASKS * evals.items + sum(max(0, items - evals.items) for items in evals.tasks.values())
     answers = asked * ANSWER_SHARE * (evals.max_tokens or TASK_TOKENS) / decode
     prompts = EVAL_PROMPTS * config.chat.max_tokens / (few * decode)
-    seconds["chat_eval"] = 2 * measured.torch_s + len(pipeline.MODEL_STAGES) * (answers + prompts)
+    seconds["chat_eval"] = 1.3 * measured.torch_s + len(pipeline.MODEL_STAGES) * (answers + prompts)
     for name in ("midtrain", "sft"):
         knobs = getattr(config, name)
         answers = EVAL_TASKS * knobs.eval_items * ANSWER_SHARE * TASK_TOKENS / decode
