@@ -13,26 +13,20 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from pathlib import Path
 from typing import Any
 
 from textual.keys import Keys
 
 from picollm.run.errors import UserError
-from picollm.run.folder import picollm_home
-from tui import actions
+from tui import actions, preferences
 
 NEEDED = ("quit", "back", "help", "dialog.back", "dialog.confirm")
 _NAMED = {key.value for key in Keys} | set(actions.NAMED_KEYS)
 
 
-def path() -> Path:
-    return picollm_home() / "keys.toml"
-
-
 def load() -> dict[str, tuple[str, ...]]:
     """Identity of an action to its keys; empty when there is no such file. Raises `UserError` naming the line."""
-    file = path()
+    file = preferences.keys_file()
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -77,7 +71,7 @@ def parse(text: str, where: str = "keys.toml") -> dict[str, tuple[str, ...]]:
 
 def listing() -> str:
     """Every action with its keys, in the form of the file."""
-    lines = ["# Your own keys: take what you change into " + str(path())]
+    lines = ["# Your own keys: take what you change into " + str(preferences.keys_file())]
     place = None
     for row in actions.ACTIONS:
         if row.place != place:

@@ -28,6 +28,11 @@ def path() -> Path:
     return picollm_home() / "tui.toml"
 
 
+def keys_file() -> Path:
+    """A person's own keys, which `keymap` reads."""
+    return picollm_home() / "keys.toml"
+
+
 def load() -> Preferences:
     """What was kept; the defaults when nothing was, or when it cannot be read: then choosing again writes it anew."""
     try:

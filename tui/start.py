@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
-from tui import actions, asks, keymap, preferences, terminal
+from tui import actions, asks, preferences, terminal
 from tui.widgets import tones
 
 
@@ -46,7 +46,10 @@ def main(argv: list[str] | None = None) -> None:
     given = parser().parse_args(argv)
     player = None
     try:
-        actions.remap(keymap.load())
+        if given.keys or preferences.keys_file().exists():
+            from tui import keymap
+
+            actions.remap(keymap.load())
         if given.keys:
             print(keymap.listing(), end="")
             return
