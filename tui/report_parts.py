@@ -24,8 +24,8 @@ from tui.widgets.lines import empty_state, heading, text
 from tui.widgets.lines import rows as pairs
 from tui.widgets.report_blocks import drawn, table_of
 
-LISTED = 100  # rows of a list that are drawn, from a few above the chosen one on
-ABOVE = 3
+LISTED = 100  # votes that are drawn, the newest ones
+PAGE = 6  # rows of a list above the chosen one in full: few, and in place, so that a step changes little
 
 
 class Part:
@@ -217,18 +217,17 @@ class FailuresPart(Part):
             return [*found, Text(""), text(("none: all of them were right", "good"))]
         self.at = min(self.at, len(rows) - 1)
         row = rows[self.at]
-        said = [("right", text((_said(row, "expected"), "good")))]
-        said += [(("> " if model == self.name else "") + model, text(*self._of(model, row))) for model in self.files]
-        found += [Text(""), text((_said(row, "prompt"), "strong")), Text(""), pairs(said), Text("")]
-        first = max(0, self.at - ABOVE)
-        for number, each in enumerate(rows[first : first + LISTED], first):
+        first = self.at - self.at % PAGE
+        for number, each in enumerate(rows[first : first + PAGE], first):
             here = number == self.at
             line = text(("> " if here else "  ", "accent"), (f"{number + 1:>4}  ", "faint"),
                         (" ".join(_said(each, "prompt").split()), "strong" if here else "plain"),
                         ("  → ", "faint"), (" ".join(_said(each, "got").split()), "faint"))  # fmt: skip
             line.truncate(max(20, width), overflow="ellipsis")
             found.append(line)
-        return found
+        said = [("right", text((_said(row, "expected"), "good")))]
+        said += [(("> " if model == self.name else "") + model, text(*self._of(model, row))) for model in self.files]
+        return [*found, Text(""), text((_said(row, "prompt"), "strong")), Text(""), pairs(said)]
 
     def _of(self, model: str, row: dict[str, Any]) -> list[tuple[str, str]]:
         """What a model answered to the item of `row`."""
