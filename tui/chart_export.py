@@ -19,7 +19,7 @@ from tui.widgets.chart_list import Chart
 from tui.widgets.tones import PALETTES
 
 WIDTH, HEIGHT = 960, 280
-LEFT, RIGHT, TOP, BOTTOM = 76, 16, 40, 30
+LEFT, RIGHT, TOP, BOTTOM = 76, 28, 40, 30
 COLUMNS = 600
 
 
@@ -32,7 +32,7 @@ def _file(folder: Path, stage: str, kind: str) -> Path:
 
 
 def csv(folder: Path, stage: str, detail: state.Detail, series: Sequence[str]) -> Path:
-    """One row a step: step, seconds at work, tokens, then each metric, empty where it was not read.
+    """One row a step: step, seconds at work, tokens trained on so far, then each metric, empty where it was not read.
 
     Of a metric with more points than are kept one by one, `name` is the mean of neighbours, beside `name.low` and
     `name.high`. Raises `OSError`.
@@ -56,7 +56,7 @@ def csv(folder: Path, stage: str, detail: state.Detail, series: Sequence[str]) -
     try:
         with open(part, "w", newline="", encoding="utf-8") as out:
             table = tables.writer(out, lineterminator="\n")
-            table.writerow(["step", "seconds", *(["tokens"] if counted else []), *heads])
+            table.writerow(["step", "elapsed_s", *(["trained_tokens"] if counted else []), *heads])
             for step in sorted(rows):
                 ways = [f"{detail.ways.there('time', step):.3f}"]
                 ways += [f"{detail.ways.there('tokens', step):.0f}"] if counted else []
@@ -68,16 +68,19 @@ def csv(folder: Path, stage: str, detail: state.Detail, series: Sequence[str]) -
 
 
 def svg(folder: Path, stage: str, title: str, charts: Sequence[tuple[Chart, list[Trace], View, Range | None]],
-        x: Range) -> Path:  # fmt: skip
-    """Charts below each other, dark on light, as they are looked at: window, unit, smoothing, log scales, other runs.
-    Raises `OSError`."""
+        x: Range, others: Sequence[str] = ()) -> Path:  # fmt: skip
+    """Charts below each other, dark on light, as they are looked at: window, unit, smoothing, log scales, other runs
+    (`others`, by name). Raises `OSError`."""
     colours = PALETTES["light"]
+    legend = "".join(
+        f'<tspan dx="16" fill="{_colour(number)}">{escape(name)}</tspan>' for number, name in enumerate(others)
+    )
     height = len(charts) * HEIGHT + TOP
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
         f'font-size="12" fill="{colours.ink}">',
         f'<rect width="{WIDTH}" height="{height}" fill="{colours.ground}"/>',
-        f'<text x="{LEFT}" y="24" font-size="16">{escape(title)}</text>',
+        f'<text x="{LEFT}" y="24" font-size="16">{escape(title)}{legend}</text>',
     ]
     for number, (one, traces, view, y) in enumerate(charts):
         parts.append(f'<g transform="translate(0 {TOP + number * HEIGHT})">')
@@ -86,6 +89,11 @@ def svg(folder: Path, stage: str, title: str, charts: Sequence[tuple[Chart, list
     file = _file(folder, stage, "svg")
     write_atomic(file, "\n".join([*parts, "</svg>\n"]))
     return file
+
+
+def _colour(number: int) -> str:
+    """Of another run's lines and name."""
+    return str(getattr(PALETTES["light"], OVERLAY_TONES[number % len(OVERLAY_TONES)]))
 
 
 def _chart(one: Chart, traces: list[Trace], view: View, x: Range, y: Range | None) -> list[str]:
@@ -100,8 +108,7 @@ def _chart(one: Chart, traces: list[Trace], view: View, x: Range, y: Range | Non
                   for step, value in (trace.curve.smooth(edges, view.strength) if view.strength else [])]  # fmt: skip
         smooth = smooth if len(smooth) >= SMOOTHABLE else []
         if number:
-            colour = getattr(colours, OVERLAY_TONES[(number - 1) % len(OVERLAY_TONES)])
-            lines.append((smooth or points, colour, 1.2))
+            lines.append((smooth or points, _colour(number - 1), 1.2))
         else:
             lines.append((points, colours.raw if smooth else colours.accent, 0.8 if smooth else 1.4))
             lines += [(smooth, colours.accent, 1.6)] if smooth else []

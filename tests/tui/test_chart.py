@@ -186,7 +186,7 @@ def test_exports_hold_every_point_and_draw_every_chart(tmp_path) -> None:
     file = chart_export.csv(tmp_path / "exports", "sft", detail, ["loss", "val/bpb"])
     rows = list(csv.DictReader(file.read_text().splitlines()))
     assert [row["loss"] for row in rows] == ["3.0", "nan", "2.0", "1.0"] and rows[3]["val/bpb"] == "1.5"
-    assert [row["step"] for row in rows] == ["1", "2", "3", "4"] and rows[3]["tokens"] == "800"
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"] and rows[3]["trained_tokens"] == "800"
     again = chart_export.csv(tmp_path / "exports", "sft", detail, ["loss"])
     assert again != file and [path.suffix for path in (tmp_path / "exports").iterdir()] == [".csv", ".csv"]
     view = View(80, 12, Range(0.0, 10.0), strength=0.9)

@@ -102,7 +102,7 @@ async def test_another_run_is_laid_over_and_both_are_exported(made, a_run, an_ap
         folder = run.dir / "exports"
         await until(pilot, lambda: {path.suffix for path in folder.glob("sft-*")} == {".csv", ".svg"})
         table = next(folder.glob("*.csv")).read_text().splitlines()
-        assert table[0].startswith("step,seconds,") and "loss" in table[0] and len(table) == 161
+        assert table[0].startswith("step,elapsed_s,") and "loss" in table[0] and len(table) == 161
         await pilot.press("v")
         await until(pilot, lambda: "take it away" in shown(app))
         await pilot.press("enter")

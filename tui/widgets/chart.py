@@ -169,14 +169,16 @@ def _with(canvas: Canvas, cells: Sequence[Cell]) -> Canvas:
 
 def _letters(overlays: Sequence[tuple[str, Points]], view: View, y: Range) -> list[Cell]:
     """Each overlay's letter where its line ends, so that runs are told apart without their colour."""
-    cells = []
+    cells: dict[tuple[int, int], Cell] = {}
     for number, (letter, points) in enumerate(overlays):
         seen = [(view.x.share(a), y.share(b)) for a, b in points]
         seen = [(a, b) for a, b in seen if 0 <= a <= 1 and 0 <= b <= 1]
         if seen and letter:
-            a, b = seen[-1]
-            cells.append((_row(b, view.rows), _cell(a, view.columns), letter, OVER + number))
-    return cells
+            row, column = _row(seen[-1][1], view.rows), _cell(seen[-1][0], view.columns)
+            while (row, column) in cells:  # two end in one place: side by side
+                column -= 1
+            cells[row, column] = (row, column, letter, OVER + number)
+    return list(cells.values())
 
 
 def _beyond(points: Points, view: View, y: Range) -> list[Cell]:

@@ -310,11 +310,12 @@ class TrainKeys(_Pane):
             for one in charts
         ]  # fmt: skip
         folder = Path(self.app.main.view.folder) / "exports"
-        title = f"{self.app.main.view.name}: {self.stage}"
+        title = f"{self.app.main.view.name}: {self.stage}, by {self.look.unit}"
+        others = [name for name, _, _ in detail.others]
 
         def job() -> str:
             made = (chart_export.csv(folder, self.stage, detail, [one.series for one in charts]) if kind == "csv"
-                    else chart_export.svg(folder, self.stage, title, found, x))  # fmt: skip
+                    else chart_export.svg(folder, self.stage, title, found, x, others))  # fmt: skip
             return f"written: {made}"
 
         self.app.work(job)
