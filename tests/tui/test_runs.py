@@ -18,8 +18,9 @@ from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tests.fixtures import make_runs
 from tests.tui.conftest import NARROW, WIDE, shown, until
-from tui import table
+from tui import actions, table
 from tui.form import NAME, PROFILE, START, Form
+from tui.screens.new_run import NewRunScreen
 from tui.widgets import takes
 
 summaries = st.builds(
@@ -358,3 +359,10 @@ async def test_many_runs_are_shown_at_once(a_run, an_app, runs) -> None:
         await pilot.press("k")
         after = pane.query_one("#runs-lines")._drawn
         assert sum(after[key] is not drawn[key] for key in after) == 2, "a key draws two lines anew"
+
+
+def test_the_form_answers_to_each_of_its_keys_once() -> None:
+    rows = actions.of("form")
+    assert all(hasattr(NewRunScreen, f"action_{row.base}") for row in rows)
+    keys = [key for row in rows for key in row.keys]
+    assert len(keys) == len(set(keys)) and not [key for key in keys if "alt" in key]

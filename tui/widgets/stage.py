@@ -15,6 +15,7 @@ from picollm.run.folder import ACTIVE, StageStatus
 from picollm.run.knowledge import knowledge
 from tui import actions, state
 from tui.figures import bar, clock, metric, size
+from tui.widgets import tones
 from tui.widgets.explained import explanation, knobs
 from tui.widgets.lines import LinesView, heading, rows, text
 from tui.widgets.tones import tone
@@ -45,11 +46,16 @@ class StagePane(LinesView):
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self._shown: tuple[state.RunView, str, state.Detail | None] | None = None
+        self._looks: object = None
         self.explained = True
 
     def update_from(self, view: state.RunView, name: str, detail: state.Detail | None) -> None:
-        self._shown = view, name, detail if detail and detail.stage == name else None
-        self._draw()
+        detail = detail if detail and detail.stage == name else None
+        self._shown = view, name, detail
+        looks = _looks(view, name, detail), tones.current().name
+        if looks != self._looks:
+            self._looks = looks
+            self._draw()
 
     def _draw(self) -> None:
         if self._shown is not None:
@@ -64,6 +70,14 @@ class StagePane(LinesView):
 
     def do_kill(self) -> None:
         self.app.ask_to_kill()
+
+
+def _looks(view: state.RunView, name: str, detail: state.Detail | None) -> tuple[object, ...]:
+    """Equal when the pane would look the same: new points of curves, for instance, are not on it."""
+    if detail is None:
+        return view, name
+    return (view, name, detail.attempts, detail.made, detail.summary, detail.evals, detail.samples, detail.choices,
+            detail.warnings, detail.checkpoints)  # fmt: skip
 
 
 def blocks(
