@@ -179,6 +179,15 @@ def test_a_window_follows_the_newest_step_and_the_crosshair_takes_it_along() -> 
     assert look.cross == 78.0
 
 
+def test_no_window_leaves_the_run() -> None:
+    look = Look(window=Range(10.0, 20.0), cross=10.0)
+    for _ in range(8):
+        look.move_cross(-2, look.window, 11, 200.0)
+    assert look.window == Range(0.0, 10.0) and look.cross == 0.0
+    assert look.moved(Range(180.0, 220.0), 0.25, 200.0) == Range(180.0, 220.0)
+    assert look.moved(Range(100.0, 140.0), 0.25, 200.0) == Range(110.0, 150.0)
+
+
 def test_exports_hold_every_point_and_draw_every_chart(tmp_path) -> None:
     loss, bpb = [3.0, math.nan, 2.0, 1.0], [1.5]
     trace, other = a_trace(loss), a_trace(bpb, 4)

@@ -57,11 +57,17 @@ class Look:
             return
         share = x.share(self.cross) + cells / max(1, columns - 1)
         if self.window is not None and not 0 <= share <= 1:
-            moved = x.moved(share - 1 if share > 1 else share)
-            if moved.high > 0:
-                self.window = x = moved
-                share = max(0.0, min(1.0, share))
+            self.window = moved = self.moved(x, share - 1 if share > 1 else share, newest)
+            share = moved.share(x.at(share))
+            x = moved
         self.cross = x.at(max(0.0, min(1.0, share)))
+
+    def moved(self, x: Range, by: float, newest: float) -> Range:
+        """A window moved by a share of its length, but not to before the beginning nor past the newest step."""
+        by = max(by, -x.low / (x.high - x.low))
+        if by > 0:
+            by = max(0.0, min(by, x.share(newest) - 0.5))
+        return x.moved(by)
 
     def words(self, units: tuple[str, ...]) -> list[str]:
         """What differs from how charts begin, for the line above them."""

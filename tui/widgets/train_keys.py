@@ -152,7 +152,7 @@ class TrainKeys(_Pane):
             self.app.notify("this is all of it: zoom in first (+), or show the crosshair (c)", timeout=3)
             return
         else:
-            self.look.window = x.moved(PAN * direction)
+            self.look.window = self.look.moved(x, PAN * direction, self.newest())
         self.redraw()
 
     def do_left(self) -> None:
