@@ -38,6 +38,7 @@ _HINTS = (
     b"memory",
     b"killed",
 )
+_WORDS = tuple(hint.decode() for hint in _HINTS)
 _LETTERED = re.compile(rb"(?:^|\n)[EFW]\d{4} ")
 """One of these is in each line of a level, so that only few lines are looked at closely."""
 
@@ -50,6 +51,12 @@ def compiled(words: str) -> tuple[Pattern, str]:
         return re.compile(words, flags), ""
     except (re.error, RecursionError, OverflowError) as error:
         return re.compile(re.escape(words), flags), f"taken as plain text ({error})"
+
+
+def hinted(line: str) -> bool:
+    """Whether a line may be of a level at all: quick."""
+    low = line.lower()
+    return any(hint in low for hint in _WORDS) or (line[:1] in ("E", "F", "W") and line[1:5].isdigit())
 
 
 class Matches:

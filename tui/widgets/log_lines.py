@@ -12,13 +12,14 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from tui.log_reader import LogReader, LogWindow
-from tui.matches import ERROR, WARN, Pattern
+from tui.matches import ERROR, WARN, Pattern, hinted
 from tui.widgets.lines import changed, text
 from tui.widgets.tones import tone
 
 MARGIN = 60
 HIT = Style(reverse=True)
 SHIFT = 16
+KEPT = 2000
 
 
 class LogLines(ScrollView, can_focus=True):
@@ -38,6 +39,8 @@ class LogLines(ScrollView, can_focus=True):
         self.reader: LogReader | None = None
         self._shown: list[Strip] = []
         self._rows_shown: list[int] = []
+        self._drawn: dict[tuple[str, str, bool], list[Strip]] = {}
+        self._drawn_how: object = None
         self._programmatic = False
         self.clear()
 
@@ -204,19 +207,28 @@ class LogLines(ScrollView, can_focus=True):
         return [strip.extend_cell_length(width).crop(0, width).simplify() for strip in strips[:height]] + blank
 
     def _draw_row(self, row: int) -> list[Strip]:
+        """The row's lines on the screen. Scrolling shows mostly what was drawn before, so it is kept."""
         found = self.text_of(row)
         if found is None:
             return [Strip.blank(self.size.width)]
-        words = found[1]
+        low, high = sorted((self.cursor, self.mark)) if self.mark >= 0 else (self.cursor, self.cursor)
+        sign = "▌" if row == self.cursor else "│" if low < row < high or row == self.mark else " "
+        how = (self.size.width, self.wrap, self.shift, self.pattern, tone("plain"), tone("accent"))
+        if how != self._drawn_how or len(self._drawn) > KEPT:
+            self._drawn, self._drawn_how = {}, how
+        key = (found[1], sign, low <= row <= high and row >= 0)
+        if key not in self._drawn:
+            self._drawn[key] = self._render_row(*key)
+        return self._drawn[key]
+
+    def _render_row(self, words: str, sign: str, chosen: bool) -> list[Strip]:
         line = Text(words, style=tone(_mood(words)), no_wrap=True, end="")
         if self.pattern is not None:
             for match in self.pattern.finditer(words):
                 if match.end() > match.start():
                     line.stylize(HIT, match.start(), match.end())
-        low, high = sorted((self.cursor, self.mark)) if self.mark >= 0 else (self.cursor, self.cursor)
-        if low <= row <= high and row >= 0:
+        if chosen:
             line.stylize(Style(bold=True))
-        sign = "▌" if row == self.cursor else "│" if low < row < high or row == self.mark else " "
         console = self.app.console
         if not self.wrap:
             gutter = Strip(text((sign, "accent")).render(console, end=""))
@@ -243,6 +255,8 @@ class LogLines(ScrollView, can_focus=True):
 
 
 def _mood(line: str) -> str:
+    if not hinted(line):
+        return "plain"
     if ERROR.search(line):
         return "bad"
     return "warn" if WARN.search(line) else "plain"
