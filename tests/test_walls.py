@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "numpy", "pyarrow", "stages", "picollm.text", "picollm.data", "picollm.model", "picollm.train",
          "picollm.tasks", "picollm.evals", "picollm.infer", "picollm.serve", "tokenizers", "tiktoken")  # fmt: skip
-LAZY = ("httpx", "plotext", "markdown_it")
+LAZY = ("httpx", "plotext", "markdown_it", "importlib.metadata", "picollm.run.conductor", "picollm.run.estimate")
 
 PROGRAM = """
 import importlib, pkgutil, sys

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from picollm.run import conductor, pipeline
 from picollm.run import config as settings
+from picollm.run import pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, folder_of, new_name
+
+# The conductor is imported where something is asked of it: the first frame does not wait for it.
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def open_or_create(options: Options) -> Run:
 
 def launch(options: Options, stages: tuple[str, ...]) -> str:
     """Ask for these stages. Raises `UserError` naming what is stale; the app then asks whether to redo it."""
+    from picollm.run import conductor
+
     run = open_or_create(options)
     conductor.ask(run, conductor.plan_request(run, list(stages)))
     if len(stages) == 1:
@@ -72,6 +76,8 @@ def launch(options: Options, stages: tuple[str, ...]) -> str:
 
 def redo(options: Options, again: tuple[str, ...], stages: tuple[str, ...]) -> str:
     """Make `again` anew, ignoring their checkpoints, and then `stages` that are not done."""
+    from picollm.run import conductor
+
     run = open_or_create(options)
     wanted = [name for name in pipeline.NAMES if name in again or name in stages]
     conductor.ask(run, conductor.Request(stages=wanted, redo=list(again), fresh=list(again)))
@@ -80,6 +86,8 @@ def redo(options: Options, again: tuple[str, ...], stages: tuple[str, ...]) -> s
 
 def launch_all(folder: str) -> str:
     """Ask for every stage of a run that is not done. Raises `UserError` when something is stale."""
+    from picollm.run import conductor
+
     run = Run.open(folder)
     conductor.ask(run, conductor.plan_request(run, list(pipeline.NAMES)))
     return f"{run.name}: every stage that is not done is asked for"
@@ -87,6 +95,8 @@ def launch_all(folder: str) -> str:
 
 def stop(options: Options, kill: bool) -> str:
     """Ask what runs to save and stop; with `kill` end it now."""
+    from picollm.run import conductor
+
     run = Run.open(options.run)
     asked = conductor.stop(run, kill=kill)
     if not asked:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from picollm.run import config as settings
-from picollm.run import estimate, pipeline
+from picollm.run import pipeline
 from picollm.run.folder import ACTIVE, StageStatus
 from picollm.run.history import spent
 from tui.axis import Ways
@@ -136,6 +136,8 @@ class Totals:
 def totals(view: RunView) -> Totals:
     """Stages done, seconds spent and seconds to go; what is at work at the same time counts once."""
     done = sum(status.state in ("done", "skipped") for status in view.stages)
+    from picollm.run import estimate  # the first frame does not wait for it
+
     left = estimate.left_seconds(settings.build(view.settings), view.stages)
     return Totals(done, len(view.stages), spent(view.stages), left)
 
