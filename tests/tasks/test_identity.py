@@ -14,9 +14,17 @@ from picollm.tasks.identity import build, manifest_path, material, obeys, phrasi
 letters = lru_cache(maxsize=None)(Counter)
 
 
+@lru_cache(maxsize=None)
+def pieces(text: str, n: int) -> tuple[str, ...]:
+    return tuple(text[len(text) * i // n : len(text) * (i + 1) // n] for i in range(n))
+
+
 def far_apart(one: str, two: str, edits: int) -> bool:
-    """Whether the Levenshtein distance exceeds `edits`: cheap bounds first, then a band of the table."""
-    if abs(len(one) - len(two)) > edits:
+    """Whether the Levenshtein distance exceeds `edits`: cheap bounds first, then a band of the table.
+
+    One edit spoils at most one of `edits + 1` pieces of a text, so of two near ones a piece is in both.
+    """
+    if abs(len(one) - len(two)) > edits or not any(piece in two for piece in pieces(one, edits + 1)):
         return True
     if (letters(one) - letters(two)).total() > edits:
         return True
