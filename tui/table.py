@@ -16,8 +16,11 @@ from tui.widgets.tones import tone
 
 ORDERS = ("activity", "name", "state", "bpb", "loss")
 _WORST_FIRST = ("running", "stalled", "stopping", "failed", "crashed", "stopped", "stale", "ready", "waiting", "done")
-_COLUMNS = (("state", 11), ("stage", 15), ("step", 13), ("loss", 7), ("bpb", 7), ("age", 7), ("queue", 16), ("done", 6))
-_WANTED = (("state", "age"), ("bpb",), ("stage",), ("loss",), ("step",), ("queue",), ("done",))
+_COLUMNS = (
+    ("state", 11), ("stage", 15), ("step", 13), ("loss", 7), ("bpb", 7), ("age", 7), ("queue", 16), ("done", 6),
+    ("profile", 11), ("note", 48),
+)  # fmt: skip
+_WANTED = (("state", "age"), ("bpb",), ("stage",), ("loss",), ("step",), ("queue",), ("done",), ("profile",), ("note",))
 """Which columns come first when there is little room."""
 _SHORTEST_NAME, _LONGEST_NAME = 14, 30
 _RIGHT = ("step", "loss", "bpb", "age")
@@ -119,6 +122,8 @@ def _value(one: Summary, column: str, now: float, look: state.Look) -> tuple[str
         return "  ".join(part for part in (left, one.queue) if part), "faint"
     if column == "done":
         return f"{one.done}/{one.stages}", "faint"
+    if column in ("profile", "note"):
+        return (one.profile if column == "profile" else one.note), "faint"
     value = one.loss if column == "loss" else one.bpb
     return (f"{value:.3f}" if value is not None and abs(value) < 1000 else metric(value) if value else "–"), "plain"
 

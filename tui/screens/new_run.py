@@ -30,7 +30,7 @@ from tui.widgets.tones import tone
 if TYPE_CHECKING:
     from tui.app import PicollmApp
 
-LABEL = 19
+LABEL, WORDY = 19, 110
 FIND = "/"
 
 
@@ -91,6 +91,8 @@ def _line(field: Field, value: str, changed: bool, chosen: bool, wrong: bool, wi
     line.append(value or "–", tone("bad" if wrong else "second" if changed else "plain" if value else "faint"))
     line.append(" ›" if field.choices and chosen else "", tone("accent"))
     note = field.unit if value else field.about
+    if value and width >= WORDY:
+        note = f"{field.unit}  {field.about}" if field.unit else field.about
     line.append(f"  {note}" if note else "", tone("faint"))
     line.append("  * changed" if changed else "", tone("second"))
     line.truncate(width, overflow="ellipsis")
