@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from picollm.run.errors import UserError
@@ -48,18 +49,31 @@ def run(app: App[None], command: list[str]) -> None:
     """Give the terminal to `command` until it ends. Raises `UserError` where that cannot be done."""
     from textual.app import SuspendNotSupported
 
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    child: subprocess.Popen[bytes] | None = None
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        """Whoever ends the app ends what it lent its terminal to, first. ^C belongs to the other program."""
+        handler = before[signal.Signals(number)]
+        if number != signal.SIGINT:
+            if child is not None:
+                child.terminate()
+            if callable(handler):
+                handler(number, frame)
+
     try:
         with app.suspend():
-            # ^C in a pager belongs to the pager; a handler, unlike ignoring it, is not inherited.
-            signal.signal(signal.SIGINT, lambda number, frame: None)
-            code = subprocess.run(command).returncode
+            for number in before:  # handlers, unlike ignored signals, are not inherited
+                signal.signal(number, asked)
+            child = subprocess.Popen(command)
+            code = child.wait()
     except SuspendNotSupported:
         raise UserError(f"this terminal cannot be lent to {command[0]}") from None
     except OSError as error:
         raise UserError(f"{command[0]}: {error.strerror}") from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     app.refresh()
     if code:
         raise UserError(f"{command[0]} ended with exit code {code}")
