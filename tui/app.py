@@ -258,7 +258,7 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
             if then is not None:
                 self.call_from_thread(then)
 
-        self.run_worker(run, thread=True, group="asks", exit_on_error=False)
+        self.run_worker(run, thread=True, group="asks")
 
     def complain(self, words: str) -> None:
         self.notify(words, severity="error", timeout=10, markup=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from textual import events
 from textual.filter import LineFilter, Monochrome, NoColor
 
-from tui import actions, filters, preferences
+from tui import filters, preferences
 from tui.widgets import tones
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class FrameActions(_App):
         self.register_theme(tones.theme(tones.current()))
         self.theme = look.theme
         if self.is_running:
+            for pane in self.main.panes.values():
+                redress = getattr(pane, "redress", None)  # those that draw themselves when something happens only
+                if redress is not None:
+                    redress()
             self.main.redraw()
             for screen in self.screen_stack:
                 for widget in screen.walk_children(with_self=True):
@@ -127,8 +131,3 @@ class FrameActions(_App):
             self.call_from_thread(self.copy_to_clipboard, words)
 
         self.work(lambda: clipboard.copy(text, what, send))
-
-
-def jump_rows() -> list[actions.Action]:
-    """The actions that jump mode reaches: a tab's number is its label there too."""
-    return [row for row in actions.of("") if row.base in ("show_tab", "jump")]

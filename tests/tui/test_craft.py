@@ -288,3 +288,32 @@ async def test_frame_fits(size: tuple[int, int], a_run, an_app) -> None:
         assert lines[-1].strip().endswith("Help")
         await pilot.press("question_mark")
         await until(pilot, lambda: "esc closes" in shown(app))
+
+
+@pytest.mark.parametrize("tab", actions.TAB_NAMES)
+async def test_another_theme_reaches_every_tab(tab: str, a_run, an_app) -> None:
+    """What a tab drew before is drawn anew: no colour of the old theme stays."""
+    a_run("finished")
+    app = an_app("finished", tab=tab, stage="sft")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.tab == tab and app.main.view.exists)
+        await until(pilot, lambda: len(shown(app).split()) > 30)
+        await pilot.pause(0.3)
+        app.dress(Preferences("light", False, True))
+        light = tones.PALETTES["light"]
+        allowed = {str(getattr(light, name)).lower() for name in
+                   ("ink", "faint", "ground", "panel", "line", "selected", "accent", "second", "good", "warn", "bad",
+                    "raw")}  # fmt: skip
+        dark = tones.PALETTES["dark"]
+        old = {dark.ink, dark.faint, dark.accent, dark.good, dark.bad, dark.warn, dark.second, dark.raw} - allowed
+
+        def left() -> set[str]:
+            found = set()
+            for strip in app.screen._compositor.render_strips():
+                for segment in strip:
+                    for colour in (segment.style.color, segment.style.bgcolor) if segment.style else ():
+                        if colour is not None and segment.text.strip():
+                            found.add(colour.name.lower())
+            return found & old
+
+        await until(pilot, lambda: not left(), what=f"{tab}: old colours stay: {left()}")

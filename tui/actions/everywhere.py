@@ -55,5 +55,7 @@ ROWS: tuple[Action, ...] = (
 DIALOG: tuple[Action, ...] = (
     Action("confirm", ("y",), "Yes", "Agrees to what a dialog asks."),
     Action("back", ("escape",), "Close", "Closes the dialog; nothing is changed."),
+    Action("line_down", ("j",), "Next line", "In a list or a text, as the arrow does."),
+    Action("line_up", ("k",), "Previous line", "In a list or a text, as the arrow does."),
     Action("keep", ("ctrl+s",), "Keep", "Keeps the notes that were written."),
 )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Label, OptionList
 from textual.widgets.option_list import Option
 
-from tui import actions
 from tui.preferences import Preferences
+from tui.screens.dialog import Dialog
 from tui.widgets import tones
 
 if TYPE_CHECKING:
@@ -23,10 +22,8 @@ if TYPE_CHECKING:
 ASCII = "ascii"
 
 
-class AppearanceScreen(ModalScreen[None]):
+class AppearanceScreen(Dialog[None]):
     app: PicollmApp
-
-    BINDINGS: ClassVar[Any] = actions.bindings("dialog")
 
     def __init__(self, look: Preferences) -> None:
         super().__init__()

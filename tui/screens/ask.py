@@ -17,14 +17,13 @@ from textual.widgets.option_list import Option
 from picollm.run import config as settings
 from picollm.run.errors import UserError
 from tui import actions
+from tui.screens.dialog import Dialog
 from tui.talk import Sampling
 from tui.widgets.lines import LinesView, text
 
 
-class AskScreen(ModalScreen[bool]):
+class AskScreen(Dialog[bool]):
     """Something that cannot be taken back: `y` agrees, `esc` does not."""
-
-    BINDINGS: ClassVar[Any] = actions.bindings("dialog")
 
     def __init__(self, title: str, lines: Sequence[str], yes: str) -> None:
         super().__init__()
@@ -48,10 +47,8 @@ class AskScreen(ModalScreen[bool]):
         self.dismiss(False)
 
 
-class PickScreen(ModalScreen[str | None]):
+class PickScreen(Dialog[str | None]):
     """One of a list of (value, label, note)."""
-
-    BINDINGS: ClassVar[Any] = actions.bindings("dialog")
 
     def __init__(self, title: str, rows: Sequence[tuple[str, str, str]]) -> None:
         super().__init__()
@@ -71,9 +68,6 @@ class PickScreen(ModalScreen[str | None]):
     @on(OptionList.OptionSelected)
     def _picked(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(self._rows[event.option_index][0])
-
-    def action_back(self) -> None:
-        self.dismiss(None)
 
     def action_confirm(self) -> None:
         self.query_one(OptionList).action_select()

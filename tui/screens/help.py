@@ -9,22 +9,17 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Label
 
 from tui import actions, state
+from tui.screens.dialog import Dialog
 from tui.screens.guides import GUIDES
 from tui.widgets.lines import LinesView, heading, rows, text
 from tui.widgets.tones import tone
 
 
-class HelpScreen(ModalScreen[None]):
-    BINDINGS: ClassVar[Any] = [
-        *actions.bindings("dialog"),
-        Binding("j,down", "scroll_help(1)", show=False),
-        Binding("k,up", "scroll_help(-1)", show=False),
-        Binding("q,f1,question_mark", "back", show=False),
-    ]
+class HelpScreen(Dialog[None]):
+    BINDINGS: ClassVar[Any] = [Binding("q,f1,question_mark", "back", show=False)]
 
     def __init__(self, tab: str) -> None:
         super().__init__()
@@ -40,13 +35,6 @@ class HelpScreen(ModalScreen[None]):
         view = self.query_one(LinesView)
         view.focus()
         self.call_after_refresh(lambda: view.show(help_blocks(self.tab)))
-
-    def action_scroll_help(self, lines: int) -> None:
-        view = self.query_one(LinesView)
-        view.scroll_relative(y=lines, animate=False)
-
-    def action_back(self) -> None:
-        self.dismiss(None)
 
     def action_confirm(self) -> None:
         self.dismiss(None)

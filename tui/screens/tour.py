@@ -9,10 +9,10 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Label
 
 from tui import actions
+from tui.screens.dialog import Dialog
 from tui.widgets.lines import LinesView, text
 
 if TYPE_CHECKING:
@@ -45,13 +45,12 @@ def steps() -> list[tuple[str, str, list[str]]]:
     ]  # fmt: skip
 
 
-class TourScreen(ModalScreen[None]):
+class TourScreen(Dialog[None]):
     app: PicollmApp
 
     BINDINGS: ClassVar[Any] = [
-        *actions.bindings("dialog"),
-        Binding("enter,space,right,j,down,n", "confirm", "Next", show=False),
-        Binding("left,k,up,p", "previous", "Back", show=False),
+        Binding("enter,space,right,down,n", "confirm", "Next", show=False),
+        Binding("left,up,p", "previous", "Back", show=False),
     ]
 
     def __init__(self) -> None:
@@ -95,6 +94,12 @@ class TourScreen(ModalScreen[None]):
             return
         self.step += 1
         self._show()
+
+    def action_line_down(self) -> None:
+        self.action_confirm()
+
+    def action_line_up(self) -> None:
+        self.action_previous()
 
     def action_previous(self) -> None:
         self.step = max(0, self.step - 1)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, Label, OptionList
 from textual.widgets.option_list import Option
 
-from tui import actions, voices
+from tui import voices
+from tui.screens.dialog import Dialog
 from tui.voices import Known, Voice
 
 if TYPE_CHECKING:
@@ -41,11 +41,10 @@ def offer(app: PicollmApp, title: str, chosen: Voice | None, then: Callable[[Kno
     app.work(look)
 
 
-class VoiceScreen(ModalScreen[Known | None]):
+class VoiceScreen(Dialog[Known | None]):
     """Typing narrows the list; the arrows choose, also while typing."""
 
     DEFAULT_CSS = "VoiceScreen { align: center middle; background: $background 70%; }"
-    BINDINGS: ClassVar[Any] = actions.bindings("dialog")
 
     def __init__(self, title: str, found: Sequence[Known], here: str, chosen: Voice | None = None) -> None:
         super().__init__()
@@ -103,6 +102,3 @@ class VoiceScreen(ModalScreen[Known | None]):
 
     def action_confirm(self) -> None:
         self.action_take()
-
-    def action_back(self) -> None:
-        self.dismiss(None)

@@ -132,6 +132,12 @@ class ChatPane(Vertical):
             side = side_blocks(self.conversation, self.model, known, s, self.app.readonly)
             self.call_after_refresh(self.query_one("#chat-side", LinesView).show, side)
 
+    def redress(self) -> None:
+        """In the colours of another theme."""
+        self._draw()
+        for view in self.turns.views:
+            view.draw()
+
     def _empty(self) -> list[RenderableType]:
         model, earlier = (actions.find(name, "chat").first for name in ("choose_model", "conversations"))
         if self.voice is None:
@@ -172,7 +178,7 @@ class ChatPane(Vertical):
         sampling = msgspec.structs.replace(self.sampling, seed=self.sampling.seed + by)
         turn = Turn(role="assistant", content="", model=self.model, plain=voice.continues, sampling=sampling,
                     earlier=earlier or [])  # fmt: skip
-        self._worker = self.run_worker(self._answer(voice, turn, sampling), exit_on_error=False)
+        self._worker = self.run_worker(self._answer(voice, turn, sampling))
 
     async def _answer(self, voice: Voice, turn: Turn, sampling: Sampling) -> None:
         conversation, answer = self.conversation, Answer()
@@ -224,7 +230,7 @@ class ChatPane(Vertical):
             except UserError as error:
                 self.app.call_from_thread(self._say, str(error))
 
-        self.run_worker(write, thread=True, group="keep", exit_on_error=False)
+        self.run_worker(write, thread=True, group="keep")
 
     def cancel(self) -> bool:
         """Stop the answer; what is there of it stays. False when none was being written."""

@@ -242,7 +242,7 @@ class ComparePane(Vertical):
         self.cancel()
         self.remove_class("diff")
         self._ask(self.a, prompt)
-        self._workers["B"] = self.run_worker(self._watch(found, prompt), exit_on_error=False)
+        self._workers["B"] = self.run_worker(self._watch(found, prompt))
 
     async def do_diff(self) -> None:
         if self.has_class("diff"):
@@ -332,7 +332,7 @@ class ComparePane(Vertical):
             pane.error = "nobody chosen, or its stage is not done yet"
             pane.draw()
             return
-        self._workers[pane.letter] = self.run_worker(self._write(pane, prompt, pause_s), exit_on_error=False)
+        self._workers[pane.letter] = self.run_worker(self._write(pane, prompt, pause_s))
 
     async def _write(self, pane: AnswerPane, prompt: str, pause_s: float = 0.0) -> None:
         if pane.voice is None:
