@@ -9,6 +9,7 @@ from textual import events
 from textual.filter import LineFilter, Monochrome, NoColor
 
 from tui import filters, preferences
+from tui.palette import open_palette
 from tui.widgets import tones
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ class FrameActions(_App):
         from tui.screens.help import HelpScreen
 
         self.push_screen(HelpScreen(self.main.tab))
+
+    def action_command_palette(self) -> None:
+        open_palette(self)
 
     def action_tour(self) -> None:
         from tui.screens.tour import TourScreen

@@ -33,8 +33,10 @@ async def test_every_action_is_implemented(a_run, an_app) -> None:
 
 
 def test_every_action_is_in_the_palette() -> None:
-    names = {name for name, _, _ in palette.entries()}
-    assert {row.title for row in actions.ACTIONS if row.place not in actions.MODAL} <= names
+    found = {action for _, _, action in palette.entries()}
+    assert {f"press('{row.identity}')" for row in actions.ACTIONS if row.place not in actions.MODAL} <= found
+    names = [name for name, _, _ in palette.entries()]
+    assert len(names) == len(set(names))
 
 
 def test_every_action_is_in_the_help_of_every_tab() -> None:

@@ -106,15 +106,19 @@ class Footer(OneLine):
 
     def show(self, rows: list[actions.Action]) -> None:
         width = self.size.width or 80
-        for spacing in ("  ", " "):
-            line, spots = text((" ", "plain")), []
-            for row in rows:
-                start = line.cell_len
-                line.append(row.first, tone("accent"))
-                line.append(f" {row.short}{spacing}", tone("faint"))
-                spots.append((start, line.cell_len, row.identity))
-            line.rstrip()
-            if line.cell_len <= width:
-                break
+        line, spots = self._lay(rows, "  ")
+        while line.cell_len > width and len(rows) > 1:  # narrower gaps, then without the last but Help
+            line, spots = self._lay(rows, " ")
+            rows = [*rows[:-2], rows[-1]]
         self.spots = spots
         self.set_line(line)
+
+    def _lay(self, rows: list[actions.Action], gap: str) -> tuple[Text, list[tuple[int, int, str]]]:
+        line, spots = text((" ", "plain")), []
+        for row in rows:
+            start = line.cell_len
+            line.append(row.first, tone("accent"))
+            line.append(f" {row.short}{gap}", tone("faint"))
+            spots.append((start, line.cell_len, row.identity))
+        line.rstrip()
+        return line, spots
