@@ -55,6 +55,7 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
         self.player = player
         self.options = options
         self.readonly = options.readonly
+        self.animation_level = "none"  # a scroll is one picture, not twelve: over SSH each is a screenful
         self.dress(self.look)
         self.main = MainScreen(Path(options.run).name)
         self.reader = bridge.Reader(options.run, self.post_message, player=player)

@@ -35,8 +35,9 @@ NOTED = "loss"  # the series whose chart bears the words of the notes
 MOST_NOTES = 3
 
 
-class TrainPane(TrainKeys, LinesView):
-    """A grid of charts, or one alone over the whole screen. `_hurry`: somebody waits for the focused chart, so it is
+class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
+    """A grid of charts, or one alone over the whole screen. Arrow keys are the registry's, not the scroll view's, when
+    it has the focus. `_hurry`: somebody waits for the focused chart, so it is
     shown before the others are drawn."""
 
     def __init__(self, id: str | None = None) -> None:
