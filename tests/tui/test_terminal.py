@@ -123,3 +123,16 @@ def test_a_bug_outside_the_tabs_ends_with_a_sentence_and_a_file(session, tmp_pat
     said = app.seen[app.seen.rfind(LEFT) :].decode()
     assert "hit a bug of its own and ended: KeyError: 'no such thing'" in said and "Traceback" not in said
     assert "no such thing" in (tmp_path / "home" / "tui-crash.log").read_text()
+
+
+NO_SIZE = """
+from tui import terminal
+terminal.give_size = lambda fd: None
+"""
+
+
+def test_two_sizes_at_the_start_do_not_answer_each_other_for_ever(session) -> None:
+    """A terminal without a size is resized twice while the app starts: 80 by 25, then 80 by 24."""
+    app = session(NO_SIZE)
+    app.process.send_signal(signal.SIGTERM)
+    assert app.end() == 0

@@ -18,6 +18,7 @@ from picollm.run import config as settings
 from picollm.run.errors import UserError
 from tui import actions
 from tui.screens.dialog import Dialog
+from tui.screens.steady import Steady
 from tui.talk import Sampling
 from tui.widgets.lines import LinesView, text
 
@@ -73,7 +74,7 @@ class PickScreen(Dialog[str | None]):
         self.query_one(OptionList).action_select()
 
 
-class SamplingScreen(ModalScreen[Sampling | None]):
+class SamplingScreen(Steady, ModalScreen[Sampling | None]):
     """How answers are drawn; every value is checked against its knob in `[chat]`."""
 
     BINDINGS: ClassVar[Any] = actions.bindings("dialog")

@@ -8,12 +8,13 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList
 
 from tui import actions
+from tui.screens.steady import Steady
 from tui.widgets.lines import LinesView
 
 Result = TypeVar("Result")
 
 
-class Dialog(ModalScreen[Result]):
+class Dialog(Steady, ModalScreen[Result]):
     """Over the screen below; `esc` closes it."""
 
     BINDINGS: ClassVar[Any] = actions.bindings("dialog")

@@ -15,6 +15,7 @@ from textual.widgets import Input, Label
 
 from picollm.run.votes import MOST, RUBRIC, WINNERS
 from tui import actions
+from tui.screens.steady import Steady
 from tui.widgets.lines import LinesView, text
 
 WORDS = {"a": "A", "b": "B", "tie": "equally good", "neither": "neither is any good"}
@@ -92,7 +93,7 @@ class JudgeForm(LinesView):
             scores[name] = min(MOST, max(0, scores.get(name, 0) + by))
 
 
-class JudgeScreen(ModalScreen[Verdict | None]):
+class JudgeScreen(Steady, ModalScreen[Verdict | None]):
     DEFAULT_CSS = "JudgeScreen { align: center middle; background: $background 70%; }"
     BINDINGS: ClassVar[Any] = actions.bindings("dialog")
 

@@ -12,6 +12,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from picollm.run import pipeline
+from tui.screens.steady import Steady
 
 if TYPE_CHECKING:
     from tui.screens.main import MainScreen
@@ -56,7 +57,7 @@ def places(main: MainScreen) -> list[Widget]:
     return sorted(widgets, key=lambda widget: (widget.region.y, widget.region.x))
 
 
-class JumpScreen(ModalScreen[Any]):
+class JumpScreen(Steady, ModalScreen[Any]):
     """Labels over the screen below; any other key leaves."""
 
     def __init__(self, found: list[Target]) -> None:

@@ -12,9 +12,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Label
 
 from tui import actions
+from tui.screens.steady import Steady
 
 
-class LineScreen(ModalScreen[str | None]):
+class LineScreen(Steady, ModalScreen[str | None]):
     """`wrong` says what is wrong with a text, or ""; the dialog closes with a text that is right, or with None."""
 
     BINDINGS: ClassVar[Any] = actions.bindings("dialog")

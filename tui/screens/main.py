@@ -14,6 +14,7 @@ from textual.widgets import Input, TextArea
 from picollm.run import pipeline
 from tui import actions, state
 from tui.guard import Guarded
+from tui.screens.steady import Steady
 from tui.widgets.frame import Footer, TabBar, TitleLine
 from tui.widgets.lines import LinesView
 from tui.widgets.rail import Rail
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 TINY = 70
 
 
-class MainScreen(Guarded, Screen[None]):
+class MainScreen(Guarded, Steady, Screen[None]):
     """Holds the newest view, detail, readings and report; hands them to the pane that is visible."""
 
     app: PicollmApp

@@ -22,6 +22,7 @@ from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tui import actions, shelving
 from tui.form import Field, Form
+from tui.screens.steady import Steady
 from tui.widgets import takes, tones
 from tui.widgets.frame import OneLine
 from tui.widgets.lines import LinesView, heading, text
@@ -102,7 +103,7 @@ def _line(field: Field, value: str, changed: bool, chosen: bool, wrong: bool, wi
     return line
 
 
-class NewRunScreen(ModalScreen[str | None]):
+class NewRunScreen(Steady, ModalScreen[str | None]):
     """Dismissed with the name of the run that was made; None when none was."""
 
     app: PicollmApp

@@ -11,9 +11,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Label, TextArea
 
 from tui import actions
+from tui.screens.steady import Steady
 
 
-class NotesScreen(ModalScreen[str | None]):
+class NotesScreen(Steady, ModalScreen[str | None]):
     """Several lines; kept on leaving with the key that says so. Leaving after a change asks for a second `esc`."""
 
     BINDINGS: ClassVar[Any] = actions.bindings("dialog")
