@@ -146,7 +146,9 @@ class Conductor:
         self.running: dict[str, int] = {}
         self.failed = False
         self.stopping = False
-        self.again: set[str] = set()  # was being stopped when it was asked for once more
+        self.again: set[str] = (
+            set()
+        )  # was being stopped, or had ended and not yet left, when it was asked for once more
         self.dumped: set[tuple[str, int]] = set()
         self.mended: set[str] = set()
         self.children: dict[str, subprocess.Popen[bytes]] = {}
@@ -277,7 +279,7 @@ class Conductor:
             return
         if name not in self.goals:
             return
-        if status.state == "stopped" and name in self.again:
+        if name in self.again:
             self.again.discard(name)
             return
         lost = [goal for goal in self.goals if goal == name or goal in _later(name)]
@@ -307,8 +309,12 @@ class Conductor:
     def _read_requests(self) -> None:
         """Take in what was asked, oldest first: the last word counts. Whoever asks knows what had ended by then."""
         requests = self._requests()
+        over: set[str] = set()
         if requests:
-            self._watch({status.name: status for status in self.run.statuses()})
+            statuses = {status.name: status for status in self.run.statuses()}
+            self._watch(statuses)
+            begun = [statuses[name] for name, before in self.running.items() if statuses[name].attempt > before]
+            over = {status.name for status in begun if status.state not in ACTIVE}
         for path in requests:
             try:
                 request = msgspec.json.decode(path.read_bytes(), type=Request)
@@ -324,7 +330,7 @@ class Conductor:
                 self._say("stopped")
             elif request.stages:
                 self.failed = self.stopping = False
-                self.again = {name for name in self.running if self.run.stop_file(name).exists()}
+                self.again = over | {name for name in self.running if self.run.stop_file(name).exists()}
                 self.goals = [n for n in pipeline.NAMES if n in self.goals or n in request.stages]
                 # What runs was started between the asking and now: it is what was asked for.
                 self.redo |= set(request.redo) - set(self.running)

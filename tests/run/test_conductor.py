@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
 
 from picollm.run import conductor, launch, lease, pipeline
@@ -140,6 +141,23 @@ def test_going_on_while_it_is_still_stopping(run: Run) -> None:
     ask(run, "doctor")
     until(lambda: state(run, "doctor") == "done")
     assert run.attempts("doctor") == [1, 2]
+
+
+@pytest.mark.parametrize("end", [ev.Stopped(step=3), ev.Failed(error="it broke")])
+def test_asked_to_go_on_while_its_launcher_has_not_left_yet(run: Run, end: ev.Event) -> None:
+    write_attempt(run, "doctor", lines(started(run, "doctor"), end))
+    conducts = conductor.Conductor(run)
+    launcher = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    conducts.goals, conducts.running, conducts.children = ["doctor"], {"doctor": 0}, {"doctor": launcher}
+    request = Request(stages=["doctor"])
+    folder = run.dir / "conductor" / "requests"
+    folder.mkdir(parents=True)
+    (folder / "1.json").write_bytes(msgspec.json.encode(request))
+    conducts._read_requests()
+    assert conducts.goals == ["doctor"] and "doctor" in conducts.running
+    launcher.communicate(b"\n")
+    conducts._watch({status.name: status for status in run.statuses()})
+    assert conducts.goals == ["doctor"] and not conducts.running and not conducts.failed
 
 
 @pytest.mark.slow

@@ -50,7 +50,6 @@ async def test_from_nothing_to_a_conversation(fake_runs, monkeypatch: pytest.Mon
         await until(pilot, lambda: view("pretrain") == "stopped", PATIENCE)
         step = run.status("pretrain").step
         script(run, pretrain={"steps": step + 20})
-        await until(pilot, lambda: "r Resume" in shown(app), PATIENCE)
         await pilot.press("r")
         await until(pilot, lambda: view("report") == "done", PATIENCE)
         assert run.attempts("pretrain") == [1, 2] and run.status("pretrain").step == step + 20
