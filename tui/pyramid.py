@@ -138,9 +138,11 @@ class Curve:
         around = [(self.steps[i], self.floors[0][2][i]) for i in (index - 1, index) if 0 <= i < self.size]
         return min([*around, *self.tail], key=lambda point: abs(point[0] - step))
 
-    def smooth(self, edges: Sequence[float], strength: float) -> list[tuple[float, float]]:
+    def smooth(
+        self, edges: Sequence[float], strength: float, columns: Sequence[Column] | None = None
+    ) -> list[tuple[float, float]]:
         """The exponential moving average at the end of each column: e ← strength·e + (1 − strength)·y, free of the bias
-        towards its beginning (divided by 1 − strength^n, as Adam's moments are).
+        towards its beginning (divided by 1 − strength^n, as Adam's moments are). `columns`: those of `edges`, if known.
 
         It begins early enough before the window for what lies further back not to matter (its weight is below 1 %).
         Where a column holds many points it is taken over their means, n at a time with strength^n.
@@ -148,16 +150,20 @@ class Curve:
         if len(edges) < 2 or not self.drawn or not 0 < strength < 1:
             return []
         memory = math.log(0.01) / math.log(strength)
-        begin = max(0, bisect_left(self.steps, edges[0], 0, self.size) - math.ceil(memory / self.stride))
-        early = self.steps[begin] if begin < self.size else edges[0]
-        lead = _even(early, edges[0], max(1, min(64, math.ceil(memory)))) if early < edges[0] else []
+        first = bisect_left(self.steps, edges[0], 0, self.size)
+        begin = max(0, first - math.ceil(memory / self.stride))
         average, weight = 0.0, 0.0
+        if begin < first:
+            parts = max(1, min(64, math.ceil(memory)))
+            lead = _even(self.steps[begin], self.steps[first - 1], parts)
+            for column in self.columns([*lead, self.steps[first - 1]]):
+                keep = strength**column.count
+                average, weight = keep * average + (1 - keep) * column.mean, keep * weight + (1 - keep)
         found = []
-        for column in self.columns([*lead, *edges]):
+        for column in self.columns(edges) if columns is None else columns:
             keep = strength**column.count
             average, weight = keep * average + (1 - keep) * column.mean, keep * weight + (1 - keep)
-            if column.step >= edges[0]:
-                found.append((column.step, average / weight))
+            found.append((column.step, average / weight))
         return found
 
 

@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 Point = tuple[float, float]
 
@@ -45,16 +47,9 @@ def draw(lines: Sequence[Line], width: int, height: int, ascii_only: bool = Fals
     strokes = [(stroke, line.layer) for line in lines for stroke in clip(line.points)]
     if not strokes:
         return blank(width, height)
-    import plotext
-
-    plotext.clear_figure()
-    plotext.limit_size(False, False)
+    plotext = _plotext()
+    plotext.clear_data()
     plotext.plot_size(width, height)
-    plotext.theme("clear")
-    plotext.xaxes(False, False)
-    plotext.yaxes(False, False)
-    plotext.xticks([], [])
-    plotext.yticks([], [])
     plotext.xlim(0, 1)
     plotext.ylim(0, 1)
     for stroke, layer in strokes:
@@ -66,6 +61,21 @@ def draw(lines: Sequence[Line], width: int, height: int, ascii_only: bool = Fals
     cells = [_cells(row, width) for row in drawn]
     empty = blank(width, height - len(cells))
     return Canvas((*(row for row, _ in cells), *empty.rows), (*(layers for _, layers in cells), *empty.layers))
+
+
+@cache
+def _plotext() -> Any:
+    """The library with its one figure bared to the curves, when it is first needed: its import takes a while."""
+    import plotext
+
+    plotext.clear_figure()
+    plotext.limit_size(False, False)
+    plotext.theme("clear")
+    plotext.xaxes(False, False)
+    plotext.yaxes(False, False)
+    plotext.xticks([], [])
+    plotext.yticks([], [])
+    return plotext
 
 
 def _cells(row: str, width: int) -> tuple[str, bytes]:

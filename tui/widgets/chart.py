@@ -16,7 +16,7 @@ from textual.strip import Strip
 
 from tui.axis import Range, Ways, fitting
 from tui.figures import clock, count, metric
-from tui.pyramid import Curve
+from tui.pyramid import Column, Curve
 from tui.widgets.canvas import Canvas, Line, blank, draw
 from tui.widgets.tones import tone
 
@@ -102,12 +102,13 @@ def picture(traces: Sequence[Trace], view: View, before: Range | None = None, as
     smoothed: Points = []
     for number, trace in reversed(list(enumerate(traces))):
         edges = [trace.ways.back(view.unit, x) for x in edges_x]
-        smooth = trace.curve.smooth(edges, view.strength) if view.strength else []
+        columns = trace.curve.columns(edges)
+        smooth = trace.curve.smooth(edges, view.strength, columns) if view.strength else []
         line = [(trace.ways.there(view.unit, x), y) for x, y in smooth] if len(smooth) >= SMOOTHABLE else []
         if number and line:  # of other runs the smoothed line only: more would hide the curve itself
             found: list[Points] = [line]
         else:
-            found = corridor(trace, edges, view.unit)
+            found = corridor(trace, columns, view.unit)
         if not number:
             smoothed = line
         layer = OVER + number - 1 if number else RAW if line else SMOOTH
@@ -129,10 +130,9 @@ def picture(traces: Sequence[Trace], view: View, before: Range | None = None, as
     return Picture(canvas, y, tuple(smoothed), below_zero)
 
 
-def corridor(trace: Trace, edges: Sequence[float], unit: str) -> list[Points]:
+def corridor(trace: Trace, columns: Sequence[Column], unit: str) -> list[Points]:
     """The curve where there is at most one value a column, else two: what the lowest and the highest values do. Between
     them a smoothed line stands clear, and every spike is a point of one of them."""
-    columns = trace.curve.columns(edges)
     there = [trace.ways.there(unit, column.step) for column in columns]
     low = [(x, column.low) for x, column in zip(there, columns, strict=True)]
     if all(column.low == column.high for column in columns):
