@@ -45,7 +45,7 @@ class FrameActions(_App):
         if self.is_running:
             for pane in self.main.panes.values():
                 redress = getattr(pane, "redress", None)  # those that draw themselves when something happens only
-                if redress is not None:
+                if redress is not None and pane.is_mounted:
                     redress()
             self.main.redraw()
             for screen in self.screen_stack:

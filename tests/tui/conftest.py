@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,8 +56,18 @@ def a_run(made: Path, runs: Path) -> Iterator[Callable[[str], Run]]:
 
 
 @pytest.fixture
-def an_app() -> Callable[..., PicollmApp]:
-    return lambda name, **more: PicollmApp(asks.Options(run=name, **more))
+def an_app() -> Iterator[Callable[..., PicollmApp]]:
+    """Makes apps; a bug that one of them survived fails the test, unless the test took it out of `failures`."""
+    made: list[PicollmApp] = []
+
+    def make(name: str, **more: Any) -> PicollmApp:
+        made.append(PicollmApp(asks.Options(run=name, **more)))
+        return made[-1]
+
+    yield make
+    for app in made:
+        for error in app.failures:
+            raise error
 
 
 async def until(pilot, condition: Callable[[], bool], seconds: float = 8.0, what: str = "") -> None:

@@ -51,6 +51,8 @@ async def test_a_bug_in_a_pane_shows_a_panel_and_the_rest_lives_on(a_run, an_app
         monkeypatch.setenv("PICOLLM_HOME", str(home))
         await pilot.press("5", "ctrl+l")
         await until(pilot, lambda: "fix: nothing to do" in app.main.plain)
+        assert [type(error) for error in app.failures] == [KeyError]
+        app.failures.clear()
 
 
 async def test_a_bug_while_drawing_and_in_a_handler(a_run, an_app, monkeypatch) -> None:
@@ -71,6 +73,8 @@ async def test_a_bug_while_drawing_and_in_a_handler(a_run, an_app, monkeypatch) 
         await until(pilot, lambda: "ZeroDivisionError" in shown(app))
         await pilot.press("ctrl+l", "j", "k")
         await until(pilot, lambda: "State" in app.main.plain)
+        assert [type(error) for error in app.failures] == [ZeroDivisionError] * 2
+        app.failures.clear()
 
 
 async def test_an_action_of_a_failed_tab_says_so(a_run, an_app, monkeypatch) -> None:
@@ -96,6 +100,7 @@ async def test_a_bug_that_comes_again_and_again_outside_the_panes_ends_the_app(a
             for _ in range(3):
                 app._handle_exception(RuntimeError("over and over"))
             await pilot.pause(0.1)
+    app.failures.clear()
     assert app.return_code == 1 and "the run was not touched" in app.farewell
     assert "over and over" in (home / "tui-crash.log").read_text()
 
@@ -190,32 +195,39 @@ def test_without_colour_tones_differ_in_weight() -> None:
     assert len({str(tones.tone(name)) for name in ("plain", "strong", "faint", "selected")}) == 4
 
 
-@pytest.mark.parametrize("theme", tones.NAMES)
-async def test_a_theme_is_chosen_in_the_app_and_kept(theme: str, a_run, an_app) -> None:
+async def test_every_theme_can_be_chosen_in_the_app_and_is_kept(a_run, an_app) -> None:
     a_run("finished")
     app = an_app("finished")
     async with app.run_test(size=NARROW) as pilot:
         await until(pilot, lambda: "✓ SFT" in shown(app))
-        await pilot.press("comma", *["down"] * tones.NAMES.index(theme), "enter")
-        await until(pilot, lambda: app.look.theme == theme and app.screen is app.main)
-        await until(pilot, lambda: preferences.load().theme == theme)
-        strip = app.main.rail.render_lines(app.main.rail.size.region)[0]
-        styles = {str(segment.style) for segment in strip if segment.text.strip()}
-        colour = tones.tone("good").color
-        assert colour is None or any(colour.name in style for style in styles), styles
+        for theme in (*tones.NAMES[1:], tones.NAMES[0]):
+            await pilot.press("comma", "home", *["j"] * tones.NAMES.index(theme), "enter")
+            await until(pilot, lambda theme=theme: app.look.theme == theme and app.screen is app.main)
+            await until(pilot, lambda theme=theme: preferences.load().theme == theme)
+            strip = app.main.rail.render_lines(app.main.rail.size.region)[0]
+            styles = {str(segment.style) for segment in strip if segment.text.strip()}
+            colour = tones.tone("good").color
+            assert colour is None or any(colour.name in style for style in styles), styles
+        await pilot.press("comma", "j", "escape")
+        await until(pilot, lambda: app.screen is app.main)
+        assert app.look.theme == tones.NAMES[0] == preferences.load().theme
 
 
-@pytest.mark.parametrize("tab", actions.TAB_NAMES)
-async def test_ascii_only_means_it(tab: str, a_run) -> None:
+async def test_ascii_only_means_it(a_run) -> None:
     a_run("finished")
     from tui import asks
 
-    app = PicollmApp(asks.Options(run="finished", tab=tab, stage="sft"), look=Preferences("dark", True, True))
+    app = PicollmApp(asks.Options(run="finished", stage="sft"), look=Preferences("dark", True, True))
     async with app.run_test(size=WIDE) as pilot:
-        await until(pilot, lambda: app.main.tab == tab and app.main.view.exists)
-        await pilot.pause(0.3)
-        assert shown(app).isascii(), re.findall(r".*[^\x00-\x7f].*", shown(app))[:5]
-        assert "+ SFT" in shown(app) or not app.main.rail.display
+        await until(pilot, lambda: app.main.view.exists)
+        for tab in actions.TAB_NAMES:
+            await app.main.show_tab(tab)
+            await pilot.pause(0.2)
+            assert shown(app).isascii(), re.findall(r".*[^\x00-\x7f].*", shown(app))[:5]
+            assert "+ SFT" in shown(app) or not app.main.rail.display
+        await pilot.press("question_mark")
+        await pilot.pause(0.2)
+        assert shown(app).isascii() and "Help" in shown(app)
 
 
 @given(st.text())
@@ -290,30 +302,26 @@ async def test_frame_fits(size: tuple[int, int], a_run, an_app) -> None:
         await until(pilot, lambda: "esc closes" in shown(app))
 
 
-@pytest.mark.parametrize("tab", actions.TAB_NAMES)
-async def test_another_theme_reaches_every_tab(tab: str, a_run, an_app) -> None:
+def colours(app: PicollmApp) -> set[str]:
+    """Every colour that something visible is drawn in or on."""
+    styles = [segment.style for strip in app.screen._compositor.render_strips() for segment in strip
+              if segment.style and segment.text.strip()]  # fmt: skip
+    return {colour.name.lower() for style in styles for colour in (style.color, style.bgcolor) if colour is not None}
+
+
+async def test_another_theme_reaches_every_tab(a_run, an_app) -> None:
     """What a tab drew before is drawn anew: no colour of the old theme stays."""
     a_run("finished")
-    app = an_app("finished", tab=tab, stage="sft")
+    app = an_app("finished", stage="sft")
+    names = ("ink", "faint", "accent", "good", "bad", "warn", "second", "raw", "selected")
     async with app.run_test(size=WIDE) as pilot:
-        await until(pilot, lambda: app.main.tab == tab and app.main.view.exists)
-        await until(pilot, lambda: len(shown(app).split()) > 30)
-        await pilot.pause(0.3)
-        app.dress(Preferences("light", False, True))
-        light = tones.PALETTES["light"]
-        allowed = {str(getattr(light, name)).lower() for name in
-                   ("ink", "faint", "ground", "panel", "line", "selected", "accent", "second", "good", "warn", "bad",
-                    "raw")}  # fmt: skip
-        dark = tones.PALETTES["dark"]
-        old = {dark.ink, dark.faint, dark.accent, dark.good, dark.bad, dark.warn, dark.second, dark.raw} - allowed
-
-        def left() -> set[str]:
-            found = set()
-            for strip in app.screen._compositor.render_strips():
-                for segment in strip:
-                    for colour in (segment.style.color, segment.style.bgcolor) if segment.style else ():
-                        if colour is not None and segment.text.strip():
-                            found.add(colour.name.lower())
-            return found & old
-
-        await until(pilot, lambda: not left(), what=f"{tab}: old colours stay: {left()}")
+        await until(pilot, lambda: app.main.view.exists)
+        for tab in actions.TAB_NAMES:
+            app.dress(Preferences("dark", False, True))
+            await app.main.show_tab(tab)
+            old = {getattr(tones.PALETTES["dark"], name) for name in names}
+            await until(pilot, lambda old=old: len(colours(app) & old) >= 3)
+            await pilot.pause(0.2)
+            app.dress(Preferences("light", False, True))
+            await until(pilot, lambda old=old: not colours(app) & old,
+                        what=f"{tab}: old colours stay: {colours(app) & old}")  # fmt: skip

@@ -152,6 +152,11 @@ class LogPane(Vertical):
         note.append_text(text((f"{self._busy} …", "warn") if self._busy else (self._note, "plain")))
         self.query_one("#log-note", OneLine).set_line(note)
 
+    def redress(self) -> None:
+        """In the colours of another theme."""
+        if self.is_mounted:
+            self._title()
+
     def _where(self) -> str:
         found = self.lines.text_of(self.lines.cursor) if self.lines.cursor >= 0 else None
         return f" at line {found[0] + 1:,}" if found and found[0] >= 0 else ""
