@@ -157,11 +157,3 @@ def theme(palette: Palette) -> Theme:
             **(_TERMINAL if palette.own else {}),
         },
     )
-
-
-# The dark theme's colours, for what draws with literal colours.
-INK, FAINT, GROUND, PANEL, LINE = (getattr(PALETTES[DEFAULT], name) for name in
-                                   ("ink", "faint", "ground", "panel", "line"))  # fmt: skip
-ACCENT, GOOD, WARN, BAD, SECOND = (getattr(PALETTES[DEFAULT], name) for name in
-                                   ("accent", "good", "warn", "bad", "second"))  # fmt: skip
-THEME = theme(PALETTES[DEFAULT])
