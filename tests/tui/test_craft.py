@@ -278,7 +278,7 @@ async def test_a_storm_of_sizes_leaves_it_intact(a_run, an_app) -> None:
     sizes = [(60, 20), (220, 60), (80, 24), (30, 8), (120, 40), (10, 3), (60, 20), (100, 30)]
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: app.main.view.exists)
-        for number, size in enumerate(sizes * 3):
+        for number, size in enumerate(sizes):
             await pilot.resize_terminal(*size)
             if number % 4 == 0:
                 await pilot.press(str(number % len(actions.TABS)))
