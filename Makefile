@@ -39,8 +39,8 @@ tui: $(INSTALLED) ## the app, on whatever runs there are
 
 setup: $(INSTALLED) ## only make the environment
 
-test: $(INSTALLED_DEV) ## the quick tests
-	$(BIN)/python -m pytest -m "not slow"
+test: $(INSTALLED_DEV) ## the quick tests, on two cores
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(INSTALLED_DEV) ## kill tests, two ranks, whole runs at miniature size
 	$(BIN)/python -m pytest -m slow

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from functools import lru_cache
+from functools import cache
 
 import msgspec
 import pytest
@@ -11,10 +11,10 @@ from picollm.run.errors import UserError
 from picollm.tasks import make
 from picollm.tasks.identity import build, manifest_path, material, obeys, phrasings, rows, sign, verify
 
-letters = lru_cache(maxsize=None)(Counter)
+letters = cache(Counter)
 
 
-@lru_cache(maxsize=None)
+@cache
 def pieces(text: str, n: int) -> tuple[str, ...]:
     return tuple(text[len(text) * i // n : len(text) * (i + 1) // n] for i in range(n))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import pytest
 from hypothesis import given, settings
@@ -68,9 +68,9 @@ def test_cut_and_go_on_is_as_if_the_rest_had_never_been(first, then, step) -> No
     given_away = tower.curve()
     before = given_away.columns(even(0, 4000, 50))
     tower.cut(step)
-    kept = [values for values in [sum(first, [])[:step]] if values]
+    kept = [values for values in [list(chain.from_iterable(first))[:step]] if values]
     at = float(min(step, sum(map(len, first))))
-    rest = sum(then, [])
+    rest = list(chain.from_iterable(then))
     tower.extend([at + number for number in range(1, len(rest) + 1)], rest)
     fresh, points = fed([*kept, rest])
     if pyramid.LIMIT > 64:

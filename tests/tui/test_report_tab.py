@@ -1,4 +1,4 @@
-"""The Report tab: sections, sorting, samples, wrong answers, votes, the manifest as a tree; and what is not there yet."""
+"""The Report tab: sections, sorting, samples, wrong answers, votes, the manifest; and what is not there yet."""
 
 from __future__ import annotations
 
