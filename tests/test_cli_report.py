@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ ROW = {"index": 3, "topic": "carry", "prompt": "What is\n2 plus 2?", "expected":
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     run = make(tmp_path, "finished", "r")
+    shutil.rmtree(run.dir / "eval" / "failures")
     failures.write(run, "sft", "arithmetic:digits=3", [ROW | {"index": n} for n in range(3, 28)])
     failures.write(run, "sft", "spelling", [])
     return run

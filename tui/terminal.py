@@ -44,7 +44,12 @@ def leave_with(fd: int) -> None:
 
 
 def give_size(fd: int) -> None:
-    """A terminal that says it has no size (a serial line, some containers) gets the usual 80 by 24."""
+    """A terminal that says it has no size (a serial line, some containers) gets the usual 80 by 24.
+
+    COLUMNS and LINES are left behind: where a shell exports them, the app would stay at that size for good.
+    """
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
     try:
         lines, columns = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))[:2]
         if not (lines and columns):

@@ -43,7 +43,7 @@ KNOWLEDGE: dict[str, Knowledge] = {
         "when it was said to end and does not run out of memory on the way.",
         makes="plan.json: sizes, steps, predicted seconds, and the figures behind each choice.",
         typical={
-            "pocket": "20 s; 2 layers of 128, 2.0M parameters, about 420 steps of pretraining on two cores",
+            "pocket": "20 s; 2 layers of 128, 2.0M parameters, about 550 steps of pretraining on two cores",
             "speedrun": "24 layers of 1536, 1.38B parameters, 13 rows at a time on an 80 GiB GPU, 5,568 steps",
         },
         trouble=(
@@ -105,7 +105,7 @@ KNOWLEDGE: dict[str, Knowledge] = {
         "tokenizer, so they compare models. The result continues texts; it does not answer.",
         makes="base_checkpoints/: the base model.",
         typical={
-            "pocket": "loss 8.3 → 3.8 in 420 steps and one minute; 1.69 bits per byte on validation text",
+            "pocket": "loss 8.3 → 3.7 in 547 steps and 84 s; 1.64 bits per byte on validation text",
             "speedrun": "loss 10.4 → about 2.3 in 5,568 steps and 1 h 43 min; 0.72 bits per byte (published)",
         },
         trouble=(
@@ -122,7 +122,7 @@ KNOWLEDGE: dict[str, Knowledge] = {
         "hardly know more than it does.",
         makes="eval/: bits per byte, samples, CORE.",
         typical={
-            "pocket": "1.69 bits per byte; samples look like documentation and soon repeat themselves",
+            "pocket": "1.64 bits per byte; samples look like documentation and soon repeat themselves",
             "speedrun": "0.72 bits per byte, CORE about 0.25 (published; GPT-2 XL: 0.2565)",
         },
         trouble=(
@@ -137,7 +137,7 @@ KNOWLEDGE: dict[str, Knowledge] = {
         "no run is trained on rows which somebody changed.",
         makes="identity/: the rows and a manifest with their sha256.",
         typical={
-            "pocket": "4,960 rows on 19 themes in half a second",
+            "pocket": "14,080 rows on 19 themes in a second",
             "speedrun": "the same rows; 3,200 of them in midtraining, 6,400 in SFT",
         },
         trouble=(
@@ -152,7 +152,7 @@ KNOWLEDGE: dict[str, Knowledge] = {
         "few steps: that jump means that the mixture is there. No jump would be the thing to worry about.",
         makes="mid_checkpoints/: a model that knows the format.",
         typical={
-            "pocket": "loss 3.7 → 7.2 at the first step, over by step 6, 1.4 at the end of 128 steps",
+            "pocket": "loss 3.6 → 7.6 at the first step, over by step 6, 1.5 at the end of 168 steps",
             "speedrun": "424 steps in about 4 minutes; MMLU, spelling and sums begin to rise from chance",
         },
         trouble=(
@@ -166,7 +166,7 @@ KNOWLEDGE: dict[str, Knowledge] = {
         "about once: answers learnt by heart would sound right and be of no use.",
         makes="chatsft_checkpoints/: the chat model.",
         typical={
-            "pocket": "loss 1.1 → 0.55 in 310 steps; held-out 0.69; it says who it is in 60 % of new phrasings",
+            "pocket": "loss 0.9 → 0.26 in 407 steps; it says who it is in 54 % of new phrasings",
             "speedrun": "924 steps in about 9 minutes; ARC-Easy 0.63, MMLU 0.39, spelling 0.99 (published)",
         },
         trouble=(
@@ -182,7 +182,7 @@ KNOWLEDGE: dict[str, Knowledge] = {
         "held-out accuracy is the figure to believe.",
         makes="rl_checkpoints/: the chat model, better at what it practised.",
         typical={
-            "pocket": "accuracy on three-digit sums 21 → 26 % in 25 steps, 9 → 18 % on average over longer runs",
+            "pocket": "accuracy on three-digit sums 30 → 37 % in 40 steps; 25 → 35 % on average of three runs of 90",
             "speedrun": "200 steps on GSM8K; 4.6 → 7.6 % was published for a smaller model",
         },
         trouble=(
@@ -198,7 +198,7 @@ KNOWLEDGE: dict[str, Knowledge] = {
         "average does.",
         makes="eval/: accuracy with 95 % intervals, wrong answers, answers side by side.",
         typical={
-            "pocket": "ChatCORE 0.02 base, 0.13 mid, 0.32 sft, 0.32 rl; counting 13 → 59 %, identity 0 → 60 %",
+            "pocket": "ChatCORE 0.02 base, 0.13 mid, 0.31 sft, 0.32 rl; counting 16 → 60 %, identity 0 → 53 %",
             "speedrun": "ARC-Easy 0.63, ARC-Challenge 0.51, MMLU 0.39, GSM8K 0.08 after SFT (published)",
         },
         trouble=(
@@ -212,7 +212,7 @@ KNOWLEDGE: dict[str, Knowledge] = {
         "compared and made again by somebody who was not there.",
         makes="report/report.md, report/report.html and run_manifest.json.",
         typical={
-            "pocket": "0.2 s; a model of 2.0M parameters, made in 3 min 33 s on two cores",
+            "pocket": "0.2 s; a model of 2.0M parameters, made in 5 min 2 s on two cores",
             "speedrun": "about two hours and $49 at $3 per GPU and hour (planned)",
         },
         trouble=(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def run(tmp_path: Path) -> Run:
                   details={"finish_reason": "stop" if model != "base" else "length"})
         for model in pipeline.MODEL_STAGES
     ])  # fmt: skip
+    shutil.rmtree(run.dir / "eval" / "failures")
     failures.write(
         run, "rl", "spelling", [{"index": 4, "topic": "", "prompt": "Spell <b>", "expected": "b", "got": ""}]
     )
@@ -305,7 +307,7 @@ def test_gpus_are_known_by_the_names_they_have(name: str, gib: float, kind: str 
 class Page(HTMLParser):
     """Every element is closed in order; collects tags, attributes and the text of each tag."""
 
-    VOID = ("meta", "br", "line", "polyline", "circle")
+    VOID = ("meta", "br")
 
     def __init__(self, text: str) -> None:
         super().__init__()

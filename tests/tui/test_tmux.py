@@ -75,6 +75,7 @@ def seen(terminal: int, so_far: bytearray) -> bytearray:
 
 
 def test_left_and_come_back_to(a_run: Callable, tmux: Tmux) -> None:
+    tmux.environ |= {"COLUMNS": "80", "LINES": "24"}  # as some shells export them
     a_run("finished")
     app = tmux.open("--run", "finished")
     tmux.shows("13 of 13 done")
@@ -132,5 +133,5 @@ def test_copying_goes_through_where_tmux_lets_it_and_into_a_file_where_not(passe
         tmux.shows("OSC 52")
         until(lambda: "CPU" in tmux("show-buffer"), 10, "tmux has got nothing")
     else:
-        tmux.shows("set-clipboard is external")
+        tmux.shows("set-clipboard")  # the rest may be on the next line
         assert "CPU" not in tmux("list-buffers")
