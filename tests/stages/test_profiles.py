@@ -99,9 +99,8 @@ def test_a_profile_from_text_to_report(place: Workplace, profile: str) -> None:
         assert (base_eval["core_tasks"], base_eval["core_n"]) == (3, 13) and "core_baselines" in base_eval
     assert "not for commercial use" in manifest["stages"]["dataset"]["summary"]["licence"]
     tasks = manifest["stages"]["dataset"]["summary"]["tasks"]
-    smoltalk = "smoltalk:files=1" if profile == "workshop" else "smoltalk"
-    assert tasks[smoltalk]["licence"] == "Apache 2.0" and len(tasks["gsm8k"]["sha256"]) == 2
-    assert {smoltalk, "mmlu", "gsm8k", "arc_easy"} <= tasks.keys()
+    assert tasks["smoltalk"]["licence"] == "Apache 2.0" and len(tasks["gsm8k"]["sha256"]) == 2
+    assert {"smoltalk", "mmlu", "gsm8k", "arc_easy"} <= tasks.keys()
     assert len(list((place.home / "hub" / "pinned").glob("*.json"))) == (4 if profile == "workshop" else 5)
     asked = json.loads((run.dir / "eval" / "chat_eval.json").read_text())["models"]["sft"]
     assert {"mmlu", "gsm8k", "spelling_bee", "arc_easy"} <= asked.keys() and "smoltalk" not in asked
