@@ -31,3 +31,16 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("PICOLLM_HOME", str(root / "home"))
         patch.setenv("PICOLLM_RUNS", str(root / "runs"))
         yield root
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind of fixture run, written once; tests work on copies."""
+    from tests.fixtures import make_runs
+
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PICOLLM_RUNS", str(folder))
+        for kind in make_runs.KINDS:
+            make_runs.make(folder, kind)
+    return folder

@@ -20,11 +20,11 @@ from picollm.run import config as settings
 from picollm.run import events as ev
 from picollm.run import lease
 from picollm.run.errors import UserError
-from picollm.run.planned import Inherited, Origin, Plan, apply_plan, inputs_of, plan_inputs, with_whole_paths
+from picollm.run.planned import Inherited, Origin, Plan, apply_plan, inputs_of, with_whole_paths
 from picollm.run.status import ACTIVE, STATES, StageStatus, status_of, statuses_of
 
 __all__ = [
-    "ACTIVE", "STATES", "Plan", "Run", "StageStatus", "picollm_home", "plan_inputs", "runs_folder", "write_atomic",
+    "ACTIVE", "STATES", "Plan", "Run", "StageStatus", "picollm_home", "runs_folder", "write_atomic",
 ]  # fmt: skip
 
 FORMAT = 1

@@ -16,16 +16,6 @@ from picollm.run.folder import Run
 from tests.fixtures import make_runs
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PICOLLM_RUNS", str(folder))
-        for kind in make_runs.KINDS:
-            make_runs.make(folder, kind)
-    return folder
-
-
 @pytest.fixture
 def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(made, tmp_path / "runs")

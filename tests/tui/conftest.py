@@ -18,17 +18,6 @@ from tui.app import PicollmApp
 WIDE, NARROW = (120, 40), (80, 24)
 
 
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every kind of run, written once."""
-    folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PICOLLM_RUNS", str(folder))
-        for kind in make_runs.KINDS:
-            make_runs.make(folder, kind)
-    return folder
-
-
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty runs folder that the app looks into."""
