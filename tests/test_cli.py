@@ -24,6 +24,7 @@ from picollm.run.folder import Run
 from tests.run.conftest import (  # noqa: F401  two are fixtures
     lines,
     make_done,
+    release,
     run,
     runs,
     script,
@@ -351,6 +352,14 @@ def following(run: Run, do: dict[str, Any]) -> subprocess.Popen[str]:
     return child
 
 
+def joined(run: Run) -> subprocess.Popen[str]:
+    """One who asks to go on with what already runs; returns when the conductor has heard it."""
+    child = start("resume", "--run", "r")
+    assert child.stdout and "report" in child.stdout.readline()
+    until(lambda: not any((run.dir / "conductor" / "requests").glob("*.json")))
+    return child
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_saves_and_exits_3(run: Run, number: int) -> None:
     child = following(run, {"steps": 4000, "sleep": 0.01})
@@ -370,16 +379,18 @@ def test_interrupting_twice_kills(run: Run) -> None:
 
 
 def test_hanging_up_ends_only_the_follower(run: Run) -> None:
-    child = following(run, {"steps": 100, "sleep": 0.02})
+    child = following(run, {"hold": True})
     child.send_signal(signal.SIGHUP)
-    assert child.wait(10) == 129 and state(run, "report") == "running"
+    assert child.wait(30) == 129 and state(run, "report") == "running"
+    release(run, "report")
     until(lambda: state(run, "report") == "done")
 
 
 def test_a_closed_pipe_ends_only_the_follower_and_silently(run: Run) -> None:
-    child = following(run, {"steps": 100, "sleep": 0.02})
+    child = following(run, {"hold": True})
     assert child.stdout and child.stderr
     child.stdout.close()
+    release(run, "report")
     until(lambda: state(run, "report") == "done")
     assert child.wait(20) == 141 and child.stderr.read() == ""
 
@@ -395,8 +406,9 @@ def test_stop_from_elsewhere_ends_the_follower_with_3(run: Run, capsys: Any) -> 
 
 @pytest.mark.parametrize("do, code, said", [({"bug": "boom"}, 1, "boom"), ({"error": "no ink"}, 2, "no ink")])
 def test_coming_late_one_still_hears_how_it_ended(run: Run, do: dict[str, Any], code: int, said: str) -> None:
-    first = following(run, {"steps": 100, "sleep": 0.02, "last": do})
-    late = start("resume", "--run", "r")
+    first = following(run, {"hold": True, "last": do})
+    late = joined(run)
+    release(run, "report")
     _, err = late.communicate(timeout=30)
     assert late.returncode == code and err.startswith("error: report failed: ") and said in err
     assert first.wait(20) == code and run.attempts("report") == [1]
@@ -420,10 +432,13 @@ def test_called_off_while_the_conductor_boots_is_a_stop(run: Run, monkeypatch: A
 
 @pytest.mark.slow
 def test_the_follower_replaces_a_killed_conductor(run: Run) -> None:
-    child = following(run, {"steps": 100, "sleep": 0.02})
+    child = following(run, {"hold": True})
     from tests.run.test_conductor import conductor_pid
 
     os.kill(conductor_pid(run), signal.SIGKILL)
+    until(lambda: not lease.is_held(run.conductor_lock))
+    until(lambda: lease.is_held(run.conductor_lock))
+    release(run, "report")
     out, err = child.communicate(timeout=30)
     assert child.returncode == 0, err
     assert "another one takes over" in out and run.attempts("report") == [1]
@@ -431,11 +446,14 @@ def test_the_follower_replaces_a_killed_conductor(run: Run) -> None:
 
 def test_one_stage_asked_for_while_another_runs_comes_next_and_is_waited_for_alone(run: Run) -> None:
     make_done(run, *(name for name in pipeline.NAMES if name not in ("chat_eval", "report")))
-    long = {"steps": 100, "sleep": 0.02}
-    script(run, chat_eval=long, report=long | {"steps": 400})
+    script(run, chat_eval={"hold": True}, report={"hold": True})
     first = start("run", "--run", "r")
     until(lambda: run.status("chat_eval").step)
-    out, err = start("run", "--run", "r", "--only", "tokenizer_eval").communicate(timeout=30)
+    other = start("run", "--run", "r", "--only", "tokenizer_eval")
+    until(lambda: any((run.dir / "conductor" / "requests").glob("*.json")))
+    until(lambda: not any((run.dir / "conductor" / "requests").glob("*.json")))
+    release(run, "chat_eval")
+    out, err = other.communicate(timeout=30)
     assert "done: 1 of 1 stages" in out and err == ""
     assert run.attempts("tokenizer_eval") == [1, 2] and state(run, "report") == "running"
     conductor.stop(run)
@@ -444,8 +462,9 @@ def test_one_stage_asked_for_while_another_runs_comes_next_and_is_waited_for_alo
 
 @pytest.mark.slow
 def test_a_second_follower_joins(run: Run) -> None:
-    child = following(run, {"steps": 100, "sleep": 0.02})
-    other = start("resume", "--run", "r")
+    child = following(run, {"hold": True})
+    other = joined(run)
+    release(run, "report")
     assert child.wait(30) == 0 and other.wait(30) == 0 and run.attempts("report") == [1]
 
 

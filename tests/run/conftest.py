@@ -3,7 +3,7 @@
 A package called `stages` is written into a temporary folder and put first on the children's PYTHONPATH. What a stage
 does is read from `<run>/fake.json`: {"pretrain": {"steps": 50, "sleep": 0.05}, "sft": {"error": "no luck"}}. One with
 "ready": n can be used from step n on; one with "rest": stage waits for the rest of that stage's work; with
-"hold": true it works until `release` lets it end.
+"hold": true it works until `release` lets it end, one with "deaf": true hears no stop before that.
 "ranks": {"1": …} adds to what rank 1 does.
 """
 
@@ -59,6 +59,8 @@ def work(ctx):
         if step == do.get("ready"):
             paths, artifacts = make(ctx, do)
             ctx.ready(paths, artifacts)
+        while do.get("deaf") and not (ctx.run.dir / f"{ctx.name}.released").exists():
+            time.sleep(0.02)
         if ctx.stop_requested():
             saved.write_text(str(step))
             raise StopRequested(step)

@@ -16,7 +16,7 @@ from picollm.run import events as ev
 from picollm.run.conductor import Request
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
-from tests.run.conftest import lines, make_done, script, started, state, until, write_attempt
+from tests.run.conftest import lines, make_done, release, script, started, state, until, write_attempt
 
 LONG = {"steps": 4000, "sleep": 0.01}
 
@@ -133,12 +133,13 @@ def test_stop_without_a_conductor_withdraws_what_nobody_has_read(run: Run, monke
 
 
 def test_going_on_while_it_is_still_stopping(run: Run) -> None:
-    script(run, doctor={"steps": 3, "sleep": 1.0})
+    script(run, doctor={"steps": 3, "deaf": True})
     ask(run, "doctor")
     until(lambda: run.status("doctor").phase == "train")
     conductor.stop(run)
     until(lambda: state(run, "doctor") == "stopping")
     ask(run, "doctor")
+    release(run, "doctor")
     until(lambda: state(run, "doctor") == "done")
     assert run.attempts("doctor") == [1, 2]
 
@@ -162,23 +163,26 @@ def test_asked_to_go_on_while_its_launcher_has_not_left_yet(run: Run, end: ev.Ev
 
 @pytest.mark.slow
 def test_kill_9_of_the_conductor_and_the_next_one_adopts(run: Run) -> None:
-    script(run, doctor={"steps": 150, "sleep": 0.02})
+    script(run, doctor={"hold": True})
     ask(run, "doctor", "preflight")
     until(lambda: run.status("doctor").step)
     os.kill(conductor_pid(run), signal.SIGKILL)
     until(lambda: not lease.is_held(run.conductor_lock))
     assert state(run, "doctor") == "running"
     ask(run, "doctor", "preflight")
+    until(lambda: "adopted" in words(run))
+    release(run, "doctor")
     until(lambda: ended(run))
     assert "adopted" in words(run) and state(run, "preflight") == "done" and run.attempts("doctor") == [1]
 
 
 @pytest.mark.slow
 def test_kill_9_of_the_conductor_and_nobody_comes(run: Run) -> None:
-    script(run, doctor={"steps": 60, "sleep": 0.02})
+    script(run, doctor={"hold": True})
     ask(run, "doctor", "preflight")
     until(lambda: run.status("doctor").step)
     os.kill(conductor_pid(run), signal.SIGKILL)
+    release(run, "doctor")
     until(lambda: state(run, "doctor") == "done")
     assert {status.name: status.state for status in run.statuses()}["preflight"] == "ready"
 
@@ -214,7 +218,7 @@ def test_a_broken_request_is_put_aside(run: Run) -> None:
 
 
 def test_settings_broken_while_it_conducts_end_it_with_the_line(run: Run) -> None:
-    script(run, doctor={"steps": 100, "sleep": 0.02})
+    script(run, doctor={"hold": True})
     ask(run, "doctor")
     until(lambda: run.status("doctor").step)
     good = (run.dir / "config.toml").read_text()
@@ -223,6 +227,7 @@ def test_settings_broken_while_it_conducts_end_it_with_the_line(run: Run) -> Non
     last = [event for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Conductor)][-1]
     assert last.what == "failed" and "unknown table [sftt]" in last.text
     (run.dir / "config.toml").write_text(good)
+    release(run, "doctor")
     until(lambda: state(run, "doctor") == "done")
 
 
@@ -322,11 +327,12 @@ def test_what_is_lost_outside_the_run_folder_is_made_again_and_nothing_else(run:
 
 def test_what_is_lost_while_it_conducts_is_made_again(run: Run) -> None:
     outside = str(run.dir.parent.parent / "outside")
-    script(run, dataset={"outside": outside}, tokenizer_eval={"steps": 100, "sleep": 0.02})
+    script(run, dataset={"outside": outside}, tokenizer_eval={"hold": True})
     make_done(run, "doctor", "preflight")
     ask(run, "dataset", "tokenizer", "tokenizer_eval", "pretrain")
     until(lambda: run.status("tokenizer_eval").step)
     run.output("dataset", "made").unlink()
+    release(run, "tokenizer_eval")
     until(lambda: ended(run))
     assert state(run, "pretrain") == "done" and "mending" in words(run)
     assert [len(run.attempts(name)) for name in ("dataset", "tokenizer", "tokenizer_eval", "pretrain")] == [2, 1, 1, 1]

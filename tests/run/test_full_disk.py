@@ -56,7 +56,7 @@ def test_a_launcher_without_room_is_one_line(small_disk: Path, capsys: pytest.Ca
 @pytest.mark.slow
 def test_a_stage_waits_for_room_and_its_events_survive(small_disk: Path) -> None:
     run = Run.create("r", settings.load(environ={}))
-    script(run, doctor={"steps": 150, "sleep": 0.02})
+    script(run, doctor={"steps": 400, "sleep": 0.02})
     child = launch.start_launcher(run, "doctor")
     until(lambda: run.status("doctor").step)
     ballast = fill(small_disk)
@@ -64,6 +64,6 @@ def test_a_stage_waits_for_room_and_its_events_survive(small_disk: Path) -> None
     seen = run.status("doctor").step
     until(lambda: "trying again" in run.console_file("doctor", 1).read_text() or run.status("doctor").step > seen + 40)
     ballast.unlink()
-    assert child.wait(30) == 0 and child_pid
+    assert child.wait(60) == 0 and child_pid
     steps = [event.step for event in ev.read_events(run.events_file("doctor", 1)) if isinstance(event, ev.Metrics)]
-    assert steps == list(range(1, 151)) and run.status("doctor").state == "done"
+    assert steps == list(range(1, 401)) and run.status("doctor").state == "done"

@@ -14,7 +14,7 @@ import pytest
 from picollm.run import events as ev
 from picollm.run import launch, lease, pipeline
 from picollm.run.folder import Run
-from tests.run.conftest import lines, script, started, state, until, write_attempt
+from tests.run.conftest import lines, release, script, started, state, until, write_attempt
 
 LONG = {"steps": 4000, "sleep": 0.01}
 
@@ -70,7 +70,7 @@ def test_kill_9_of_the_stage_is_a_crash_with_its_signal_and_resumes(run: Run) ->
     script(run, doctor=LONG)
     child = begin(run)
     os.kill(run.status("doctor").pid, signal.SIGKILL)
-    assert child.wait(10) == 128 + 9
+    assert child.wait(30) == 128 + 9
     found = run.status("doctor")
     assert found.state == "crashed" and "SIGKILL" in found.reason
     script(run, doctor={"steps": 2})
@@ -79,12 +79,13 @@ def test_kill_9_of_the_stage_is_a_crash_with_its_signal_and_resumes(run: Run) ->
 
 @pytest.mark.slow
 def test_kill_9_of_the_launcher_leaves_the_stage_alone(run: Run) -> None:
-    script(run, doctor={"steps": 200, "sleep": 0.02})
+    script(run, doctor={"hold": True})
     child = begin(run)
     child.kill()
     child.wait()
     assert state(run, "doctor") == "running"
     assert launch.launch_here(run.dir, "doctor") == 2  # nobody can start it twice
+    release(run, "doctor")
     until(lambda: state(run, "doctor") == "done")
 
 
@@ -94,7 +95,7 @@ def test_a_polite_signal_is_a_saved_stop_and_the_next_attempt_resumes(run: Run, 
     script(run, doctor=LONG)
     child = begin(run)
     os.kill(child.pid if whom == "launcher" else run.status("doctor").pid, number)
-    assert child.wait(10) == 0
+    assert child.wait(30) == 0
     found = run.status("doctor")
     assert found.state == "stopped" and found.step > 0 and not run.stop_file("doctor").exists()
     step = int((run.dir / "doctor.saved").read_text())
@@ -111,14 +112,15 @@ def test_a_second_signal_to_the_launcher_kills(run: Run) -> None:
     os.kill(child.pid, signal.SIGTERM)
     until(lambda: state(run, "doctor") == "stopping")
     os.kill(child.pid, signal.SIGTERM)
-    assert child.wait(10) == 128 + 9 and state(run, "doctor") == "crashed"
+    assert child.wait(30) == 128 + 9 and state(run, "doctor") == "crashed"
 
 
 def test_hanging_up_stops_nothing(run: Run) -> None:
-    script(run, doctor={"steps": 60, "sleep": 0.02})
+    script(run, doctor={"hold": True})
     child = begin(run)
     os.kill(child.pid, signal.SIGHUP)
     os.kill(run.status("doctor").pid, signal.SIGHUP)
+    release(run, "doctor")
     assert child.wait(20) == 0 and state(run, "doctor") == "done"
 
 
@@ -154,7 +156,7 @@ def test_kill_before_the_first_word(run: Run) -> None:
     child = launch.start_launcher(run, "doctor")
     until(lambda: any(isinstance(event, ev.Launched) for event in conducted(run)))
     assert launch.kill_stage(run, "doctor")
-    assert child.wait(10) == 128 + 9
+    assert child.wait(30) == 128 + 9
 
 
 def test_the_stack_of_a_silent_stage_is_in_its_console_log(run: Run) -> None:
