@@ -39,6 +39,11 @@ def count(value: float) -> str:
     return f"{value:.0f}" if value == int(value) else f"{value:.3g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 line`, `2,000 lines`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def size(value: float) -> str:
     """Bytes in binary units: `1.5 GiB`."""
     if not math.isfinite(value):

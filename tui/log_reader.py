@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from textual.message import Message
 
 from tui import log_sources
 from tui.log_sources import Source
-from tui.matches import LEVELS, Matches, compiled
-from tui.tail import LogFile
+from tui.matches import LEVELS, Matches, Pattern
+from tui.search import TooSlow, query
+from tui.tail import PORTION, LogFile
 
 LOOK_S = 0.25
 BUSY_S = 0.005
@@ -29,11 +30,12 @@ FOLLOW_S = 0.5
 """While a log grows it is shown at most so often: each time costs a screenful over SSH."""
 SOURCES_S = 2.0
 COPY_LINES = 20_000
+SLOW = "search given up: this expression takes too long; a simpler one may do"
 
 
 class LogWindow(Message):
     """`lines` are (line number, text) of the rows from `first` on; the view has `rows` rows, the file `total` lines.
-    `found` is a row to jump to; a line number of -1 is not known yet."""
+    `found` is a row to jump to; a line number of -1 is not known yet. `given_up`: nothing is searched for any more."""
 
     def __init__(self, path: str, first: int, lines: list[tuple[int, str]], rows: int, total: int, **more: Any) -> None:
         super().__init__()
@@ -41,6 +43,7 @@ class LogWindow(Message):
         self.note: str = more.get("note", "")
         self.busy: str = more.get("busy", "")
         self.found: int = more.get("found", -1)
+        self.given_up: bool = more.get("given_up", False)
 
 
 class LogSources(Message):
@@ -90,6 +93,7 @@ class LogReader(threading.Thread):
         self._sent: object = None
         self._sent_at = 0.0
         self._pending: list[tuple[int, int]] = []
+        self._seek: tuple[int, Iterator[int | None]] | None = None  # (direction, what finds the next match there)
         self._anchor = self._uncounted = -1
 
     # asked from the UI thread ---------------------------------------------------------------------------------------
@@ -155,21 +159,25 @@ class LogReader(threading.Thread):
             return False
         file.grow()
         self._make(file, wish_now)
-        searching = self._search()
         self._pending += finds
-        if anchor >= 0 and self._rows is not None:
-            self._anchor = anchor
-        elif anchor >= 0:
-            self._say(file, wish_now, found=min(anchor, max(0, file.lines - 1)))
-        behind = file.behind
-        if not behind:
-            self._answer(file, wish_now, searching)
+        try:
+            searching = self._search()
+            if anchor >= 0 and self._rows is not None:
+                self._anchor = anchor
+            elif anchor >= 0:
+                self._say(file, wish_now, found=min(anchor, max(0, file.lines - 1)))
+            behind = file.behind
+            if not behind:
+                self._answer(file, wish_now, searching)
+        except TooSlow:
+            searching, behind = False, file.behind
+            self._give_up(file, wish_now)
         self._send(file, wish_now, behind, searching)
         for first, last in copies:
             cut = last - first > COPY_LINES
-            lines = self._window(file, first, min(last - first, COPY_LINES))
-            self._post(LogText([text for _, text in lines], cut))
-        return behind or searching
+            lines = self._whole(file, first, min(last - first, COPY_LINES))
+            self._post(LogText(lines, cut))
+        return behind or searching or self._seek is not None
 
     def _list(self, wish: _Wish) -> None:
         """Look for logs now and then, and open another one when a new attempt began."""
@@ -197,11 +205,11 @@ class LogReader(threading.Thread):
         if key == self._made:
             return
         self._made = key
-        level, query = LEVELS[wish.level][1], compiled(wish.words)[0] if wish.words else None
-        both = [pattern for pattern in (level, query) if pattern is not None]
-        self._hits = Matches(file, both) if query is not None else None
-        self._rows = self._hits if wish.only and query is not None else Matches(file, [level]) if level else None
-        self._sent = None
+        level, words = LEVELS[wish.level][1], query(wish.words)
+        both: list[Pattern] = [pattern for pattern in (level, words) if pattern is not None]
+        self._hits = Matches(file, both) if words is not None else None
+        self._rows = self._hits if wish.only and words is not None else Matches(file, [level]) if level else None
+        self._sent = self._seek = None
 
     def _search(self) -> bool:
         """Look for matches for a moment; True when there is more to do."""
@@ -210,6 +218,19 @@ class LogReader(threading.Thread):
         while wanted and time.monotonic() < end:
             wanted = [matches for matches in wanted if matches.step()]
         return bool(wanted)
+
+    def _give_up(self, file: LogFile, wish: _Wish) -> None:
+        """Search no longer for what takes too long, and say so; every line of the level is a row again."""
+        level = LEVELS[wish.level][1]
+        self._hits = self._seek = self._sent = None
+        self._rows = Matches(file, [level]) if level else None
+        self._pending, self._anchor, self._uncounted = [], -1, -1
+        self._post(LogWindow(str(file.path), 0, [], -1, file.lines, note=SLOW, given_up=True))
+
+    def _whole(self, file: LogFile, first: int, count: int) -> list[str]:
+        """Rows as they are copied: long lines, too, in full."""
+        last = min(first + count, file.lines if self._rows is None else len(self._rows.lines))
+        return [file.line(n if self._rows is None else self._rows.lines[n], PORTION) for n in range(first, last)]
 
     def _window(self, file: LogFile, first: int, count: int) -> list[tuple[int, str]]:
         first = max(0, first)
@@ -255,26 +276,44 @@ class LogReader(threading.Thread):
             if self._uncounted >= 0 and self._hits is not None:
                 self._post(LogWindow(str(file.path), 0, [], -1, file.lines, note=self._count(self._uncounted, wish)))
             self._uncounted = -1
+        if self._hits is None:
+            if self._pending and wish.words:  # it was given up before
+                self._give_up(file, wish)
+            self._pending = []
         if self._hits is None or (searching and self._rows is not None):
-            self._pending = [] if self._hits is None else self._pending
             return
-        pending, self._pending = self._pending, []
-        for direction, line in pending:
-            hit = self._hits.nearest(line, direction)
+        if self._seek is None and self._pending:
+            direction, line = self._pending.pop(0)
+            self._seek = direction, self._hits.seek(line, direction)
+        end = time.monotonic() + SEARCH_S
+        while self._seek is not None and time.monotonic() < end:
+            direction, seeking = self._seek
+            hit = next(seeking, -1)
             if hit is not None:
-                row = self._rows.place(hit) if self._rows is not None else hit
-                self._uncounted = hit if searching else -1
-                self._say(file, wish, found=row, note="match" if searching else self._count(hit, wish))
-                continue
-            self._uncounted = -1
-            where, number = "above" if direction < 0 else "below", len(self._hits.lines)
-            note = f"no match {where}" + ("" if searching else f", {number:,} in all")
-            self._post(LogWindow(str(file.path), 0, [], -1, file.lines, note=self._with_doubt(note, wish)))
+                self._seek = None
+                self._arrive(file, wish, direction, hit, searching)
+
+    def _arrive(self, file: LogFile, wish: _Wish, direction: int, hit: int, searching: bool) -> None:
+        """Jump to the match that was found, or say that there is none (-1)."""
+        assert self._hits is not None
+        if hit >= 0:
+            row = self._rows.place(hit) if self._rows is not None else hit
+            self._uncounted = hit if searching else -1
+            note = "match" if searching else self._count(hit, wish)
+            words = query(wish.words)
+            if words is not None and not words.search(file.line(hit)):
+                note += ", further on in this line than is shown"
+            self._say(file, wish, found=row, note=note)
+            return
+        self._uncounted = -1
+        where, number = "above" if direction < 0 else "below", len(self._hits.lines)
+        note = f"no match {where}" + ("" if searching else f", {number:,} in all")
+        self._post(LogWindow(str(file.path), 0, [], -1, file.lines, note=self._with_doubt(note, wish)))
 
     def _count(self, line: int, wish: _Wish) -> str:
         assert self._hits is not None
         return self._with_doubt(f"match {self._hits.place(line) + 1:,} of {len(self._hits.lines):,}", wish)
 
     def _with_doubt(self, words: str, wish: _Wish) -> str:
-        note = compiled(wish.words)[1]
-        return f"{words}; {note}" if note else words
+        looked_for = query(wish.words)
+        return f"{words}; taken as plain text ({looked_for.doubt})" if looked_for and looked_for.doubt else words

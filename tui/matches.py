@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
 from array import array
 from bisect import bisect_left
+from collections.abc import Iterator
 
+from tui.search import Query, TooSlow
 from tui.tail import PORTION, LogFile, clean
 
 STEP = 256 << 10
-Pattern = re.Pattern[str]
+LINES_S = 2.0
+"""For the lines of one portion, looked at one by one because the expression is slow; then it is given up."""
+Pattern = re.Pattern[str] | Query
 
 _ERROR = (
     r"\b(?:ERROR|FATAL|CRITICAL)\b|(?i:(?:error|exception|fatal|critical|panic)\b\s*[:(\]]|traceback \(most recent"
@@ -43,16 +48,6 @@ _LETTERED = re.compile(rb"(?:^|\n)[EFW]\d{4} ")
 """One of these is in each line of a level, so that only few lines are looked at closely."""
 
 
-def compiled(words: str) -> tuple[Pattern, str]:
-    """A search as it was typed: a regular expression, any case unless it has a capital; what is none is taken as plain
-    text, and the second value says so."""
-    flags = re.MULTILINE | (0 if any(letter.isupper() for letter in words) else re.IGNORECASE)
-    try:
-        return re.compile(words, flags), ""
-    except (re.error, RecursionError, OverflowError) as error:
-        return re.compile(re.escape(words), flags), f"taken as plain text ({error})"
-
-
 def hinted(line: str) -> bool:
     """Whether a line may be of a level at all: quick."""
     low = line.lower()
@@ -60,7 +55,10 @@ def hinted(line: str) -> bool:
 
 
 class Matches:
-    """The lines that match all of `patterns`, in order. Under an error's "Traceback" the rest of it belongs to it."""
+    """The lines that match all of `patterns`, in order. Under an error's "Traceback" the rest of it belongs to it.
+
+    Looking raises `TooSlow` when a pattern cannot be waited for.
+    """
 
     def __init__(self, file: LogFile, patterns: list[Pattern]) -> None:
         self.file, self.patterns = file, patterns
@@ -70,6 +68,7 @@ class Matches:
         self._blocks = any(pattern in (ERROR, WARN) for pattern in patterns)
         self._inside = False
         self._unfinished = False
+        self._slow = False
 
     def step(self) -> bool:
         """Look at the next portion; True when more of what is indexed is left."""
@@ -84,7 +83,7 @@ class Matches:
             self._scan(self.upto, min(file.complete, max(self.upto + 1, file.line_at(file.start(self.upto) + STEP))))
         if self.upto < file.complete:
             return True
-        if file.lines > file.complete and self._all(file.line(file.complete)):
+        if file.lines > file.complete and self._all(file.line(file.complete, PORTION)):
             self.lines.append(file.complete)
             self._unfinished = True
         return False
@@ -95,28 +94,43 @@ class Matches:
         self.upto = last
         if last <= first:
             return
-        if end - base > PORTION:  # a line of many megabytes: as much of it as is shown
-            for number in range(first, last):
-                if self._all(file.line(number)):
-                    self.lines.append(number)
+        if end - base > PORTION:  # a line of many megabytes: the first of them
+            self.lines.extend(number for number in range(first, last) if self._all(file.line(number, PORTION)))
             return
         raw = file.read(base, end - base)
         if self._blocks:
             self._scan_levels(first, raw)
         elif b"\x1b" in raw or b"\r" in raw:
-            self.lines.extend(first + n for n, line in enumerate(raw.split(b"\n")[:-1]) if self._all(clean(line)))
+            self._scan_lines(first, [clean(line, PORTION) for line in raw.split(b"\n")[:-1]])
         else:
-            self._scan_text(first, raw.decode("utf-8", errors="replace"))
+            text = raw.decode("utf-8", errors="replace")
+            if not self._slow:
+                try:
+                    self.lines.extend(self._scan_text(first, text))
+                    return
+                except TooSlow:
+                    self._slow = True
+            self._scan_lines(first, text.split("\n")[:-1])
 
-    def _scan_text(self, number: int, text: str) -> None:
+    def _scan_text(self, number: int, text: str) -> list[int]:
         """Search over many lines at once; what matches across a line's end is looked at by itself."""
-        at, lead = 0, self.patterns[0]
+        at, lead, found = 0, self.patterns[0], list[int]()
         while at < len(text) and (match := lead.search(text, at)) is not None and match.start() < len(text):
             number += text.count("\n", at, match.start())
             start, end = text.rfind("\n", 0, match.start()) + 1, text.find("\n", match.start())
             if self._all(text[start:end]):
-                self.lines.append(number)
+                found.append(number)
             at, number = end + 1, number + 1
+        return found
+
+    def _scan_lines(self, first: int, lines: list[str]) -> None:
+        """Search line by line, for a while."""
+        end = time.monotonic() + LINES_S
+        for number, line in enumerate(lines, first):
+            if self._all(line):
+                self.lines.append(number)
+            if time.monotonic() > end:
+                raise TooSlow
 
     def _scan_levels(self, first: int, raw: bytes) -> None:
         lines, after = None, 0
@@ -144,8 +158,9 @@ class Matches:
             offset += 1
         return offset
 
-    def nearest(self, line: int, direction: int) -> int | None:
-        """The next matching line before (-1) or after (1) `line`, looked for in the file itself."""
+    def seek(self, line: int, direction: int) -> Iterator[int | None]:
+        """Look in the file itself for the next matching line before (-1) or after (1) `line`: None after each portion
+        without one, then the line, and with it the end."""
         file, apart = self.file, Matches(self.file, self.patterns)
         at = min(line, file.lines) if direction < 0 else line + 1
         while at > 0 if direction < 0 else at < file.lines:
@@ -155,12 +170,13 @@ class Matches:
                 first, last = at, max(at + 1, min(file.lines, file.line_at(file.start(at) + STEP)))
             apart.lines = array("Q")
             apart._scan(first, min(last, file.complete))
-            if last > file.complete and apart._all(file.line(file.complete)):
+            if last > file.complete and apart._all(file.line(file.complete, PORTION)):
                 apart.lines.append(file.complete)
             if apart.lines:
-                return apart.lines[-1 if direction < 0 else 0]
+                yield apart.lines[-1 if direction < 0 else 0]
+                return
             at = first if direction < 0 else last
-        return None
+            yield None
 
     def _all(self, line: str) -> bool:
         return all(pattern.search(line) for pattern in self.patterns)

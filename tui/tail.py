@@ -15,19 +15,22 @@ from pathlib import Path
 PORTION = 4 << 20
 LINE_LIMIT = 4096
 TAIL = 64 << 10
+CUT = " … and {:,} bytes more"
 _CONTROL = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b."
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]|\x1b"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
 _NEWLINE = re.compile(b"\n")
 
 
-def clean(raw: bytes) -> str:
-    """One line as it may be shown: a progress bar's last state, no escape sequences, tabs as spaces."""
+def clean(raw: bytes, limit: int = LINE_LIMIT) -> str:
+    """One line as it may be shown, of at most so many bytes: a progress bar's last state, no escape sequences, tabs as
+    spaces."""
     if b"\r" in raw:
         raw = raw.rstrip(b"\r\n").rpartition(b"\r")[2]
-    line = raw[:LINE_LIMIT].decode("utf-8", errors="replace").rstrip("\r\n")
-    return _CONTROL.sub("", line).expandtabs(4)
+    line = raw[:limit].decode("utf-8", errors="replace").rstrip("\r\n")
+    line = _CONTROL.sub("", line).expandtabs(4)
+    return line if len(raw) <= limit else line + CUT.format(len(raw) - limit)
 
 
 class LogFile:
@@ -106,13 +109,16 @@ class LogFile:
         """Single lines, wherever they are."""
         return [self.line(number) for number in numbers]
 
-    def line(self, number: int) -> str:
-        """One line; of a very long one its beginning, or of a progress bar's its end."""
+    def line(self, number: int, limit: int = LINE_LIMIT) -> str:
+        """One line, of at most so many bytes; of a longer one its beginning, or of a progress bar its end."""
         start, end = self.start(number), self.start(number + 1)
-        raw = self.read(start, min(LINE_LIMIT, end - start)).split(b"\n", 1)[0]
-        if end - start > LINE_LIMIT and b"\r" in raw:
-            raw = b"\r" + self.read(end - LINE_LIMIT, LINE_LIMIT).rstrip(b"\n").rstrip(b"\r").rpartition(b"\r")[2]
-        return clean(raw)
+        raw = self.read(start, min(limit + 1, end - start)).split(b"\n", 1)[0]
+        if len(raw) <= limit:
+            return clean(raw, limit)
+        if b"\r" in raw:
+            ended = self.read(end - limit, limit).rstrip(b"\n").rstrip(b"\r")
+            return clean(b"\r" + ended.rpartition(b"\r")[2], limit)
+        return clean(raw[:limit], limit) + CUT.format(end - start - limit - (number < self.complete))
 
     def tail(self, count: int) -> list[str]:
         """The last lines, without an index."""

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from picollm.run.errors import UserError
 from tests.tui.conftest import NARROW, WIDE, shown, until
 from tui import log_sources, matches, outside
-from tui.matches import ERROR, WARN, Matches, compiled
+from tui.matches import ERROR, WARN, Matches
+from tui.search import Query, TooSlow
 from tui.tail import LogFile, clean
 
 TRACEBACK = (
@@ -36,6 +37,10 @@ def found(file: LogFile, *patterns: matches.Pattern) -> list[int]:
     while wanted.step():
         pass
     return list(wanted.lines)
+
+
+def nearest(scan: Matches, line: int, direction: int) -> int | None:
+    return next((hit for hit in scan.seek(line, direction) if hit is not None), None)
 
 
 def test_levels_keep_tracebacks_whole(tmp_path: Path) -> None:
@@ -74,14 +79,14 @@ def test_matches_are_those_of_each_line_by_itself(
 ) -> None:
     data = "\n".join(word.replace("\n", " ") for word in words).encode(errors="replace") + (b"\n" if ended else b"")
     file = log(tmp_path_factory.mktemp("any"), data)
-    pattern, _ = compiled(typed)
+    pattern = Query(typed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matches, "STEP", step)
         wanted = [number for number in range(file.lines) if pattern.search(file.line(number))]
         assert found(file, pattern) == wanted
         scan = Matches(file, [pattern])
-        assert scan.nearest(near, 1) == next((number for number in wanted if number > near), None)
-        assert scan.nearest(near, -1) == next((number for number in reversed(wanted) if number < near), None)
+        assert nearest(scan, near, 1) == next((number for number in wanted if number > near), None)
+        assert nearest(scan, near, -1) == next((number for number in reversed(wanted) if number < near), None)
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,9 +116,9 @@ def test_matches_follow_a_growing_file_and_a_cut_one(tmp_path: Path) -> None:
 
 
 def test_what_is_no_regular_expression_is_plain_text() -> None:
-    pattern, doubt = compiled("foo(")
-    assert pattern.search("a FOO( b") and "plain text" in doubt
-    assert compiled("Foo")[0].search("foo") is None
+    pattern = Query("foo(")
+    assert pattern.search("a FOO( b") and "missing )" in pattern.doubt
+    assert Query("Foo").search("foo") is None
 
 
 def test_a_progress_bar_of_many_megabytes_shows_its_end(tmp_path: Path) -> None:
@@ -155,6 +160,59 @@ def test_programs_are_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("EDITOR", "no-such-editor")
     with pytest.raises(UserError, match="not installed"):
         outside.editor(Path("/x"), 7)
+
+
+def test_a_slow_expression_is_tried_line_by_line(tmp_path: Path) -> None:
+    slow = Query("(?:a|aa)+$")
+    with pytest.raises(TooSlow):
+        slow.search("a" * 60 + "!")
+    file = log(tmp_path, b"!\n" * 50 + b"\n".join([b"a" * 20 + b"!"] * 5) + b"\n" + b"a" * 70 + b"\n")
+    assert found(file, slow) == [55]
+    assert found(file, Query(r"[\s\S]*?(?:a|aa)+$")) == [55]
+
+
+def test_what_is_found_far_to_the_right_counts(tmp_path: Path) -> None:
+    far = b"x" * 300_000
+    file = log(tmp_path, b"one\n" + far + b" end of it\n\x1b[1mbold\x1b[0m\n" + far + b" end\rend of it\n")
+    assert found(file, Query("end of it")) == [1, 3] and nearest(Matches(file, [Query("of it")]), 3, -1) == 1
+    shown, whole = file.line(1), file.line(1, 1 << 20)
+    assert shown == file.window(0, 2)[1] and shown.endswith("x … and 295,914 bytes more")
+    assert whole.endswith("x end of it") and len(whole) == 300_010
+
+
+async def test_an_expression_without_end_is_given_up_and_holds_nobody(a_run, an_app) -> None:
+    run = a_run("finished")
+    run.console_file("sft", 1).write_text(("a" * 90 + "!\n") * 300 + "the last\n")
+    app = an_app("finished", tab="log", stage="sft")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "the last" in shown(app))
+        await pilot.press("slash", *"(?:a|aa)+$", "enter")
+        await until(pilot, lambda: "search given up" in shown(app))
+        await pilot.press("n")
+        await until(pilot, lambda: "search given up" in shown(app))
+        await pilot.press("slash", "ctrl+u", *"the l", "enter")
+        await until(pilot, lambda: "match 1 of 1" in shown(app))
+
+
+async def test_dragging_selects_lines_and_a_match_far_right_is_shown(a_run, an_app, monkeypatch) -> None:
+    run = a_run("finished")
+    lines = [f"line {number} " + "word " * 60 + f"end{number}" for number in range(100)]
+    run.console_file("sft", 1).write_text("\n".join(lines) + "\n")
+    app = an_app("finished", tab="log", stage="sft")
+    copied: list[str] = []
+    monkeypatch.setattr(app, "copy", lambda text, what: copied.append(text))
+    async with app.run_test(size=NARROW) as pilot:
+        await until(pilot, lambda: "line 99 word" in shown(app))
+        bottom = app.query_one("#log-lines").size.height - 1
+        await pilot.mouse_down("#log-lines", offset=(5, bottom - 4))
+        await pilot.hover("#log-lines", offset=(9, bottom - 2))
+        await pilot.mouse_up("#log-lines", offset=(9, bottom - 2))
+        await until(pilot, lambda: "3 lines selected, c copies" in shown(app))
+        await pilot.press("c")
+        await until(pilot, lambda: copied == ["\n".join(lines[95:98]) + "\n"])
+        await pilot.click("#log-lines", offset=(5, bottom))
+        await pilot.press("slash", *"end42", "enter")
+        await until(pilot, lambda: "word end42" in shown(app) and "held at line 43" in shown(app))
 
 
 async def test_search_filter_and_stay(a_run, an_app) -> None:
@@ -238,5 +296,5 @@ def test_a_million_lines_are_searched(tmp_path: Path) -> None:
     file = log(tmp_path, b"some words of a log line\n" * 999_999 + b"error: the last\n")
     begun = time.monotonic()
     assert found(file, ERROR) == [999_999] == found(file, re.compile("last"))
-    assert Matches(file, [re.compile("last")]).nearest(1_000_000, -1) == 999_999
+    assert nearest(Matches(file, [re.compile("last")]), 1_000_000, -1) == 999_999
     assert time.monotonic() - begun < 60

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tui.search import GLANCE_S, Query, TooSlow
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -42,9 +44,16 @@ BOUNDS = re.compile(r"(^|/)(low|high)(_\d+)?$")
 """Ends of intervals: said with the readings, and no curves of their own."""
 
 
-def choose(names: list[str], filter: re.Pattern[str] | None = None) -> list[Chart]:
+def choose(names: list[str], filter: Query | None = None) -> list[Chart]:
     """In the order to show: the known kinds, then whatever else the stage measures; `filter` looks into title and
     name."""
+
+    def wanted(chart: Chart) -> bool:
+        try:
+            return filter is None or bool(filter.search(f"{chart.title} {chart.series}", patience=GLANCE_S))
+        except TooSlow:
+            return True
+
     chosen: list[Chart] = []
     left = [name for name in names if not BOUNDS.search(name)]
     for kind in KINDS:
@@ -56,7 +65,7 @@ def choose(names: list[str], filter: re.Pattern[str] | None = None) -> list[Char
             chosen.append(Chart(title, name, kind.smooth))
             left.remove(name)
     chosen += [Chart(name, name) for name in sorted(left)]
-    return [chart for chart in chosen if filter is None or filter.search(f"{chart.title} {chart.series}")]
+    return [chart for chart in chosen if wanted(chart)]
 
 
 def _stem(name: str) -> str:

@@ -14,10 +14,11 @@ from textual.widgets import Input
 from picollm.run import pipeline
 from picollm.run.errors import UserError
 from tui import actions, outside
-from tui.figures import clock, size
+from tui.figures import clock, counted, size
 from tui.log_reader import LogReader, LogSources, LogText, LogWindow
 from tui.log_sources import Source
-from tui.matches import LEVELS, compiled
+from tui.matches import LEVELS
+from tui.search import query
 from tui.widgets.frame import OneLine
 from tui.widgets.lines import text
 from tui.widgets.log_lines import SHIFT, LogLines
@@ -95,6 +96,8 @@ class LogPane(Vertical):
         if message.path and (self._shown is None or message.path != str(self._shown.path)):
             return
         self._total, self._busy = message.total, message.busy
+        if message.given_up:
+            self._only = False
         if message.found >= 0:
             self._note = message.note
             self.lines.jump(message)
@@ -109,7 +112,7 @@ class LogPane(Vertical):
     def _copied(self, message: LogText) -> None:
         message.stop()
         number = len(message.lines)
-        what = "1 line" if number == 1 else f"{'the first ' if message.cut else ''}{number:,} lines"
+        what = f"the first {number:,} lines" if message.cut else counted(number, "line")
         self.app.copy("\n".join(message.lines) + ("\n" if number > 1 else ""), what)
 
     @on(LogLines.Moved)
@@ -136,19 +139,22 @@ class LogPane(Vertical):
         if self._shown is None:
             line = text(("No log", "strong"))
         else:
-            line = text((self._shown.title, "strong"), (f"  {self._total:,} lines", "faint"))
+            line = text((self._shown.title, "strong"), (f"  {counted(self._total, 'line')}", "faint"))
             if self.lines.following:
                 line.append_text(text(("  following", "accent")))
             else:
                 line.append_text(text((f"  held{self._where()}", "warn")))
         self.query_one("#log-title", OneLine).set_line(line)
         note = text("")
+        if self.lines.mark >= 0:
+            number, key = abs(self.lines.cursor - self.lines.mark) + 1, actions.find("copy", "log").first
+            note.append_text(text((f"{counted(number, 'line')} selected, {key} copies  ", "accent")))
         if self._level:
             note.append_text(text((f"{LEVELS[self._level][0]} only  ", "accent")))
         if self._words:
             note.append_text(text((f"{'only ' if self._only else ''}/{self._words}/  ", "accent")))
         if self._level or self._only:
-            note.append_text(text((f"{self.lines.rows:,} lines  ", "faint")))
+            note.append_text(text((f"{counted(self.lines.rows, 'line')}  ", "faint")))
         note.append_text(text((f"{self._busy} …", "warn") if self._busy else (self._note, "plain")))
         self.query_one("#log-note", OneLine).set_line(note)
 
@@ -171,17 +177,19 @@ class LogPane(Vertical):
     @on(Input.Submitted, "#log-search")
     def _search(self, event: Input.Submitted) -> None:
         event.stop()
+        line = self._line()
         if event.value != self._words:
+            other_rows = self._only
             self._words, self._only = event.value, self._only and bool(event.value)
-            self._choose()
+            self._choose(other_rows)
         if self._words:
-            self.reader.find(-1, self._line())
+            self.reader.find(-1, line)
         self.leave_search()
 
     @on(Input.Changed, "#log-search")
     def _typing(self, event: Input.Changed) -> None:
         event.stop()
-        self.lines.pattern = compiled(event.value)[0] if event.value else None
+        self.lines.pattern = query(event.value)
         self.lines.repaint()
 
     def leave_search(self) -> bool:
@@ -201,12 +209,13 @@ class LogPane(Vertical):
             return last[0] + 1 if last and last[0] >= 0 else self._total
         return found[0]
 
-    def _choose(self) -> None:
-        """Show other rows, and stay where we are."""
-        self._note = ""
-        anchor = -1 if self.lines.following else max(0, self._line())
-        self.lines.pattern = compiled(self._words)[0] if self._words else None
-        self.lines.cursor = self.lines.mark = -1
+    def _choose(self, other_rows: bool = True) -> None:
+        """Tell the reader what is looked for; where that changes which lines are rows, stay near where we are."""
+        self._note, anchor = "", -1
+        self.lines.pattern = query(self._words)
+        if other_rows:
+            anchor = -1 if self.lines.following else max(0, self._line())
+            self.lines.cursor = self.lines.mark = -1
         self.reader.choose(self._level, self._words, self._only, anchor)
         self.lines.request()
         self.lines.repaint()
@@ -265,19 +274,19 @@ class LogPane(Vertical):
         """Begin a selection at the cursor, or end it."""
         if self.lines.mark >= 0:
             self.lines.mark = -1
-            self.lines.repaint()
-            return
-        if self.lines.cursor < 0:
-            self.lines.move(0)
-        self.lines.mark = self.lines.cursor
+        else:
+            if self.lines.cursor < 0:
+                self.lines.move(0)
+            self.lines.mark = self.lines.cursor
         self.lines.repaint()
+        self._title()
 
     def do_copy(self) -> None:
         """The selection, else the cursor's line."""
         if self.lines.cursor < 0:
             down, select = actions.find("line_down", "log"), actions.find("select", "log")
             raise UserError(
-                f"nothing is marked: {down.shown} or a click marks a line, {select.first} begins more of them"
+                f"nothing is marked: {down.shown} or a click marks a line, {select.first} or dragging several"
             )
         other = self.lines.mark if self.lines.mark >= 0 else self.lines.cursor
         first, last = sorted((self.lines.cursor, other))

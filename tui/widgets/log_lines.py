@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rich.cells import chop_cells
+from rich.cells import cell_len, chop_cells
 from rich.style import Style
 from rich.text import Text
 from textual import events
@@ -12,7 +12,8 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from tui.log_reader import LogReader, LogWindow
-from tui.matches import ERROR, WARN, Pattern, hinted
+from tui.matches import ERROR, WARN, hinted
+from tui.search import GLANCE_S, Query, TooSlow
 from tui.widgets.lines import changed, text
 from tui.widgets.tones import tone
 
@@ -35,13 +36,14 @@ class LogLines(ScrollView, can_focus=True):
         super().__init__(id="log-lines")
         self.hint: list[Text] = []
         self.wrap = False
-        self.pattern: Pattern | None = None
+        self.pattern: Query | None = None
         self.reader: LogReader | None = None
         self._shown: list[Strip] = []
         self._rows_shown: list[int] = []
         self._drawn: dict[tuple[str, str, bool], list[Strip]] = {}
         self._drawn_how: object = None
         self._programmatic = False
+        self._dragged_from = -1
         self.clear()
 
     def clear(self) -> None:
@@ -71,9 +73,23 @@ class LogLines(ScrollView, can_focus=True):
         self.first, self.lines, self.rows = window.first, window.lines, window.rows
         self.following, self.cursor, self.mark = False, window.found, -1
         self._resize(self.rows)
+        self._show_match()
         self._scroll(max(0, window.found - self.size.height // 2))
         self.request()
         self.repaint()
+
+    def _show_match(self) -> None:
+        """Shift the lines so that the match in the cursor's is on the screen."""
+        found = self.text_of(self.cursor)
+        if found is None or self.pattern is None or self.wrap:
+            return
+        try:
+            start, end = next(self.pattern.spans(found[1], GLANCE_S), (0, 0))
+        except TooSlow:
+            return
+        left, room = cell_len(found[1][:start]), self.size.width - 2
+        if not self.shift <= left <= left + min(end - start, room) <= self.shift + room:
+            self.shift = 0 if left + end - start <= room else max(0, left - room // 2) // SHIFT * SHIFT
 
     def request(self) -> None:
         """Ask for what is visible and a margin around it."""
@@ -111,9 +127,7 @@ class LogLines(ScrollView, can_focus=True):
         if self._rows_shown and not self._rows_shown[0] <= self.cursor <= self._rows_shown[-1]:
             top = self.cursor if self.cursor < self._rows_shown[0] else self.cursor - self.size.height + 1
             self._scroll(max(0, top))
-        self.request()
-        self.repaint()
-        self.post_message(self.Moved())
+        self._marked()
 
     def scroll_page_down(self, **options: object) -> None:  # type: ignore[override]
         self.scroll_to(y=self.bottom() if self.wrap else self.scroll_y + self.size.height - 1, animate=False)
@@ -144,12 +158,33 @@ class LogLines(ScrollView, can_focus=True):
         self.request()
         self.repaint()
 
-    def on_click(self, event: events.Click) -> None:
-        if event.y < len(self._rows_shown):
-            self.cursor, self.following = self._rows_shown[event.y], False
-            self.request()
-            self.repaint()
-            self.post_message(self.Moved())
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        """A click marks a line; dragging selects lines."""
+        if event.button == 1 and event.y < len(self._rows_shown):
+            self.capture_mouse()
+            self.cursor, self.mark, self.following = self._rows_shown[event.y], -1, False
+            self._dragged_from = self.cursor
+            self._marked()
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        if self._dragged_from < 0 or not self._rows_shown:
+            return
+        if not 0 <= event.y < self.size.height:  # past an edge: the lines follow
+            self._scroll(max(0, min(self._top_for_end(), self.scroll_offset.y + (1 if event.y > 0 else -1))))
+        row = self._rows_shown[max(0, min(event.y, len(self._rows_shown) - 1))]
+        if row != self.cursor:
+            self.cursor = row
+            self.mark = self._dragged_from if row != self._dragged_from else -1
+            self._marked()
+
+    def on_mouse_up(self) -> None:
+        self._dragged_from = -1
+        self.release_mouse()
+
+    def _marked(self) -> None:
+        self.request()
+        self.repaint()
+        self.post_message(self.Moved())
 
     def _scroll(self, y: int) -> None:
         self._programmatic = True
@@ -224,9 +259,11 @@ class LogLines(ScrollView, can_focus=True):
     def _render_row(self, words: str, sign: str, chosen: bool) -> list[Strip]:
         line = Text(words, style=tone(_mood(words)), no_wrap=True, end="")
         if self.pattern is not None:
-            for match in self.pattern.finditer(words):
-                if match.end() > match.start():
-                    line.stylize(HIT, match.start(), match.end())
+            try:
+                for start, end in self.pattern.spans(words, GLANCE_S):
+                    line.stylize(HIT, start, end)
+            except TooSlow:  # the lines are drawn without
+                self.pattern = None
         if chosen:
             line.stylize(Style(bold=True))
         console = self.app.console

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 from tui.axis import Range
 from tui.figures import metric
+from tui.search import Query, query
 from tui.widgets.chart import figure
 
 STRENGTHS = (0.0, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
@@ -33,8 +33,8 @@ class Look:
     def strength(self) -> float:
         return STRENGTHS[self.smoothing]
 
-    def pattern(self) -> re.Pattern[str] | None:
-        return re.compile(self.filter, re.IGNORECASE) if self.filter else None
+    def pattern(self) -> Query | None:
+        return query(self.filter, any_case=True)
 
     def forget(self) -> None:
         """Another stage: places on its axes mean nothing there; unit, smoothing, filter and log scales are kept."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picollm.run.folder import Run
 from tui import state
 from tui.axis import Range
+from tui.search import query
 
 if TYPE_CHECKING:
     from textual.widget import Widget
@@ -47,11 +47,8 @@ PAN = 0.25
 
 def wrong_pattern(text: str) -> str:
     """Why a text is no regular expression; "" when it is one."""
-    try:
-        re.compile(text)
-    except re.error as error:
-        return f"not a regular expression: {error}"
-    return ""
+    looked_for = query(text)
+    return f"not a regular expression: {looked_for.doubt}" if looked_for and looked_for.doubt else ""
 
 
 class TrainKeys(_Pane):
