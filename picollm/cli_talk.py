@@ -130,7 +130,7 @@ def compare(client: serving.Client, models: list[str], prompts: list[str], talk:
 def measures_line(text: str, last: serving.Delta) -> str:
     found = measure(text, last.finish_reason)
     parts = [
-        f"{found.words} words",
+        f"{found.words} word" + "s" * (found.words != 1),
         f"{found.characters} characters",
         f"repetition {found.repetition:.0%}",
         "ended by itself" if found.ended else "cut off",

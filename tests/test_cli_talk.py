@@ -31,5 +31,5 @@ def test_a_conversation_outlives_the_inference_process_and_a_mistake(run: Run, c
     assert cli.invoke(["chat"]) == 0
     out, err = capsys.readouterr()
     assert "You said one 1 0.7 50" in out and "You said two 1 0.7 50" in out
-    assert err == "error: inference: out of ideas\n"
+    assert err == "error: the inference process: out of ideas\n"
     serving.stop_serving(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -64,6 +65,25 @@ class Conversation(msgspec.Struct, kw_only=True):
         return [{"role": turn.role, "content": turn.content} for turn in self.turns]
 
 
+class Keeper:
+    """Keeps conversations as they grow: written by threads, which may come late, and yet never an older state last."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, Conversation] = {}
+        self._lock = threading.Lock()
+
+    def hold(self, conversation: Conversation) -> None:
+        """Remember its present state."""
+        self._newest[conversation.id] = msgspec.structs.replace(conversation, turns=list(conversation.turns))
+
+    def write(self, folder: Path, identity: str) -> None:
+        """Write what is remembered, unless another thread has. Raises `UserError` when the disk refuses."""
+        with self._lock:
+            newest = self._newest.pop(identity, None)
+            if newest is not None:
+                save(folder, newest)
+
+
 def begin(model: str = "") -> Conversation:
     """A new, empty conversation; nothing is written before the first turn."""
     now = time.time()
@@ -72,17 +92,30 @@ def begin(model: str = "") -> Conversation:
 
 
 def save(folder: Path, conversation: Conversation) -> None:
-    """Raises `UserError` when the disk refuses."""
+    """Into `folder` of a run. That run goes unnamed: its folder may be copied or renamed. Raises `UserError` when the
+    disk refuses."""
+    if conversation.voice is not None and conversation.voice.run == str(folder.parent):
+        own = msgspec.structs.replace(conversation.voice, run="")
+        conversation = msgspec.structs.replace(conversation, voice=own)
     text = msgspec.json.format(msgspec.json.encode(conversation), indent=1).decode()
     write_atomic(folder / f"{conversation.id}.json", text + "\n")
 
 
 def load(path: Path) -> Conversation:
-    """Raises `UserError` for a file that is not a conversation."""
+    """An answer that was being written when the app was killed has broken off. Raises `UserError` for a file that is
+    not a conversation."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Conversation)
+        found = msgspec.json.decode(path.read_bytes(), type=Conversation)
     except (OSError, msgspec.DecodeError) as error:
         raise UserError(f"{path}: not a conversation: {error}; move it away") from None
+    voice = found.voice
+    if voice is not None and not voice.url and (not voice.run or found.model == voice.model):
+        found.voice = msgspec.structs.replace(voice, run=str(path.parent.parent))
+    found.turns = [turn for turn in found.turns if turn.role == "user" or turn.content or turn.calls]
+    for turn in found.turns:
+        if turn.role != "user":
+            turn.finish_reason = turn.finish_reason or "cut"
+    return found
 
 
 def kept(folder: Path) -> list[Conversation]:

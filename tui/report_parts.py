@@ -19,8 +19,8 @@ from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.models import step_of
 from tui.report_text import Section, Table
-from tui.widgets.answer import clean, measured
-from tui.widgets.lines import empty_state, heading, text
+from tui.widgets.answer import measured
+from tui.widgets.lines import clean, empty_state, heading, text
 from tui.widgets.lines import rows as pairs
 from tui.widgets.report_blocks import drawn, table_of
 

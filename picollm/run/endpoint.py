@@ -40,12 +40,17 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Endpoint | None:
-    """The endpoint that the environment names, or None. Raises `UserError` for an address that is none."""
+    """The endpoint that the environment names, or None. Raises `UserError` for an address that is none, and for a key
+    that cannot be sent."""
     environ = os.environ if environ is None else environ
-    url = environ.get(URL, "").strip().rstrip("/")
+    url, key = environ.get(URL, "").strip().rstrip("/"), environ.get(KEY, "").strip()
     if not url:
         return None
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"{KEY} holds a line end or a letter that no key has; set it anew")
     try:
+        if not url.isprintable() or " " in url:
+            raise ValueError
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
         sound = sound and "@" not in parts.netloc and not (parts.query or parts.fragment)  # the address is shown
@@ -53,4 +58,4 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Endpoint | Non
         sound = False
     if not sound:
         raise UserError(f"{URL} is no address such as https://models.example/v1; the key goes into {KEY}")
-    return Endpoint(url, environ.get(KEY, "").strip())
+    return Endpoint(url, key)

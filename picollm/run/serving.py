@@ -11,14 +11,14 @@ import json
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from picollm.run import launch, lease
-from picollm.run.endpoint import Endpoint
+from picollm.run.endpoint import KEY, URL, Endpoint
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.stream import Delta, Fold, body_of, message_of, milder
@@ -142,7 +142,7 @@ class Client:
         """The models that can be asked for: of a run base, mid, sft and rl, as far as there are."""
         with self._errors(), self._client() as client:
             answer = client.get("/models")
-            _refuse(answer.status_code, answer.content)
+            self._refuse(answer.status_code, answer.content, answer.headers)
             names = [str(model["id"]) for model in answer.json()["data"]]
             return [name for name in names if "@" not in name] if self._own else names
 
@@ -183,10 +183,10 @@ class Client:
         return httpx.Client(**self._way(httpx.HTTPTransport))
 
     def _stream(self, path: str, body: dict[str, Any]) -> Iterator[Delta]:
-        answer = Fold()
+        answer = Fold(self.who)
         with self._errors(), self._client() as client, client.stream("POST", path, json=body) as response:
             if response.status_code != 200:
-                _refuse(response.status_code, response.read())
+                self._refuse(response.status_code, response.read(), response.headers)
             for line in response.iter_lines():
                 if (delta := answer.take(line)) is not None:
                     yield delta
@@ -199,19 +199,39 @@ class Client:
         with self._errors():
             async with httpx.AsyncClient(**self._way(httpx.AsyncHTTPTransport)) as client:
                 while asked is not None:
-                    answer = Fold()
+                    answer = Fold(self.who)
                     async with client.stream("POST", path, json=asked) as response:
                         if response.status_code != 200:
                             content = await response.aread()
                             asked = None if self._own else milder(asked, content.decode(errors="replace"))
                             if asked is None:
-                                _refuse(response.status_code, content)
+                                self._refuse(response.status_code, content, response.headers)
                             continue
+                        if response.headers.get("content-type", "").startswith("application/json"):
+                            whole = answer.take_whole(await response.aread())
+                            yield whole or Delta()
                         async for line in response.aiter_lines():
                             if (delta := answer.take(line)) is not None:
                                 yield delta
                         yield answer.last()
                         return
+
+    def _refuse(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+        """Raises `UserError` with the server's own words, and what to do about them, unless `status` is 200."""
+        if status == 200:
+            return
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            answer = content.decode(errors="replace")
+        words = message_of(answer)
+        if 300 <= status < 400:
+            words = f"it has moved to {message_of(headers.get('location', 'another address'))}; set {URL}"
+        elif status in (401, 403) and not self._own:
+            words = f"{words or 'not allowed'}; is {KEY} right?"
+        elif status == 429 and (wait := headers.get("retry-after", "")).isdigit():
+            words = f"{words or 'too many requests'}; ask again in {wait} s"
+        raise UserError(f"{self.who}: {words or 'refused'} (HTTP {status})")
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -223,7 +243,10 @@ class Client:
             yield
         except httpx.TimeoutException:
             raise UserError(f"{self.who} said nothing for {SILENCE_S:.0f} s; stop it and ask again") from None
-        except httpx.HTTPError as error:
+        except (httpx.ReadError, httpx.RemoteProtocolError) as error:
+            gone = str(error).rstrip(".") or "the connection broke off"
+            raise UserError(f"the answer was cut off: {self.who} is gone ({gone}); ask again") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UserError(f"{self.who} does not answer ({error}); {again}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.who} answered something else than the OpenAI API: {error!r}") from None
@@ -235,14 +258,3 @@ def _answers(address: Address) -> bool:
     except UserError:
         return False
     return True
-
-
-def _refuse(status: int, content: bytes) -> None:
-    """Raises `UserError` with the server's own words unless `status` is 200."""
-    if status == 200:
-        return
-    try:
-        answer = json.loads(content)
-    except ValueError:
-        answer = content.decode(errors="replace")
-    raise UserError(f"inference: {message_of(answer)} (HTTP {status})")

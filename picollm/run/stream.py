@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -45,9 +46,14 @@ class Delta(msgspec.Struct, kw_only=True):
 
 
 class Fold:
-    """Folds the lines of one server-sent stream. Reasons and figures are kept for one last delta."""
+    """Folds the lines of one server-sent stream. Reasons and figures are kept for one last delta.
 
-    def __init__(self) -> None:
+    Servers differ: any field may be missing or null, and an answer may end without a reason. `who` answers, for
+    messages.
+    """
+
+    def __init__(self, who: str = "the inference process") -> None:
+        self.who = who
         self.begun = time.monotonic()
         self.first: float | None = None
         self.measured: float | None = None
@@ -60,11 +66,22 @@ class Fold:
 
     def take(self, line: str) -> Delta | None:
         """One line to a piece of the answer; None when it holds none. Raises `UserError` for an error in the stream."""
-        if not line.startswith("data:") or line.strip() == "data: [DONE]":
+        if not line.startswith("data:"):
             return None
-        chunk = json.loads(line[5:])
-        if "error" in chunk:
-            raise UserError(f"inference: {message_of(chunk)}")
+        if line[5:].strip() == "[DONE]":
+            self.reason = self.reason or "stop"
+            return None
+        return self._take(json.loads(line[5:]))
+
+    def take_whole(self, content: bytes) -> Delta | None:
+        """The answer of a server that does not stream."""
+        found = self._take(json.loads(content))
+        self.reason = self.reason or "stop"
+        return found
+
+    def _take(self, chunk: dict[str, Any]) -> Delta | None:
+        if chunk.get("error"):
+            raise UserError(f"{self.who}: {message_of(chunk)}")
         usage = chunk.get("usage") or {}
         self.tokens = usage.get("completion_tokens", self.tokens)
         self.prompt_tokens = usage.get("prompt_tokens", self.prompt_tokens)
@@ -74,9 +91,9 @@ class Fold:
         self.cut_tokens = own.get("cut_tokens", self.cut_tokens)
         calls = tuple(ToolCall(str(call["code"]), call.get("result")) for call in own.get("tool_calls") or ())
         text, seen = "", _tokens({})
-        for choice in chunk.get("choices", [])[:1]:
+        for choice in (chunk.get("choices") or [])[:1]:
             self.reason = choice.get("finish_reason") or self.reason
-            text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+            text = choice.get("text") or (choice.get("delta") or choice.get("message") or {}).get("content") or ""
             seen = _tokens(choice.get("logprobs") or {})
         if not (text or seen or calls):
             return None
@@ -86,11 +103,12 @@ class Fold:
         return Delta(text=text, first_token_s=self.first, tokens=self.pieces, seen=seen, calls=calls)
 
     def last(self) -> Delta:
+        """After the last line. Raises `UserError` where the answer did not come to its end."""
         if self.reason is None:
-            raise UserError("the answer was cut off: the inference process ended; ask again")
+            raise UserError(f"the answer was cut off: {self.who} is gone; ask again")
         tokens = self.pieces if self.tokens is None else self.tokens
         spent = time.monotonic() - self.begun - (self.first or 0.0)
-        pace = self.tok_s or ((tokens - 1) / spent if tokens > 1 and spent > 0 else None)
+        pace = self.tok_s or ((tokens - 1) / spent if tokens > 1 and self.pieces > 1 and spent > 0 else None)
         first = self.first if self.measured is None else self.measured
         return Delta(finish_reason=self.reason, tok_s=pace, first_token_s=first, tokens=tokens,
                      prompt_tokens=self.prompt_tokens, cut_tokens=self.cut_tokens)  # fmt: skip
@@ -144,7 +162,15 @@ def milder(body: dict[str, Any], refusal: str) -> dict[str, Any] | None:
 
 
 def message_of(answer: Any) -> str:
-    """What a server says of its refusal, on one line."""
-    error = answer.get("error") if isinstance(answer, dict) else None
-    text = error.get("message") if isinstance(error, dict) else error
-    return " ".join(str(text or answer).split())[:400]
+    """What a server says of its refusal, on one line: in the shapes of OpenAI, Ollama, vLLM, FastAPI, or a page."""
+    error = answer
+    for name in ("error", "message", "detail", "msg"):
+        if isinstance(error, list) and error:
+            error = error[0]
+        if isinstance(error, dict) and error.get(name):
+            error = error[name]
+    words = str(error)
+    if title := re.search(r"<title>(.*?)</title>", words, re.IGNORECASE | re.DOTALL):
+        words = title[1]
+    words = "".join(letter if letter.isprintable() else " " for letter in words)
+    return " ".join(words.split())[:400]

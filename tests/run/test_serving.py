@@ -124,9 +124,9 @@ async def test_the_app_streams_without_blocking(served: Run) -> None:
 
 def test_refusals_and_deaths_are_one_line(served: Run) -> None:
     client = serving.Client(serving.ensure_serving(served))
-    with pytest.raises(UserError, match=r"inference: no model nope \(HTTP 404\)"):
+    with pytest.raises(UserError, match=r"inference process: no model nope \(HTTP 404\)"):
         list(client.stream_chat("nope", [{"role": "user", "content": "x"}]))
-    with pytest.raises(UserError, match="inference: out of ideas"):
+    with pytest.raises(UserError, match="the inference process: out of ideas"):
         list(client.stream_chat("sft", [{"role": "user", "content": "fail"}]))
     with pytest.raises(UserError, match=r"cut off|does not answer"):
         list(client.stream_chat("sft", [{"role": "user", "content": "die"}]))

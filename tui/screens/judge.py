@@ -18,6 +18,7 @@ from tui import actions
 from tui.screens.steady import Steady
 from tui.widgets.lines import LinesView, text
 
+LABEL = max(len(about) for _, about in RUBRIC)
 WORDS = {"a": "A", "b": "B", "tie": "equally good", "neither": "neither is any good"}
 
 
@@ -41,13 +42,12 @@ class JudgeForm(LinesView):
     def draw(self) -> None:
         found: list[RenderableType] = [self._line(0, "Which is better?", self._winner()), Text("")]
         for number, (name, side) in enumerate(self.fields[1:], 1):
-            if side == "a":
-                about = dict(RUBRIC)[name]
-                found.append(text((f"  {about[:1].upper()}{about[1:]}", "plain")))
             points = self.verdict.scores[side].get(name, 0)
             given = text((f"{points} of {MOST}  ", "strong") if points else ("not judged  ", "faint"))
             given.append_text(text(("■ " * points, "accent"), ("· " * (MOST - points), "faint")))
-            found.append(self._line(number, f"    {side.upper()}", given, 10))
+            about = dict(RUBRIC)[name] if side == "a" else ""
+            label = f"{about[:1].upper()}{about[1:]}".ljust(LABEL) + f"  {side.upper()}"
+            found.append(self._line(number, label, given, LABEL + 5))
         if self.wrong:
             found += [Text(""), text(("  " + self.wrong, "bad"))]
         self.show(found)
@@ -94,7 +94,8 @@ class JudgeForm(LinesView):
 
 
 class JudgeScreen(Steady, ModalScreen[Verdict | None]):
-    DEFAULT_CSS = "JudgeScreen { align: center middle; background: $background 70%; }"
+    """At the top, where it hides the prompts and not the answers."""
+
     BINDINGS: ClassVar[Any] = actions.bindings("dialog")
 
     def __init__(self, a: str, b: str) -> None:

@@ -44,8 +44,6 @@ def offer(app: PicollmApp, title: str, chosen: Voice | None, then: Callable[[Kno
 class VoiceScreen(Dialog[Known | None]):
     """Typing narrows the list; the arrows choose, also while typing."""
 
-    DEFAULT_CSS = "VoiceScreen { align: center middle; background: $background 70%; }"
-
     def __init__(self, title: str, found: Sequence[Known], here: str, chosen: Voice | None = None) -> None:
         super().__init__()
         self._title, self._here, self._chosen = title, here, chosen

@@ -8,20 +8,12 @@ from rich.text import Text
 
 from picollm.run import measures
 from picollm.run.stream import Token, ToolCall
-from tui.figures import metric
+from tui.figures import counted, metric
 from tui.talk import Piece
-from tui.widgets.lines import text
+from tui.widgets.lines import clean, text
 
 FLUSH_S = 0.08
 """Text is drawn a dozen times a second, not per token."""
-
-_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)} | {13: None}
-
-
-def clean(words: str) -> str:
-    """Without the control characters by which a text could steer the terminal."""
-    return words.translate(_CONTROLS)
-
 
 ENDINGS = {
     "length": ("cut at the length limit", "warn"),
@@ -64,7 +56,7 @@ def measured(answer: str, finish_reason: str | None, tok_s: float | None, tokens
              first_token_s: float | None = None) -> Text:  # fmt: skip
     """Length, repetition, how it ended, speed: always in this order, so that two of them compare at a glance."""
     found = measures.measure(answer, finish_reason)
-    length = f"{found.words} words" + (f", {tokens} tokens" if tokens else "")
+    length = counted(found.words, "word") + (f", {counted(tokens, 'token')}" if tokens else "")
     repeats = found.repetition
     line = text((length, "plain"), ("  repeats ", "faint"),
                 (f"{repeats:.0%}".replace("%", " %"), "warn" if repeats > 0.3 else "plain"))  # fmt: skip

@@ -31,6 +31,7 @@ from tui.widgets.turns import MOST_SHOWN, Turns
 if TYPE_CHECKING:
     from tui.app import PicollmApp
 
+KEEP_S = 2.0  # an answer is written to disk on the way, so that little is lost with the app
 ROOMY = 110  # columns from which there is room for a panel beside the conversation
 
 
@@ -59,6 +60,7 @@ class ChatPane(Vertical):
         self.conversation = conversations.begin()
         self._answers: dict[int, Answer] = {}  # by id of their turn: what is not kept on disk
         self._worker: Worker[None] | None = None
+        self._keeper = conversations.Keeper()
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="chat-body"):
@@ -184,6 +186,8 @@ class ChatPane(Vertical):
         conversation, answer = self.conversation, Answer()
         asked = conversation.messages()
         conversation.turns.append(turn)
+        self._keep(conversation)
+        kept = time.monotonic()
         self._answers[id(turn)] = answer
         await self._rebuild()
         view = self.turns.views[-1]
@@ -193,6 +197,9 @@ class ChatPane(Vertical):
                 said = len(answer.text)
                 answer.take(piece)
                 _keep_figures(turn, answer)
+                if time.monotonic() - kept > KEEP_S:
+                    kept = time.monotonic()
+                    self._keep(conversation)
                 if piece.calls:
                     view.draw()
                 if piece.text:
@@ -222,11 +229,11 @@ class ChatPane(Vertical):
         """Write the conversation, in a thread; not where the app is to change nothing."""
         if self.app.readonly:
             return
-        copy = msgspec.structs.replace(conversation, turns=list(conversation.turns))
+        self._keeper.hold(conversation)
 
         def write() -> None:
             try:
-                conversations.save(self._folder(), copy)
+                self._keeper.write(self._folder(), conversation.id)
             except UserError as error:
                 self.app.call_from_thread(self._say, str(error))
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from tui import actions
 from tui.conversations import Conversation
-from tui.figures import bar
+from tui.figures import bar, counted
 from tui.talk import Sampling
 from tui.voices import Known
 from tui.widgets.lines import heading, rows, text
@@ -29,7 +29,7 @@ def context_line(conversation: Conversation, known: Known | None) -> Text:
     """The context gauge: a bar and both numbers."""
     context, held = known.context if known else None, used(conversation)
     if not context:
-        return text((f"context {held} tokens" if held else "", "faint"))
+        return text((f"context {counted(held, 'token')}" if held else "", "faint"))
     share = min(1.0, held / context)
     mood = "bad" if share > 0.9 else "warn" if share > 0.7 else "accent"
     if not held:
@@ -53,7 +53,7 @@ def side_blocks(conversation: Conversation, model: str, known: Known | None, sam
                        ("longest", f"{s.max_tokens} tokens")]))  # fmt: skip
     found += [Text(""), heading("System prompt")]
     found.append(text((s.system, "plain")) if s.system else text(("none", "faint")))
-    found += [Text(""), heading("Conversation", f"{len(conversation.turns)} messages")]
+    found += [Text(""), heading("Conversation", counted(len(conversation.turns), "message"))]
     began = time.strftime("%d %b %H:%M", time.localtime(conversation.created))
     kept = "not kept: read-only" if readonly else f"conversations/{conversation.id}.json"
     found += [text((f"begun {began}", "plain")), text((kept, "faint"))]

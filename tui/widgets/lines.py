@@ -18,13 +18,24 @@ from textual.strip import Strip
 
 from tui.widgets.tones import tone
 
+_STEERING = dict.fromkeys(
+    (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A),
+     *range(0xD800, 0xE000)), "\ufffd",
+) | {13: ""}  # fmt: skip
+
+
+def clean(words: str) -> str:
+    """Without what would steer the terminal, or could not be sent to it: controls, marks that turn the direction of
+    writing, halves of characters."""
+    return words if words.isprintable() else words.translate(_STEERING)
+
 
 def text(*parts: str | tuple[str, str]) -> Text:
     """`text("plain ", ("words", "bad"))`: strings in the plain tone, pairs in a named one."""
     line = Text()
     for part in parts:
         words, name = (part, "plain") if isinstance(part, str) else part
-        line.append(words, tone(name))
+        line.append(clean(words), tone(name))
     return line
 
 
@@ -40,8 +51,8 @@ def rows(pairs: Iterable[tuple[str, RenderableType | str]], indent: int = 0) -> 
     table.add_column(style=tone("faint"), no_wrap=True)
     table.add_column(style=tone("plain"), ratio=1)
     for label, value in pairs:
-        cell = Text(value, style=tone("plain")) if isinstance(value, str) else value
-        table.add_row(*([""] if indent else []), Text(label, style=tone("faint")), cell)
+        cell = text(value) if isinstance(value, str) else value
+        table.add_row(*([""] if indent else []), Text(clean(label), style=tone("faint")), cell)
     return table
 
 

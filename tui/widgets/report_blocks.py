@@ -11,8 +11,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from tui.report_text import Block, Fence, Heading, Quote, Table, Words
-from tui.widgets.answer import clean
-from tui.widgets.lines import heading, text
+from tui.widgets.lines import clean, heading, text
 from tui.widgets.tones import tone
 
 UP, DOWN = "↑", "↓"

@@ -12,9 +12,8 @@ from rich.style import Style
 from rich.text import Text
 
 from picollm.run.stream import Token
-from tui.figures import bar
-from tui.widgets.answer import clean
-from tui.widgets.lines import text
+from tui.figures import bar, counted
+from tui.widgets.lines import clean, text
 from tui.widgets.tones import tone
 
 BAR = 16
@@ -87,5 +86,5 @@ def _surprise(seen: Sequence[Token]) -> Text:
     """How sure the model was over the whole answer."""
     mean = -sum(min(0.0, token.logprob) for token in seen if math.isfinite(token.logprob)) / len(seen)
     rare = sum(probability(token.logprob) < UNLIKELY for token in seen)
-    return text((f"whole answer: perplexity {math.exp(min(mean, 50)):.3g}, {rare} of {len(seen)} tokens under 10 % "
-                 "(underlined)", "faint"))  # fmt: skip
+    under = f"{rare} of {counted(len(seen), 'token')} under 10 % (underlined)"
+    return text((f"whole answer: perplexity {math.exp(min(mean, 50)):.3g}, {under}", "faint"))

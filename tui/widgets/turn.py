@@ -12,9 +12,10 @@ from textual.widgets import Markdown
 from textual.widgets.markdown import MarkdownStream
 
 from tui.conversations import Turn
-from tui.widgets.answer import FLUSH_S, Answer, clean, measured, told
+from tui.figures import counted
+from tui.widgets.answer import FLUSH_S, Answer, measured, told
 from tui.widgets.frame import OneLine
-from tui.widgets.lines import LinesView, text
+from tui.widgets.lines import LinesView, clean, text
 from tui.widgets.token_view import token_blocks
 from tui.widgets.tones import tone
 
@@ -64,7 +65,7 @@ class TurnView(Vertical):
         if turn.earlier:
             head.append(f"  answer {len(turn.earlier) + 1}, the earlier ones are kept on disk", tone("faint"))
         if turn.cut_tokens:
-            head.append(f"  the oldest {turn.cut_tokens} tokens did not fit", tone("warn"))
+            head.append(f"  the oldest {counted(turn.cut_tokens, 'token')} did not fit", tone("warn"))
         self.query_one(OneLine).set_line(head)
         self._fill(".tools", told(turn.calls))
         self._draw_words()
