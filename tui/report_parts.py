@@ -29,11 +29,16 @@ PAGE = 6  # rows of a list above the chosen one in full: few, and in place, so t
 
 
 class Part:
-    """The keys that mean nothing to a part do nothing. `cursor` is the line to keep in sight, if any."""
+    """The keys that mean nothing to a part do nothing. `cursor` is the line to keep in sight, if any; `look` is all
+    that the lines depend on besides the width, None where there is more."""
 
     title = ""
     hint = ""
     cursor: int | None = None
+
+    @property
+    def look(self) -> object:
+        return None
 
     def load(self, run: Run) -> None:
         """Read what is shown; again and again, for it may grow. Raises `UserError`."""
@@ -79,6 +84,10 @@ class ReportPart(Part):
         for block in self.section.blocks:
             found += [*drawn(block, width, self.column, self.down), Text("")]
         return found
+
+    @property
+    def look(self) -> object:
+        return self.column, self.down
 
     def sort(self) -> None:
         self.column = self.column + 1 if self.column + 1 < self.width else -1

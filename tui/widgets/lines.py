@@ -15,6 +15,7 @@ from textual.events import Resize
 from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.widget import Widget
 
 from tui.widgets.tones import tone
 
@@ -91,6 +92,13 @@ def _cells(strip: Strip) -> list[tuple[str, object]]:
     return [(character, segment.style) for segment in strip for character in segment.text]
 
 
+def contain(view: ScrollView, size: Size) -> None:
+    """The size of what is scrolled over, without a layout of the whole screen: the scrollbar's place is kept free."""
+    if size != view.virtual_size:
+        view.set_reactive(Widget.virtual_size, size)
+        view._scroll_update(size)
+
+
 class LinesView(ScrollView, can_focus=True):
     """Shows laid-out lines; scrolls; repaints what changed and nothing else."""
 
@@ -104,10 +112,14 @@ class LinesView(ScrollView, can_focus=True):
         self._strips: list[Strip] = []
         self._laid_width = -1
 
-    def show(self, blocks: Sequence[RenderableType]) -> None:
-        """Replace what is shown."""
+    def show(self, blocks: Sequence[RenderableType], laid: list[Strip] | None = None) -> None:
+        """Replace what is shown; `laid`: its lines, where they are known already."""
         self._blocks = blocks
-        self.lay_out()
+        if laid is None:
+            self.lay_out()
+        else:
+            self._laid_width = self.scrollable_content_region.width
+            self.put(laid)
 
     def lay_out(self) -> None:
         """Blocks to strips at the width there is now."""
@@ -115,17 +127,19 @@ class LinesView(ScrollView, can_focus=True):
         if width <= 0 or not self.is_attached:
             return
         self._laid_width = width
+        self.put(self.laid(self._blocks))
+
+    def laid(self, blocks: Sequence[RenderableType]) -> list[Strip]:
+        """The lines that blocks make at the width there is now."""
         console = self.app.console
-        options = console.options.update(width=width, height=None, highlight=False)
-        lines = console.render_lines(Group(*self._blocks), options, pad=False) if self._blocks else []
-        self.put([Strip(line).simplify() for line in lines])
+        options = console.options.update(width=self.scrollable_content_region.width, height=None, highlight=False)
+        lines = console.render_lines(Group(*blocks), options, pad=False) if blocks else []
+        return [Strip(line).simplify() for line in lines]
 
     def put(self, strips: list[Strip]) -> None:
         """Show these lines; repaint only where they differ."""
         old, self._strips = self._strips, strips
-        size = Size(self.scrollable_content_region.width, len(strips))
-        if size != self.virtual_size:
-            self.virtual_size = size
+        contain(self, Size(self.scrollable_content_region.width, len(strips)))
         top, height = self.scroll_offset.y, self.size.height
         for y in range(top, top + height):
             before = old[y] if y < len(old) else None

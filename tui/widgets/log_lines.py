@@ -14,7 +14,7 @@ from textual.strip import Strip
 from tui.log_reader import LogReader, LogWindow
 from tui.matches import ERROR, WARN, hinted
 from tui.search import GLANCE_S, Query, TooSlow
-from tui.widgets.lines import changed, text
+from tui.widgets.lines import changed, contain, text
 from tui.widgets.tones import tone
 
 MARGIN = 60
@@ -194,9 +194,7 @@ class LogLines(ScrollView, can_focus=True):
     def _resize(self, rows: int) -> None:
         """Wrapped rows take more than a line: then the last one may be scrolled to the top."""
         extra = max(0, self.size.height - 1) if self.wrap and rows else 0
-        size = Size(self.size.width, max(1, rows + extra))
-        if size != self.virtual_size:
-            self.virtual_size = size
+        contain(self, Size(self.size.width, max(1, rows + extra)))
 
     def _top_for_end(self) -> int:
         """The first row shown when the last one is at the bottom."""

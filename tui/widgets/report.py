@@ -10,10 +10,12 @@ from rich.console import RenderableType
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.strip import Strip
 
 from picollm.run.errors import UserError
 from tui.report_parts import FailuresPart, ManifestPart, Part, ReportPart, SamplesPart, VotesPart, load
 from tui.report_text import sections
+from tui.widgets import tones
 from tui.widgets.frame import OneLine
 from tui.widgets.lines import LinesView, empty_state, text
 
@@ -21,8 +23,7 @@ if TYPE_CHECKING:
     from tui.app import PicollmApp
 
 AGAIN_S = 5.0  # how old what was read from the folder may be
-AT_ONCE = 60  # blocks drawn at once; each is a line or more
-LATER_S = 0.1  # after which the others are
+LATER_S = 0.1  # after which what is below the screen is laid out
 
 
 class _NoReport(Part):
@@ -58,6 +59,7 @@ class ReportPane(Vertical):
         self.parts: list[Part] = [_NoReport(), *self.beside, self.manifest]
         self.at = 0
         self._read_at: dict[int, float] = {}
+        self._kept: dict[object, tuple[list[RenderableType], list[Strip]]] = {}
 
     def compose(self) -> ComposeResult:
         yield OneLine(id="report-parts")
@@ -78,6 +80,7 @@ class ReportPane(Vertical):
     async def update_from(self, report: str, manifest: str) -> None:
         if report != self._report:
             self._report = report
+            self._kept = {}
             found = await asyncio.to_thread(sections, report)
             self._written = [ReportPart(section) for section in found]
         if manifest != self._manifest:
@@ -108,20 +111,35 @@ class ReportPane(Vertical):
         width = self.lines.scrollable_content_region.width
         self.query_one("#report-parts", OneLine).set_line(self._titles(self.size.width))
         self.query_one("#report-hint", OneLine).set_line(text((f"←/→ section  {self.part.hint}", "faint")))
-        blocks = self.part.blocks(width)
-        if len(blocks) > AT_ONCE and not self.lines.scroll_offset.y:
-            self.lines.show(blocks[:AT_ONCE])
-            self.set_timer(LATER_S, lambda part=self.part: self._draw_rest(part, blocks))  # type: ignore[misc]
-        else:
-            self.lines.show(blocks)
+        self._draw_part(width)
         cursor, view = self.part.cursor, self.lines
         if cursor is not None and not view.scroll_offset.y <= cursor < view.scroll_offset.y + view.size.height:
             view.scroll_to(y=max(0, cursor - view.size.height // 2), animate=False)
 
-    def _draw_rest(self, part: Part, blocks: list[RenderableType]) -> None:
-        """What is below the screen can wait until the top of it is there."""
-        if part is self.part:
-            self.lines.show(blocks)
+    def _draw_part(self, width: int) -> None:
+        """What was laid out before is kept; else the screen's part of it first, and the rest a moment later."""
+        part, view = self.part, self.lines
+        how = None if part.look is None else (part, part.look, width, tones.current().name)
+        if how in self._kept:
+            view.show(*self._kept[how])
+            return
+        blocks = part.blocks(width)
+        at_once = len(blocks) if view.scroll_offset.y else max(1, view.size.height)
+        laid = view.laid(blocks[:at_once]) if width > 0 else []
+        view.show(blocks, laid)
+
+        def rest() -> None:
+            if part is not self.part or width != view.scrollable_content_region.width:
+                return
+            whole = laid + view.laid(blocks[at_once:])
+            if how is not None:
+                self._kept[how] = blocks, whole
+            view.show(blocks, whole)
+
+        if at_once < len(blocks):
+            self.set_timer(LATER_S, rest)
+        elif how is not None:
+            self._kept[how] = blocks, laid
 
     def _titles(self, width: int) -> Text:
         """The sections by name, as many around the chosen one as there is room for."""
