@@ -93,8 +93,11 @@ def _cells(strip: Strip) -> list[tuple[str, object]]:
 
 
 def contain(view: ScrollView, size: Size) -> None:
-    """The size of what is scrolled over, without a layout of the whole screen: the scrollbar's place is kept free."""
-    if size != view.virtual_size:
+    """The size of what is scrolled over, without a layout of the whole screen: the scrollbar's place is kept free. A
+    view that is as high as its content needs that layout."""
+    if view.styles.auto_dimensions:
+        view.virtual_size = size
+    elif size != view.virtual_size:
         view.set_reactive(Widget.virtual_size, size)
         view._scroll_update(size)
 
