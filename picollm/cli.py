@@ -31,8 +31,9 @@ from picollm import (
     cli_talk,
     cli_watch,
 )
-from picollm.run import branch, conductor, launch, pipeline, serving
+from picollm.run import branch, conductor, launch, pipeline, recheck, serving
 from picollm.run import config as settings
+from picollm.run.checks import CHECKS
 from picollm.run.errors import UserError
 from picollm.run.folder import ACTIVE, Run, folder_of, picollm_home, runs_folder
 from picollm.run.history import StageHistory
@@ -152,10 +153,21 @@ def plan(
 
 
 @app.command()
-def doctor(run: RunName = None, profile: Profile = None) -> int:
+def doctor(
+    run: RunName = None,
+    profile: Profile = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help=f"this check again: {', '.join(CHECKS)}; may be repeated")
+    ] = None,
+) -> int:
     """Check this machine: Python, packages, memory, disk, network, GPUs. Exit code 1 when a check fails."""
+    recheck.known(only or [])
     with contextlib.ExitStack() as stack:
         found = existing(run) if run else stack.enter_context(throwaway(profile))
+        if only:  # the stage of the run is left as it was; the app shows the newer of both
+            checks = list(recheck.make(found.dir, only))
+            print(cli_show.checks_text(checks))
+            return int(bool(cli_show.failed_checks(checks)))
         code = launch.launch_here(found.dir, "doctor")
         history = StageHistory(found, "doctor").read_all()
         if code and not history.checks:

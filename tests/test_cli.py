@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from picollm import cli
-from picollm.run import conductor, lease, pipeline
+from picollm.run import conductor, lease, pipeline, recheck
 from picollm.run import config as settings
 from picollm.run import events as ev
 from picollm.run.errors import UserError
@@ -241,6 +241,14 @@ def test_in_the_plan_what_is_at_work_at_the_same_time_counts_once(run: Run, caps
 def test_doctor_in_a_throwaway_run_leaves_nothing(runs: Path, capsys: Any) -> None:
     code, out, _ = call("doctor", capsys=capsys)
     assert code == 0 and re.search(r"^ok +python +3\.11", out, re.M) and not runs.exists()
+
+
+def test_one_check_is_made_again_beside_the_stage(run: Run, capsys: Any) -> None:
+    code, out, _ = call("doctor", "--run", "r", "--only", "python", "--only", "disk", capsys=capsys)
+    assert code == 0 and re.findall(r"^(?:ok|warn) +(\w+)", out, re.M) == ["python", "disk"]
+    assert not run.attempts("doctor") and "python" in (recheck.folder(run.dir) / "events.jsonl").read_text()
+    code, _, err = call("doctor", "--only", "weather", capsys=capsys)
+    assert code == 2 and "unknown check 'weather': expected one of python" in err
 
 
 def test_doctor_fails_when_a_check_fails(run: Run, capsys: Any) -> None:

@@ -10,7 +10,7 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,9 +32,7 @@ def folder(run_dir: Path) -> Path:
 
 def start(run_dir: Path, names: Sequence[str] = (), profile: str = "") -> subprocess.Popen[bytes]:
     """Begin `names`, or all, in a process. Raises `UserError` for an unknown one, or while some are being made."""
-    unknown = [name for name in names if name not in CHECKS]
-    if unknown:
-        raise UserError(f"unknown check '{unknown[0]}': expected one of {', '.join(CHECKS)}")
+    known(names)
     place = folder(run_dir)
     if lease.is_held(place / "lock"):
         raise UserError("checks are being made already")
@@ -42,13 +40,20 @@ def start(run_dir: Path, names: Sequence[str] = (), profile: str = "") -> subpro
     return launch.spawn_detached(argv, place / "console.log")
 
 
-def check(run_dir: Path, names: Sequence[str], profile: str) -> int:
-    """Make the checks here and now, one event each. Returns the exit code: 1 when one fails."""
+def known(names: Sequence[str]) -> None:
+    """Raises `UserError` for a name that is no check."""
+    unknown = [name for name in names if name not in CHECKS]
+    if unknown:
+        raise UserError(f"unknown check '{unknown[0]}': expected one of {', '.join(CHECKS)}")
+
+
+def make(run_dir: Path, names: Sequence[str], profile: str = "") -> Iterator[ev.Check]:
+    """Make the checks here and now, one event each, which is given as soon as it is written. Raises `UserError`."""
+    known(names)
     place = folder(run_dir)
     lock = lease.Lock(place / "lock")
     if not lock.exclusive(patience=1.0):
-        print("error: checks are being made already", file=sys.stderr)
-        return 2
+        raise UserError("checks are being made already")
     file, begun = place / "events.jsonl", time.monotonic()
     try:
         if file.exists() and file.stat().st_size > LIMIT_BYTES:
@@ -59,18 +64,25 @@ def check(run_dir: Path, names: Sequence[str], profile: str) -> int:
             config = run.config()
         else:
             run, config = Run(runs_folder()), settings.load(profile or None)
-        failed = False
         for verdict in run_checks(run, config, names):
-            ev.append(file, ev.Check(**msgspec.structs.asdict(verdict)))
-            failed = failed or verdict.status == "fail"
+            made = ev.Check(**msgspec.structs.asdict(verdict))
+            ev.append(file, made)
+            yield made
         ev.append(file, ev.Finished(seconds=round(time.monotonic() - begun, 3)))
-        return int(failed)
     except UserError as error:
         ev.append(file, ev.Failed(error=str(error), code=2))
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise
     finally:
         lock.release()
+
+
+def check(run_dir: Path, names: Sequence[str], profile: str) -> int:
+    """Make the checks for the app. Returns the exit code: 1 when one fails."""
+    try:
+        return int(any([made.status == "fail" for made in make(run_dir, names, profile)]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 class Found(msgspec.Struct, frozen=True):
