@@ -252,7 +252,8 @@ def spread(values: list[float], unit: str = "ms", scale: float = 1000.0) -> str:
 
 def environment(runs: Path, **more: str) -> dict[str, str]:
     """A plain terminal with all colours, whatever this script runs in."""
-    left_out = ("LINES", "COLUMNS", "TERM_PROGRAM", "TERM_PROGRAM_VERSION", "TMUX", "STY", "NO_COLOR", "SSH_TTY", "CI")
+    left_out = {"LINES", "COLUMNS", "TERM_PROGRAM", "TERM_PROGRAM_VERSION", "TMUX", "STY", "NO_COLOR", "SSH_TTY", "CI"}
+    left_out |= {"PYTHONDONTWRITEBYTECODE"}  # an installed program finds its modules compiled
     own = {name: value for name, value in os.environ.items() if name not in left_out}
     own |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONPATH": str(ROOT), "PICOLLM_RUNS": str(runs)}
     return own | {"PICOLLM_HOME": str(runs.parent / "home")} | more

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import mul, sub
 
 LIMIT = 1 << 17
 UNITS = ("step", "tokens", "time", "FLOPs")
@@ -93,12 +94,16 @@ class Pace:
             self.cut(steps[0] - 1)
         last, tokens, seconds = self._end
         begin = self._before if self._before is not None else times[0] - (step_s[0] if step_s else 0.0)
-        passed = [max(0.0, after - before) for before, after in zip([begin, *times], times, strict=False)]
+        passed = list(map(sub, times, [begin, *times]))
+        if min(passed) < 0:  # a clock that was put back
+            passed = [max(0.0, value) for value in passed]
         counted = [0.0] * len(steps)
         if tok_s and step_s:
-            gaps = [after - before for before, after in zip([last, *steps], steps, strict=False)]
-            gaps[0] = gaps[0] if last else 1.0
-            counted = [a * b * gap for a, b, gap in zip(tok_s, step_s, gaps, strict=True)]
+            counted = list(map(mul, tok_s, step_s))
+            if not last or steps[-1] - last != len(steps):  # not every step is here
+                gaps = [after - before for before, after in zip([last, *steps], steps, strict=False)]
+                gaps[0] = gaps[0] if last else 1.0
+                counted = list(map(mul, counted, gaps))
             if not (math.isfinite(sum(counted)) and min(counted) >= 0):
                 counted = [value if math.isfinite(value) and value > 0 else 0.0 for value in counted]
         all_seconds = list(accumulate(passed, initial=seconds))[1:]

@@ -251,10 +251,15 @@ class Pyramid:
             below, above = self._floors[level], self._floors[level + 1]
             missing = range(len(above[0]) * FAN, len(below[0]) // FAN * FAN, FAN)
             if missing:
-                lows, highs, means = below
-                above[0].fromlist([min(lows[i : i + FAN]) for i in missing])
-                above[1].fromlist([max(highs[i : i + FAN]) for i in missing])
-                above[2].fromlist([_mean(means[i : i + FAN]) for i in missing])
+                done: dict[int, list[list[float]]] = {}
+                for array_ in below:  # while they are points its sides are one array
+                    if id(array_) not in done:
+                        values = array_[missing.start : missing.stop].tolist()
+                        done[id(array_)] = [values[i : i + FAN] for i in range(0, len(values), FAN)]
+                lows, highs, means = (done[id(array_)] for array_ in below)
+                above[0].fromlist(list(map(min, lows)))
+                above[1].fromlist(list(map(max, highs)))
+                above[2].fromlist(list(map(_mean, means)))
             level += 1
 
     def cut(self, step: float) -> None:

@@ -192,6 +192,12 @@ class Conductor(Event):
     pid: int = 0
 
 
+class Queue(Event):
+    """Conductor: the stages that were asked for and are not done, in order; those at work among them."""
+
+    stages: list[str] = []
+
+
 class Machine(Event):
     """One reading of the machine: percent, bytes, bytes per second, and one record per GPU (`nvml.Gpus.read`).
 
@@ -238,6 +244,7 @@ AnyEvent = (
     | Launched
     | Exited
     | Conductor
+    | Queue
     | Machine
 )
 TERMINAL = (Finished, Failed, Stopped)
@@ -287,6 +294,14 @@ def decode(line: bytes) -> AnyEvent | None:
         return _decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def decode_all(lines: list[bytes]) -> list[AnyEvent]:
+    """What `decode` makes of each, without those it makes nothing of; all at once where every line is sound."""
+    try:
+        return _decoder.decode_lines(b"\n".join(lines))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return [event for line in lines if (event := decode(line)) is not None]
 
 
 class EventWriter:
@@ -404,9 +419,7 @@ class EventReader:
         """
         skipped = self._without
         while (data := self._portion(limit_bytes)) is not None:
-            lines = data.split(b"\n")
-            events = [event for line in lines if line and not line.startswith(skipped)
-                      and (event := decode(line)) is not None]  # fmt: skip
+            events = decode_all([line for line in data.split(b"\n") if line and not line.startswith(skipped)])
             if events:
                 return events
         return []

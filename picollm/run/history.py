@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
-from itertools import islice, pairwise
-from operator import le
-from typing import Any, cast
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice, pairwise
+from operator import itemgetter, le
+from typing import Any
 
 from picollm.run import events as ev
 from picollm.run import pipeline
@@ -117,22 +117,13 @@ class StageHistory:
 
     def _take_all(self, events: Iterable[Any]) -> None:
         """In order; metrics with the same keys and ascending steps are taken together."""
-        group: list[ev.Metrics] = []
-        last, keys = 0, list[str]()
-        for event in events:
-            metrics = type(event) is ev.Metrics
-            if group and not (metrics and event.step > last and list(event.values) == keys):
-                self._metrics(group)
-                group = []
-            if not metrics:
-                self._take(event)
+        for kind, group in groupby(events, type):
+            if kind is not ev.Metrics:
+                for event in group:
+                    self._take(event)
                 continue
-            if not group:
-                keys = list(event.values)
-            group.append(event)
-            last = event.step
-        if group:
-            self._metrics(group)
+            for alike in _alike(list(group)):
+                self._metrics(alike)
 
     def _metrics(self, group: list[ev.Metrics]) -> None:
         steps, times = [event.step for event in group], [event.time for event in group]
@@ -140,10 +131,11 @@ class StageHistory:
         forward = all(map(le, times, islice(times, 1, None)))
         passed = times[-1] - times[0] if forward else sum(max(0.0, after - before) for before, after in pairwise(times))
         self._pass(passed, times[-1])
-        columns = zip(*(event.values.values() for event in group), strict=True)
-        for key, column in zip(group[0].values, columns, strict=True):
-            values = [NAN if value is None else value for value in column] if None in column else list(column)
-            self._add(key, steps, cast("list[float]", values), times)
+        values = [event.values for event in group]
+        for key in group[0].values:
+            column: list[Any] = list(map(itemgetter(key), values))
+            self._add(key, steps, [NAN if value is None else value for value in column] if None in column else column,
+                      times)  # fmt: skip
 
     def _add(self, key: str, steps: list[int], values: list[float], times: list[float]) -> None:
         """Points of one metric, in ascending order of their steps."""
@@ -218,3 +210,15 @@ class StageHistory:
         self.samples = [event for event in self.samples if event.step <= step]
         self.notes = [event for event in self.notes if event.step <= step]
         self.checkpoints = [event for event in self.checkpoints if event.step <= step]
+
+
+def _alike(events: list[ev.Metrics]) -> Iterator[list[ev.Metrics]]:
+    """In order, as few groups as there are in which all have the same metrics and the steps ascend."""
+    begin, last, keys = 0, -1, events[0].values.keys()
+    for number, event in enumerate(events):
+        if event.step <= last or event.values.keys() != keys:
+            if number > begin:
+                yield events[begin:number]
+            begin, keys = number, event.values.keys()
+        last = event.step
+    yield events[begin:]
