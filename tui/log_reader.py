@@ -274,7 +274,9 @@ class LogReader(threading.Thread):
                 self._say(file, wish, found=row)
             self._anchor = -1
             if self._uncounted >= 0 and self._hits is not None:
-                self._post(LogWindow(str(file.path), 0, [], -1, file.lines, note=self._count(self._uncounted, wish)))
+                self._post(
+                    LogWindow(str(file.path), 0, [], -1, file.lines, note=self._count(file, self._uncounted, wish))
+                )
             self._uncounted = -1
         if self._hits is None:
             if self._pending and wish.words:  # it was given up before
@@ -299,21 +301,23 @@ class LogReader(threading.Thread):
         if hit >= 0:
             row = self._rows.place(hit) if self._rows is not None else hit
             self._uncounted = hit if searching else -1
-            note = "match" if searching else self._count(hit, wish)
-            words = query(wish.words)
-            if words is not None and not words.search(file.line(hit)):
-                note += ", further on in this line than is shown"
+            note = self._with_doubt("match", file, hit, wish) if searching else self._count(file, hit, wish)
             self._say(file, wish, found=row, note=note)
             return
         self._uncounted = -1
         where, number = "above" if direction < 0 else "below", len(self._hits.lines)
         note = f"no match {where}" + ("" if searching else f", {number:,} in all")
-        self._post(LogWindow(str(file.path), 0, [], -1, file.lines, note=self._with_doubt(note, wish)))
+        self._post(LogWindow(str(file.path), 0, [], -1, file.lines, note=self._with_doubt(note, file, -1, wish)))
 
-    def _count(self, line: int, wish: _Wish) -> str:
+    def _count(self, file: LogFile, line: int, wish: _Wish) -> str:
         assert self._hits is not None
-        return self._with_doubt(f"match {self._hits.place(line) + 1:,} of {len(self._hits.lines):,}", wish)
+        return self._with_doubt(f"match {self._hits.place(line) + 1:,} of {len(self._hits.lines):,}", file, line, wish)
 
-    def _with_doubt(self, words: str, wish: _Wish) -> str:
-        looked_for = query(wish.words)
-        return f"{words}; taken as plain text ({looked_for.doubt})" if looked_for and looked_for.doubt else words
+    def _with_doubt(self, note: str, file: LogFile, line: int, wish: _Wish) -> str:
+        """`note`, and what is odd about the search, or about the match in `line` (-1: there is none)."""
+        words = query(wish.words)
+        if words is None:
+            return note
+        if line >= 0 and not words.search(file.line(line)):
+            note += ", further on in this line than is shown"
+        return f"{note}; taken as plain text ({words.doubt})" if words.doubt else note

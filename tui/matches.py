@@ -12,7 +12,7 @@ from tui.search import Query, TooSlow
 from tui.tail import PORTION, LogFile, clean
 
 STEP = 256 << 10
-LINES_S = 2.0
+LINES_S = 1.0
 """For the lines of one portion, looked at one by one because the expression is slow; then it is given up."""
 Pattern = re.Pattern[str] | Query
 

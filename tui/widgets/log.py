@@ -128,6 +128,8 @@ class LogPane(Vertical):
             title = pipeline.stage(self._stage).title if self._stage in pipeline.NAMES else "This stage"
             start, menu = actions.find("start_stage").first, actions.find("logs", "log").first
             words = [f"{title} has printed nothing yet", f"{start} starts it; {menu} lists the logs that there are."]
+        elif self._busy:
+            words = ["Searching …", ""]
         elif self._only or self._level:
             words = ["No line is of that kind", "The title says which are shown, and the keys below change it."]
         else:
@@ -211,7 +213,8 @@ class LogPane(Vertical):
 
     def _choose(self, other_rows: bool = True) -> None:
         """Tell the reader what is looked for; where that changes which lines are rows, stay near where we are."""
-        self._note, anchor = "", -1
+        looking = self._shown is not None and (self._words or self._level)
+        self._note, self._busy, anchor = "", "searching" if looking else "", -1
         self.lines.pattern = query(self._words)
         if other_rows:
             anchor = -1 if self.lines.following else max(0, self._line())
