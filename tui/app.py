@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +62,7 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
         self._sampling: Sampling | None = None
         self._moved = False
         self._seen = False
+        self._held = ""  # what Train shows while a stage without curves runs
         self.farewell = ""
 
     # life -----------------------------------------------------------------------------------------------------------
@@ -97,21 +97,29 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
         before, view = self.main.view, message.view
         if message.view.name != Path(self.options.run).name:
             return
-        if not view.exists and self.options.profile:
-            view = replace(view, profile=self.options.profile)
-        elif not view.exists:
-            view = replace(view, profile="pocket")
+        if not view.exists:
+            view = self._promised(view)
         self.main.view = view
         now, then = view.active, before.active
-        followed = then is not None and self.main.rail.selected == then.name
+        followed = then is not None and self.main.rail.selected in (then.name, self._held)
         if self.options.stage and not self._seen:
             self.main.rail.selected = self.options.stage
         elif (now is not None and followed) or not self._moved:
-            self.main.rail.selected = now.name if now else state.where_to_look(view)
+            where = now.name if now else state.where_to_look(view)
+            if self.main.tab == "train":
+                where = self._held = self.main.with_curves(where)
+            self.main.rail.selected = where
         self._seen = True
         self.main.redraw()
         if view.problem and view.problem != before.problem:
             self.notify(view.problem, severity="error", timeout=8, markup=False)
+
+    def _promised(self, view: state.RunView) -> state.RunView:
+        """There is no such run yet: what it would be."""
+        try:
+            return state.promised(view, asks.wanted(self.options).run)
+        except UserError:  # said when it is made
+            return view
 
     @on(bridge.StageChanged)
     async def _stage_changed(self, message: bridge.StageChanged) -> None:

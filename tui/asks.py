@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,13 +55,19 @@ def resolve(name: str | None, profile: str | None, config: Path | None, sets: li
     return Options(run=name, profile=profile, config=config, sets=tuple(sets))
 
 
+@functools.cache
+def wanted(options: Options) -> settings.Config:
+    """The settings of the run that would be made. Raises `UserError`."""
+    return settings.load(options.profile, options.config, options.sets)
+
+
 def open_or_create(options: Options) -> Run:
     """The run, laid out when it is new; `--set` on a run that exists makes a revision of its settings."""
     if (folder_of(options.run) / "config.toml").is_file():
         run = Run.open(options.run)
         run.set(list(options.sets))
         return run
-    return Run.create(options.run, settings.load(options.profile, options.config, options.sets))
+    return Run.create(options.run, wanted(options))
 
 
 def launch(options: Options, stages: tuple[str, ...]) -> str:

@@ -21,6 +21,7 @@ from picollm.run import lease, pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, folder_of
 from picollm.run.planned import Plan
+from picollm.run.status import asked_for
 from tui import state
 from tui.stage_reader import StageReader
 
@@ -198,6 +199,7 @@ class Reader(threading.Thread):
             profile=wishes.run.profile,
             stages=tuple(_rounded(status) for status in statuses),
             conductor=lease.is_held(run.conductor_lock),
+            queue=asked_for(run),
             notice=self._conductor_says(),
             prompts=tuple(run.prompts()),
             models=state.models(statuses),

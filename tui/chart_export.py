@@ -14,6 +14,7 @@ from picollm.run.folder import write_atomic
 from tui import state
 from tui.axis import Range, fitting
 from tui.figures import metric
+from tui.pyramid import Curve
 from tui.widgets.chart import OVERLAY_TONES, SMOOTHABLE, Trace, View, figure, zigzag
 from tui.widgets.chart_list import Chart
 from tui.widgets.tones import PALETTES
@@ -33,23 +34,17 @@ def _file(folder: Path, stage: str, kind: str) -> Path:
 
 def csv(folder: Path, stage: str, detail: state.Detail, series: Sequence[str]) -> Path:
     """One row a step: step, seconds at work, tokens trained on so far, then each metric, empty where it was not read.
+    Metrics of the runs laid over it follow by step, as `run: name`; seconds and tokens are this run's.
 
     Of a metric with more points than are kept one by one, `name` is the mean of neighbours, beside `name.low` and
     `name.high`. Raises `OSError`.
     """
     rows: dict[float, dict[str, str]] = {}
     heads: list[str] = []
-    for name in series:
-        curve = detail.curves[name]
-        bundled = curve.stride > 1
-        heads += [name, f"{name}.low", f"{name}.high"] if bundled else [name]
-        for column in curve.points():
-            row = rows.setdefault(column.step, {})
-            row[name] = repr(column.mean)
-            if bundled:
-                row[f"{name}.low"], row[f"{name}.high"] = repr(column.low), repr(column.high)
-        for step, value in curve.broken:
-            rows.setdefault(step, {})[name] = repr(value)
+    for run, curves in [("", detail.curves), *((f"{other}: ", curves) for other, _, curves in detail.others)]:
+        for name in series:
+            if name in curves:
+                heads += _column(rows, run + name, curves[name])
     counted = "tokens" in detail.ways.units()
     file = _file(folder, stage, "csv")
     part = file.with_name(f".{file.name}.{os.getpid()}")
@@ -65,6 +60,19 @@ def csv(folder: Path, stage: str, detail: state.Detail, series: Sequence[str]) -
     finally:
         part.unlink(missing_ok=True)
     return file
+
+
+def _column(rows: dict[float, dict[str, str]], head: str, curve: Curve) -> list[str]:
+    """A curve's points into the rows; the heads of the columns they stand in."""
+    bundled = curve.stride > 1
+    for column in curve.points():
+        row = rows.setdefault(column.step, {})
+        row[head] = repr(column.mean)
+        if bundled:
+            row[f"{head}.low"], row[f"{head}.high"] = repr(column.low), repr(column.high)
+    for step, value in curve.broken:
+        rows.setdefault(step, {})[head] = repr(value)
+    return [head, f"{head}.low", f"{head}.high"] if bundled else [head]
 
 
 def svg(folder: Path, stage: str, title: str, charts: Sequence[tuple[Chart, list[Trace], View, Range | None]],

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from picollm.run import config as settings
@@ -33,6 +33,7 @@ class Look:
 
 LOOKS: dict[str, Look] = {
     "waiting": Look("·", "waiting", "wait", "faint"),
+    "queued": Look("·", "queued", "queue", "plain"),
     "ready": Look("○", "ready", "ready", "plain"),
     "running": Look("▶", "running", "run", "accent"),
     "stalled": Look("!", "stalled", "stall", "warn"),
@@ -49,8 +50,9 @@ LOOKS: dict[str, Look] = {
 @dataclass(frozen=True)
 class RunView:
     """One run as it is now; not `known`: nobody has looked yet. `problem` is why part of it could not be read; the
-    rest is the last that could. `replay`: where a replay stands, in words. `differs`: of the settings that are
-    not as in the profile, what the profile has."""
+    rest is the last that could. `queue`: the stages that were asked for, where
+    somebody says so. `replay`: where a replay stands, in words. `differs`: of the settings that are not as in the
+    profile, what the profile has."""
 
     name: str
     folder: str = ""
@@ -59,6 +61,7 @@ class RunView:
     profile: str = ""
     stages: tuple[StageStatus, ...] = ()
     conductor: bool = False
+    queue: tuple[str, ...] | None = None
     notice: str = ""
     problem: str = ""
     prompts: tuple[str, ...] = ()
@@ -71,6 +74,11 @@ class RunView:
     def stage(self, name: str) -> StageStatus:
         """The status of `name`; waiting when nothing is known."""
         return next((status for status in self.stages if status.name == name), blank(name))
+
+    def look(self, name: str) -> Look:
+        """How the stage is shown: one that waits its turn is queued."""
+        state = self.stage(name).state
+        return LOOKS["queued" if state in ("waiting", "ready") and name in (self.queue or ()) else state]
 
     @property
     def active(self) -> StageStatus | None:
@@ -105,12 +113,19 @@ class Detail:
 
 
 def blank(name: str) -> StageStatus:
-    return StageStatus(name=name, state="waiting", predicted_s=pipeline.stage(name).typical_s)
+    return StageStatus(name=name, state="waiting")
 
 
 def empty(name: str, folder: str = "", known: bool = True) -> RunView:
     """A run that does not exist yet, or that nobody has looked at."""
     return RunView(name=name, folder=folder, known=known, stages=tuple(blank(row.name) for row in pipeline.STAGES))
+
+
+def promised(view: RunView, wishes: Any) -> RunView:
+    """Of a run that does not exist yet: its profile, and what its stages would take. `wishes`: its `[run]` table."""
+    seconds = {name: pipeline.unplanned_s(name, wishes.minutes) for name in pipeline.NAMES}
+    stages = tuple(StageStatus(name=name, state="waiting", predicted_s=s, eta=s) for name, s in seconds.items())
+    return replace(view, profile=wishes.profile, stages=stages)
 
 
 def models(statuses: Iterable[StageStatus]) -> tuple[str, ...]:
@@ -130,7 +145,7 @@ class Totals:
     done: int
     stages: int
     elapsed: float
-    left: float
+    left: float | None
 
 
 def totals(view: RunView) -> Totals:
@@ -138,7 +153,7 @@ def totals(view: RunView) -> Totals:
     done = sum(status.state in ("done", "skipped") for status in view.stages)
     from picollm.run import estimate  # the first frame does not wait for it
 
-    left = estimate.left_seconds(settings.build(view.settings), view.stages)
+    left = estimate.left_seconds(settings.build(view.settings), view.stages, view.queue)
     return Totals(done, len(view.stages), spent(view.stages), left)
 
 

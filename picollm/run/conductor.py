@@ -141,6 +141,7 @@ class Conductor:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.goals: list[str] = []
+        self.told: list[str] = []
         self.redo: set[str] = set()
         self.fresh: set[str] = set()
         self.running: dict[str, int] = {}
@@ -184,6 +185,7 @@ class Conductor:
             for name in list(self.goals):
                 if name not in self.redo and statuses[name].state == "done" and name not in self.running:
                     self.goals.remove(name)
+            self._tell()
             # One at a time; but a stage whose work can be used already keeps nobody from going on.
             following = self._next(statuses) if all(status.usable for status in active) else None
             if following is not None:
@@ -335,6 +337,13 @@ class Conductor:
                 # What runs was started between the asking and now: it is what was asked for.
                 self.redo |= set(request.redo) - set(self.running)
                 self.fresh |= set(request.fresh) - set(self.running)
+
+    def _tell(self) -> None:
+        """Who looks at the run sees what is still to come."""
+        if self.goals != self.told:
+            self.told = list(self.goals)
+            with contextlib.suppress(OSError):
+                ev.append(self.run.conductor_events, ev.Queue(stages=self.told))
 
     def _say(self, what: str, text: str = "") -> None:
         with contextlib.suppress(OSError):

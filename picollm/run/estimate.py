@@ -6,7 +6,7 @@ is not here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -186,12 +186,19 @@ def conversation_bytes(config: Config) -> int:
     return found
 
 
-def left_seconds(config: Config, statuses: Iterable[StageStatus]) -> float:
-    """Wall clock still to go, by the pace of what runs and the predictions for what has not begun."""
+def left_seconds(config: Config, statuses: Iterable[StageStatus], queue: Collection[str] | None = None) -> float | None:
+    """Wall clock still to go, by the pace of what runs and the predictions for what has not begun; None before anybody
+    can tell. `queue`: the stages that were asked for, where not all that are left were."""
     found = {status.name: status for status in statuses}
-    left = {name: one.eta if one.eta is not None else one.predicted_s or 0.0 for name, one in found.items()}
-    left |= {name: 0.0 for name, one in found.items() if one.state in ("done", "skipped")}
-    return eta_seconds(config, left, begun="pretrain" in found and found["pretrain"].state in ACTIVE)
+    left = {name: one.eta if one.eta is not None else one.predicted_s for name, one in found.items()}
+    for name, one in found.items():
+        called_off = queue is not None and name not in queue and one.state not in ACTIVE
+        if called_off or one.state in ("done", "skipped"):
+            left[name] = 0.0
+    seconds = {name: value for name, value in left.items() if value is not None}
+    if len(seconds) < len(left):
+        return None
+    return eta_seconds(config, seconds, begun="pretrain" in found and found["pretrain"].state in ACTIVE)
 
 
 def eta_seconds(config: Config, seconds: dict[str, float], begun: bool = False) -> float:

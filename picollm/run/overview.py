@@ -15,6 +15,7 @@ from picollm.run import estimate, lease, pipeline, shelf
 from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import ACTIVE, Run, StageStatus
+from picollm.run.status import asked_for
 
 BROKEN = ("failed", "crashed", "stopped", "stalled")
 RECHECK_S = 60.0
@@ -29,7 +30,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     `state` is that of `stage`, where the run stands: what runs, else what broke, else what is stale or next; "done"
     when all is. `loss`, `bpb`: the newest readings of training and of the base model. `left`: seconds to its end.
-    `queue`: what it waits for, or how much is still to come. `touched`: unix seconds of the newest sign of life.
+    `queue`: what it waits for, or what comes next. `touched`: unix seconds of the newest sign of life.
     `read`: whether anybody has looked into it yet.
     """
 
@@ -74,6 +75,7 @@ def summarise(run: Run, touched: float = 0.0) -> Summary:
     front = _front(statuses)
     done = sum(status.state in ("done", "skipped") for status in statuses)
     to_go = len(statuses) - done
+    queue = asked_for(run) if conductor else None
     loss, bpb = _readings(run, statuses)
     return Summary(
         name=name,
@@ -87,8 +89,8 @@ def summarise(run: Run, touched: float = 0.0) -> Summary:
         bpb=bpb,
         done=done,
         stages=len(statuses),
-        left=estimate.left_seconds(wishes, statuses) if to_go else None,
-        queue=_queue(run, front, conductor, to_go),
+        left=estimate.left_seconds(wishes, statuses, queue) if to_go else None,
+        queue=_queue(run, front, conductor, queue),
         conductor=conductor,
         reason=front.reason if front else "",
         touched=touched,
@@ -110,13 +112,15 @@ def _front(statuses: list[StageStatus]) -> StageStatus | None:
     return None
 
 
-def _queue(run: Run, front: StageStatus | None, conductor: bool, to_go: int) -> str:
+def _queue(run: Run, front: StageStatus | None, conductor: bool, queue: tuple[str, ...] | None) -> str:
+    """What the run waits for, or which of the stages that were asked for come next."""
     if front is None:
         return ""
     if front.state in ACTIVE:
         if front.phase.startswith("wait"):
             return f"waits: {front.phase.removeprefix('wait').removeprefix(' for').strip()}"
-        return f"{to_go - 1} more" if to_go > 1 and conductor else ""
+        after = [pipeline.stage(name).title for name in queue or () if name != front.name]
+        return f"{after[0]} +{len(after) - 1}" if len(after) > 1 else "".join(after)
     try:
         asked = any((run.dir / "conductor" / "requests").iterdir())
     except OSError:

@@ -10,6 +10,8 @@ import msgspec
 
 from picollm.run.errors import UserError
 
+TYPICAL_MIN = 5.0
+
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """One stage. Name = table in `picollm.toml` = `stages/<name>.py` = `runs/<run>/stages/<name>/`.
@@ -18,7 +20,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     `tables`: the settings it reads. `trains`: runs the training loop, so it checkpoints, resumes and runs under
     torchrun; `ranked`: runs under torchrun without training. `early`: starts as soon as what it needs can be used
     (`events.Ready`), and waits for the rest of it while it works. `version` is raised by hand when the code changes
-    what a stage makes.
+    what a stage makes. `typical_s`: seconds it takes in a run of `TYPICAL_MIN` minutes.
     """
 
     name: str
@@ -182,6 +184,15 @@ def stage(name: str) -> Stage:
     if name not in BY_NAME:
         raise UserError(f"unknown stage '{name}': expected one of {', '.join(NAMES)}")
     return BY_NAME[name]
+
+
+def unplanned_s(name: str, minutes: float) -> float | None:
+    """Seconds to expect before preflight has planned the run, from its budget; None where the machine's speed decides
+    (`run.minutes = 0`) and nobody has measured it."""
+    typical = stage(name).typical_s
+    if name in ("doctor", "preflight"):
+        return typical
+    return typical * minutes / TYPICAL_MIN if minutes else None
 
 
 def upstream(name: str) -> tuple[str, ...]:

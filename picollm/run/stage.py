@@ -307,7 +307,9 @@ def _started(ctx: StageContext) -> ev.Started:
         world=ctx.world,
         fingerprint=ctx.fingerprint,
         inputs=msgspec.to_builtins(ctx.inputs),
-        predicted_s=(plan.seconds.get(ctx.name) if plan else None) or pipeline.stage(ctx.name).typical_s,
+        predicted_s=(plan.seconds.get(ctx.name) if plan else None)
+        or pipeline.unplanned_s(ctx.name, ctx.config.run.minutes)
+        or 0.0,
         age=round(ctx.seconds, 3),
         versions=versions,
         machine=machine.described() if ctx.rank == 0 and pipeline.stage(ctx.name).trains else {},

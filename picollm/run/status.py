@@ -80,7 +80,9 @@ def status_of(run: Run, name: str, now: float | None = None, config: settings.Co
 def _look(run: Run, name: str, now: float | None, config: settings.Config | None) -> tuple[StageStatus, list[_Reason]]:
     now = time.time() if now is None else now
     plan = run.plan()
-    predicted = (plan.seconds.get(name) if plan else None) or pipeline.stage(name).typical_s
+    predicted = plan.seconds.get(name) if plan else None
+    if not predicted:
+        predicted = pipeline.unplanned_s(name, (config or run.wishes()).run.minutes)
     status = StageStatus(name=name, state="waiting", predicted_s=predicted, eta=predicted)
     attempts = run.attempts(name)
     # Liveness is asked before the events are read: a process that ends in between has left its last word.
@@ -137,6 +139,19 @@ def statuses_of(run: Run, now: float | None = None) -> list[StageStatus]:
     return list(found.values())
 
 
+def asked_for(run: Run) -> tuple[str, ...] | None:
+    """The stages that were asked for and are not done, as the run's conductor says; None where none is at work, or it
+    has said nothing yet."""
+    if not lease.is_held(run.conductor_lock):
+        return None
+    for event in reversed(ev.tail_events(run.conductor_events)):
+        if isinstance(event, ev.Queue):
+            return tuple(event.stages)
+        if isinstance(event, ev.Conductor) and event.what == "started":  # what stands before is another one's
+            break
+    return None
+
+
 def _inherit(status: StageStatus, own: set[str], needs: list[StageStatus]) -> None:
     """What became of the things a finished stage was made from; `own`: the kinds of its own reasons to be stale."""
     unfinished = [n for n in needs if n.state not in ("done", "stale") and (not n.usable or "made" in own)]
@@ -174,7 +189,7 @@ def _fold(status: StageStatus, head: list[ev.AnyEvent], tail: list[ev.AnyEvent],
     if not going_on:
         status.eta = None
         return
-    status.eta = max(0.0, (status.predicted_s or 0.0) - status.seconds)
+    status.eta = None if status.predicted_s is None else max(0.0, status.predicted_s - status.seconds)
     if len(points) > 1 and points[-1].step > points[0].step and points[-1].time > points[0].time:
         pace = (points[-1].time - points[0].time) / (points[-1].step - points[0].step)
         status.eta = max(0.0, (status.steps - status.step) * pace - max(0.0, now - points[-1].time))

@@ -16,6 +16,7 @@ from picollm.run import events as ev
 from picollm.run.conductor import Request
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
+from picollm.run.status import asked_for
 from tests.run.conftest import lines, make_done, release, script, started, state, until, write_attempt
 
 LONG = {"steps": 4000, "sleep": 0.01}
@@ -50,6 +51,20 @@ def test_what_is_needed_first_goes_first(run: Run) -> None:
     assert state(run, "doctor") == state(run, "preflight") == "done" and words(run)[-1] == "finished"
     starts = [event.stage for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Launched)]
     assert starts == ["doctor", "preflight"] and run.config().model.depth == 4
+
+
+def test_what_was_asked_for_is_told_until_it_is_done(run: Run) -> None:
+    script(run, doctor=LONG)
+    ask(run, "preflight", "doctor")
+    until(lambda: asked_for(run) == ("doctor", "preflight"))
+    conductor.stop(run)
+    until(lambda: ended(run))
+    assert asked_for(run) is None, "nobody is at work"
+    script(run, doctor={})
+    ask(run, "doctor")
+    until(lambda: ended(run))
+    told = [event.stages for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Queue)]
+    assert told == [["doctor", "preflight"], [], ["doctor"], []]
 
 
 def test_done_is_not_made_again_unless_asked(run: Run) -> None:

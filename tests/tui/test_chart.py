@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -165,6 +166,14 @@ def test_the_charts_of_rl_and_no_curve_for_the_ends_of_an_interval() -> None:
     assert "pass_at_8" in titles["sampled/pass_at_8"]
 
 
+def test_a_run_that_ended_before_the_crosshair_has_no_value_there() -> None:
+    trace, other = a_trace([float(step) for step in range(100)]), a_trace([7.0] * 10, letter="a")
+    view = View(60, 12, Range(0.0, 100.0))
+    picture = chart.picture([trace, other], view)
+    there = [chart.compose(picture, [trace, other], view, Words("Loss"), cross)[0].text for cross in (0.05, 0.5)]
+    assert "a 7" in there[0] and "a –" in there[1]
+
+
 def test_a_window_follows_the_newest_step_and_the_crosshair_takes_it_along() -> None:
     look = Look(window=Range(100.0, 200.0))
     look.follow(190.0)
@@ -198,6 +207,10 @@ def test_exports_hold_every_point_and_draw_every_chart(tmp_path) -> None:
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"] and rows[3]["trained_tokens"] == "800"
     again = chart_export.csv(tmp_path / "exports", "sft", detail, ["loss"])
     assert again != file and [path.suffix for path in (tmp_path / "exports").iterdir()] == [".csv", ".csv"]
+    longer = a_trace([9.0] * 5)
+    over = replace(detail, others=(("b", longer.ways, {"loss": longer.curve}),))
+    rows = list(csv.DictReader(chart_export.csv(tmp_path, "sft", over, ["loss", "val/bpb"]).read_text().splitlines()))
+    assert [row["b: loss"] for row in rows] == ["9.0"] * 5 and rows[4]["loss"] == "" and "b: val/bpb" not in rows[0]
     view = View(80, 12, Range(0.0, 10.0), strength=0.9)
     charts = [(Chart("Loss <raw>", "loss", True), [trace], view, None), (Chart("bpb", "val/bpb"), [other], view, None)]
     picture = ET.parse(chart_export.svg(tmp_path / "exports", "sft", "run & stage", charts, view.x)).getroot()

@@ -35,7 +35,7 @@ summaries = st.builds(
     loss=st.none() | st.floats(),
     bpb=st.none() | st.floats(),
     left=st.none() | st.floats(0, 1e9),
-    queue=st.sampled_from(["", "12 more", "waits: data"]),
+    queue=st.sampled_from(["", "SFT +3", "waits: data"]),
     touched=st.floats(0, 2e9),
     note=st.text(max_size=20),
     archived=st.booleans(),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
 from msgspec.structs import replace
 
+from picollm.run import config as settings
 from picollm.run import pipeline
 from picollm.run.folder import STATES, StageStatus
 from tui import state
@@ -17,7 +21,7 @@ def view(**states: str) -> state.RunView:
 
 
 def test_every_state_has_symbol_and_word() -> None:
-    assert set(state.LOOKS) == set(STATES)
+    assert set(state.LOOKS) == {*STATES, "queued"}
     words = [look.word for look in state.LOOKS.values()]
     assert len(set(words)) == len(words)
     assert all(len(look.symbol) == 1 and len(look.short) <= 5 for look in state.LOOKS.values())
@@ -46,6 +50,23 @@ def test_missing_upstream_is_in_order_and_stops_at_what_is_done() -> None:
 def test_totals_count_what_is_to_go() -> None:
     sums = state.totals(view(doctor="done"))
     assert (sums.done, sums.stages, sums.left) == (1, 13, 120.0)
+
+
+def test_what_was_asked_for_is_queued_and_alone_is_still_to_go() -> None:
+    found = dataclasses.replace(
+        view(doctor="done", preflight="running", dataset="ready"), queue=("preflight", "dataset")
+    )
+    assert [found.look(name).word for name in ("preflight", "dataset", "sft")] == ["running", "queued", "waiting"]
+    assert state.totals(found).left == 20.0
+    assert state.totals(dataclasses.replace(found, queue=None)).left == 120.0
+
+
+def test_before_the_plan_the_budget_says_how_long_it_takes() -> None:
+    for profile, left in (("pocket", 288), ("smoke", 48), ("speedrun", None)):
+        wishes = settings.load(profile, environ={})
+        found = state.promised(state.empty("r"), wishes.run)
+        assert found.profile == profile and all(status.predicted_s for status in found.stages[:2])
+        assert state.totals(found).left == (left and pytest.approx(left, rel=0.05))
 
 
 def test_stages_at_work_at_the_same_time_count_once() -> None:

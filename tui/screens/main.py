@@ -119,8 +119,8 @@ class MainScreen(Guarded, Steady, Screen[None]):
     async def show_tab(self, tab: str) -> None:
         """Bring a pane to the front."""
         self.rail.display = tab != "runs"
-        if tab == "train" and not pipeline.stage(self.stage).trains:
-            self.rail.selected = self._worth_watching()
+        if tab == "train":
+            self.rail.selected = self.with_curves(self.stage)
         before = self.panes.get(self.tab)
         self.tab = tab
         if tab not in self.panes:
@@ -172,8 +172,10 @@ class MainScreen(Guarded, Steady, Screen[None]):
         await old.remove()
         await self.query_one("#panes").mount(pane)
 
-    def _worth_watching(self) -> str:
-        """The training stage to show when the selected stage draws no curves."""
+    def with_curves(self, stage: str) -> str:
+        """`stage`, or the training stage to show where that draws no curves."""
+        if pipeline.stage(stage).trains:
+            return stage
         trains = [self.view.stage(row.name) for row in pipeline.STAGES if row.trains]
         active = [status.name for status in trains if status.state in state.ACTIVE]
         begun = [status.name for status in trains if status.attempt]

@@ -275,12 +275,14 @@ def _under(
         found = trace.curve.near(trace.ways.back(view.unit, x))
         if found is None:
             continue
+        apart = abs(trace.ways.there(view.unit, found[0]) - x) > (view.x.high - view.x.low) / view.columns
         if number:
             name = OVERLAY_TONES[(number - 1) % len(OVERLAY_TONES)]
-            needed.append((f"  {trace.letter} {metric(found[1])}", name))
+            gone = apart and found[0] in trace.curve.span  # it ended before, or began later
+            needed.append((f"  {trace.letter} {'–' if gone else metric(found[1])}", name))
             continue
         needed.append((f"  {metric(found[1])}", "accent"))
-        if abs(trace.ways.there(view.unit, found[0]) - x) > (view.x.high - view.x.low) / view.columns:
+        if apart:
             needed.append((f" at step {found[0]:,.0f}", "faint"))  # the nearest there is lies elsewhere
         if drawn.smooth:
             smooth = min(drawn.smooth, key=lambda point: abs(point[0] - x))[1]

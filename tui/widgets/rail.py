@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.text import Text
 from textual import events
 from textual.geometry import Region
@@ -16,6 +18,9 @@ from tui.figures import bar, clock
 from tui.widgets.lines import text
 from tui.widgets.tones import tone
 
+if TYPE_CHECKING:
+    from tui.app import PicollmApp
+
 NARROW, TINY = 30, 23
 
 
@@ -28,6 +33,8 @@ class Rail(Widget, can_focus=True):
         def __init__(self, stage: str) -> None:
             super().__init__()
             self.stage = stage
+
+    app: PicollmApp
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -57,7 +64,7 @@ class Rail(Widget, can_focus=True):
     def on_click(self, event: events.Click) -> None:
         y = event.get_content_offset_capture(self).y
         if 0 <= y < len(pipeline.NAMES):
-            self.selected = pipeline.NAMES[y]
+            self.app.action_select_stage(pipeline.NAMES[y])
 
     def _draw(self) -> None:
         if not self.is_attached or not self.size.width:
@@ -73,7 +80,7 @@ class Rail(Widget, can_focus=True):
         self._lines = lines
 
     def _row(self, status: state.StageStatus, narrow: bool) -> Text:
-        look = state.LOOKS[status.state]
+        look = self.view.look(status.name)
         title = pipeline.stage(status.name).title
         chosen = status.name == self.selected
         line = text(("▌" if chosen else " ", "accent"), (look.symbol + " ", look.tone))
@@ -88,7 +95,7 @@ class Rail(Widget, can_focus=True):
         elif narrow:
             line.append((going or look.short).rjust(5), tone(look.tone))
         else:
-            line.append(state.progress_word(status).ljust(9), tone(look.tone))
+            line.append((state.progress_word(status) if going else look.word).ljust(9), tone(look.tone))
             spent = clock(status.seconds) if status.attempt else ""
             line.append(spent.rjust(6), tone("plain"))
             ahead = "" if status.state in ("done", "skipped", "stale") else f"~{clock(status.eta)}"

@@ -14,7 +14,7 @@ from picollm.run import pipeline
 from picollm.run.folder import ACTIVE, StageStatus
 from picollm.run.knowledge import knowledge
 from tui import actions, state
-from tui.figures import bar, clock, metric, size
+from tui.figures import bar, clock, metric, roughly, size
 from tui.widgets import tones
 from tui.widgets.explained import explanation, knobs
 from tui.widgets.lines import LinesView, heading, rows, text
@@ -34,6 +34,8 @@ _ADVICE = {
 WIDE = 150
 """From this width the explanation stands beside the facts."""
 MOST_RESULTS, LONGEST = 24, 240
+COUNTED_S = 2.0
+"""From here on it is worth saying by how much a prediction was wrong."""
 _LABELS = {"tok_s": "tok/s", "mfu": "MFU", "world": "ranks", "peak_memory": "most memory", "params": "parameters"}
 RAN = ("running", "stalled", "stopping", "stopped", "failed", "crashed", "done", "stale")
 
@@ -88,6 +90,8 @@ def blocks(
         return _problem(view)
     row, status = pipeline.stage(name), view.stage(name)
     head = [*_problem(view), *([] if view.exists else _welcome(view))]
+    if view.stages and all(one.state in ("done", "skipped") for one in view.stages):
+        head += _finished()
     head += [heading(row.title, _place(name)), text(row.purpose), Text("")]
     facts = _facts(view, row, status, detail)
     history = _history(detail) if detail is not None else []
@@ -114,7 +118,7 @@ def _facts(
     view: state.RunView, row: pipeline.Stage, status: StageStatus, detail: state.Detail | None
 ) -> list[RenderableType]:
     """State, reason, time, what goes in and what comes out, and the next thing to do."""
-    facts: list[tuple[str, RenderableType | str]] = [("State", _state(status))]
+    facts: list[tuple[str, RenderableType | str]] = [("State", _state(status, view.look(row.name)))]
     if status.reason:
         label = "Made" if status.state == "done" else "Why"  # made: "from x", where another run made it
         facts.append((label, Text(status.reason, style=tone(state.LOOKS[status.state].tone))))
@@ -158,23 +162,40 @@ def _makes(row: pipeline.Stage, detail: state.Detail | None) -> Text:
 
 
 def _welcome(view: state.RunView) -> list[RenderableType]:
-    key = actions.find("launch").first
+    """What the first key press is, what it takes, and where anything else is chosen."""
+    launch, runs, new = actions.find("launch").first, _tab("runs"), actions.find("new", "runs").first
+    left = state.totals(view).left
+    takes = "; Preflight measures how long that takes" if left is None else f": about {roughly(left)} on this machine"
     return [
         text(("Make a chatbot from raw text", "strong")),
-        text(("There is no run ", "faint"), (view.name, "plain"), (" yet. ", "faint"), (key, "accent"),
-             (" makes it", "faint"), (f" with profile {view.profile}" if view.profile else "", "faint"),
-             (" and runs every stage on the left, in order.", "faint")),
+        text((launch, "accent"), (" makes the run ", "faint"), (view.name, "plain"),
+             (f" with profile {view.profile}, every stage on the left in order{takes}.", "faint")),
+        text((runs, "accent"), (" and then ", "faint"), (new, "accent"), (" opens a form: another size, your own text or "
+             "rented GPUs, and what each takes.", "faint")),
         text(("Close the app or lose the connection: the run goes on, and is here when you come back.", "faint")),
         Text(""),
     ]  # fmt: skip
+
+
+def _finished() -> list[RenderableType]:
+    """All is made: what it is for."""
+    return [
+        text(("The chatbot is made   ", "strong"), (_tab("chat"), "accent"), (" talks to it   ", "faint"),
+             (_tab("compare"), "accent"), (" puts two models side by side   ", "faint"), (_tab("report"), "accent"),
+             (" shows what was measured", "faint")),
+        Text(""),
+    ]  # fmt: skip
+
+
+def _tab(name: str) -> str:
+    return actions.spelled(actions.row(f"show_tab.{name}").keys[0])
 
 
 def _place(name: str) -> str:
     return f"stage {pipeline.NAMES.index(name) + 1} of {len(pipeline.NAMES)}"
 
 
-def _state(status: StageStatus) -> Text:
-    look = state.LOOKS[status.state]
+def _state(status: StageStatus, look: state.Look) -> Text:
     line = text((f"{look.symbol} {look.word}", look.tone))
     if status.state in ACTIVE and status.phase:
         line.append(f"  {status.phase}", tone("faint"))
@@ -186,11 +207,12 @@ def _state(status: StageStatus) -> Text:
 
 
 def _time(status: StageStatus) -> list[tuple[str, RenderableType]]:
-    predicted = f"predicted {clock(status.predicted_s)}"
+    known = status.predicted_s is not None
+    predicted = f"predicted {clock(status.predicted_s)}" if known else "planned by Preflight"
     if not status.attempt:
         return [("Time", text((predicted, "faint")))]
     line = text(clock(status.seconds), (f"  {predicted}", "faint"))
-    if status.state == "done" and status.predicted_s:
+    if status.state == "done" and status.predicted_s and min(status.seconds, status.predicted_s) >= COUNTED_S:
         line.append(f"  {status.seconds / status.predicted_s - 1:+.0%}".replace("%", " %"), tone("faint"))
     elif status.eta is not None and status.state in ACTIVE:
         line.append(f"  about {clock(status.eta)} left", tone("faint"))
@@ -202,7 +224,7 @@ def _needs(view: state.RunView, row: pipeline.Stage) -> list[tuple[str, Renderab
         return []
     line = Text()
     for name in row.needs:
-        look = state.LOOKS[view.stage(name).state]
+        look = view.look(name)
         line.append(f"{look.symbol} ", tone(look.tone))
         line.append(f"{pipeline.stage(name).title}   ", tone("plain"))
     return [("Needs", line)]
