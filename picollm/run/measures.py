@@ -11,6 +11,7 @@ import msgspec
 
 WORD_GRAM = 3
 CHAR_GRAM = 4
+MOST_CHARS = 20_000  # a longer text is judged by its beginning
 LEAST_CHARS = 24  # shorter unbroken text is not judged for repetition
 
 
@@ -40,9 +41,10 @@ def measure(text: str, finish_reason: str | None = None) -> Measures:
 def repetition(text: str, n: int = WORD_GRAM) -> float:
     """Share of the text's n-grams that occurred before: 1 - distinct / all, 0 for a text without any repeated n-gram.
 
-    The n-grams are of n words and punctuation marks, case ignored. A text of too few words for that, such as
+    Of a very long text, of its first 20,000 characters. The n-grams are of n words and punctuation marks, case ignored. A text of too few words for that, such as
     "hahahahaha…", is judged by its 4-grams of characters once it is 24 characters long.
     """
+    text = text[:MOST_CHARS]
     units: list[str] | str = _WORD.findall(text.lower())
     if len(units) <= n:
         units, n = "".join(text.lower().split()), CHAR_GRAM

@@ -170,7 +170,7 @@ async def test_one_key_carries_on_into_chat(a_run, an_app, fake) -> None:
     async with app.run_test(size=WIDE) as pilot:
         pane = await opened(pilot, "compare")
         await pilot.press("i", *"Hi q", "enter")
-        await until(pilot, lambda: pane.b.answer.finish == "stop")
+        await until(pilot, lambda: pane.b.answer.finish == "stop" and not pane.busy)
         await pilot.press("escape", "c")
         await until(pilot, lambda: app.main.tab == "chat")
         chat = app.main.panes["chat"]

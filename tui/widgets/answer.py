@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass, field
 
 from rich.text import Text
@@ -12,8 +14,36 @@ from tui.figures import counted, metric
 from tui.talk import Piece
 from tui.widgets.lines import clean, text
 
-FLUSH_S = 0.08
-"""Text is drawn a dozen times a second, not per token."""
+FLUSH_S = 0.08  # text is drawn a dozen times a second, not per token
+BREATH_S = 0.005
+LONGEST_DRAWN = 20_000  # characters
+
+
+class Pace:
+    """When to draw an answer that is being written: less often the longer it takes, so that keys are still heard while
+    a server says more than anybody can read."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    async def drawn(self, begun: float) -> None:
+        """What began to be drawn at `begun` (monotonic) is; the others get their turn."""
+        self._next = time.monotonic() + max(FLUSH_S, 4 * (time.monotonic() - begun))
+        await asyncio.sleep(BREATH_S)
+
+
+def end_of(words: str) -> Text:
+    """As much of a text as is drawn: its end, after a word on what is left out."""
+    left_out = len(words) - LONGEST_DRAWN
+    if left_out <= 0:
+        return text(words)
+    return text((f"the first {left_out:,} characters are not drawn; copying takes them all\n", "faint"),
+                words[left_out:])  # fmt: skip
+
 
 ENDINGS = {
     "length": ("cut at the length limit", "warn"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 from rich.console import RenderableType
@@ -11,7 +12,7 @@ from rich.text import Text
 from picollm.run.errors import UserError
 from tui.talk import Piece
 from tui.voices import Known, Voice
-from tui.widgets.answer import FLUSH_S, Answer, told
+from tui.widgets.answer import Answer, Pace, end_of, told
 from tui.widgets.lines import LinesView, text
 from tui.widgets.tones import tone
 
@@ -70,7 +71,7 @@ class AnswerPane(LinesView):
         if self.error:
             found.append(text((self.error, "bad")))
         found += told(self.answer.calls)
-        body = text((self.answer.text, "plain"))
+        body = end_of(self.answer.text)
         if self.writing:
             body.append("▏", tone("accent"))
         if self.answer.text or self.writing:
@@ -79,22 +80,23 @@ class AnswerPane(LinesView):
             found.append(text(("waiting for the model …", "faint")))
         if self.answer.text or self.answer.finish:
             found.append(self.answer.measured())
+        following = self.max_scroll_y - self.scroll_y < 2
         self.show(found)
-        if self.writing or self.trail:
-            self.scroll_end(animate=False)
+        if following and (self.writing or self.trail):
+            self.scroll_end(animate=False, immediate=True)
 
     async def write(self, pieces: AsyncIterator[Piece]) -> None:
         """Show an answer as it comes. What goes wrong is shown in its place; a cancel is noted and raised."""
         self.writing = True
         self.draw()
-        clock = asyncio.get_running_loop().time
-        drawn = clock()
+        pace = Pace()
         try:
             async for piece in pieces:
                 self.answer.take(piece)
-                if clock() - drawn > FLUSH_S:
-                    drawn = clock()
+                if pace.due:
+                    begun = time.monotonic()
                     self.draw()
+                    await pace.drawn(begun)
         except asyncio.CancelledError:
             self.answer.finish = "cancel"
             raise

@@ -21,7 +21,7 @@ from tui.conversations import Conversation, Earlier, Turn
 from tui.figures import clock
 from tui.talk import Sampling, Talker
 from tui.voices import Known, Voice
-from tui.widgets.answer import Answer
+from tui.widgets.answer import Answer, Pace
 from tui.widgets.chat_side import context_line, side_blocks
 from tui.widgets.frame import OneLine
 from tui.widgets.lines import LinesView, empty_state, text
@@ -187,26 +187,22 @@ class ChatPane(Vertical):
         asked = conversation.messages()
         conversation.turns.append(turn)
         self._keep(conversation)
-        kept = time.monotonic()
+        kept, pace = time.monotonic(), Pace()
         self._answers[id(turn)] = answer
         await self._rebuild()
         view = self.turns.views[-1]
         await view.begin()
         try:
             async for piece in self._talker().answer(voice, asked, sampling, tokens=True):
-                said = len(answer.text)
                 answer.take(piece)
                 _keep_figures(turn, answer)
                 if time.monotonic() - kept > KEEP_S:
                     kept = time.monotonic()
                     self._keep(conversation)
-                if piece.calls:
-                    view.draw()
-                if piece.text:
-                    following = self.turns.at_end
-                    await view.write(answer.text[said:])
-                    if following:
-                        self.turns.to_end()
+                if pace.due:
+                    begun = time.monotonic()
+                    await view.write()
+                    await pace.drawn(begun)
         except asyncio.CancelledError:
             turn.finish_reason = "cancel"
             raise
@@ -219,7 +215,6 @@ class ChatPane(Vertical):
             if self.is_attached:
                 if view.is_attached:
                     await view.end()
-                    self.turns.to_end()
                     if turn not in conversation.turns:
                         await view.remove()
                 self._draw()

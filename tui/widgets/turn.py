@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import re
 
+from markdown_it import MarkdownIt
 from rich.console import RenderableType
 from rich.text import Text
 from textual.app import ComposeResult
@@ -13,11 +14,26 @@ from textual.widgets.markdown import MarkdownStream
 
 from tui.conversations import Turn
 from tui.figures import counted
-from tui.widgets.answer import FLUSH_S, Answer, measured, told
+from tui.widgets.answer import LONGEST_DRAWN, Answer, end_of, measured, told
 from tui.widgets.frame import OneLine
 from tui.widgets.lines import LinesView, clean, text
 from tui.widgets.token_view import token_blocks
 from tui.widgets.tones import tone
+
+MARKER = r"(?:>|[-*+][ \t]|\d{1,9}[.)][ \t])"
+NESTED = re.compile(rf"^(?:{MARKER}[ \t]*){{10}}|^(?: {{30}}|\t{{8}})[ \t]*{MARKER}", re.MULTILINE)
+DEEPEST = 200
+
+
+def _parser() -> MarkdownIt:
+    """Nothing of what was said may be missing: HTML is the text it is, and by itself the parser would pass over what is
+    nested deeper than twenty levels, with all that follows."""
+    return MarkdownIt("gfm-like", {"html": False, "maxNesting": DEEPEST})
+
+
+def _drawable(words: str) -> bool:
+    """Whether they can be laid out as Markdown: neither longer nor deeper than anybody reads."""
+    return len(words) < LONGEST_DRAWN and not NESTED.search(words)
 
 
 class TurnView(Vertical):
@@ -35,17 +51,17 @@ class TurnView(Vertical):
     def __init__(self, turn: Turn, answer: Answer | None = None, markdown: bool = True) -> None:
         super().__init__()
         self.turn, self.answer = turn, answer
-        self.markdown = markdown and turn.role == "assistant" and not turn.plain
+        self.markdown = markdown and turn.role == "assistant" and not turn.plain and _drawable(turn.content)
         self.chosen, self.writing = False, False
         self.tokens: int | None = None
         self._stream: MarkdownStream | None = None
-        self._drawn = 0.0
+        self._shown = 0  # characters
 
     def compose(self) -> ComposeResult:
         yield OneLine()
         yield LinesView(classes="tools")
         if self.markdown and self.tokens is None:
-            yield Markdown(clean(self.turn.content), open_links=False)
+            yield Markdown(clean(self.turn.content), parser_factory=_parser, open_links=False)
         else:
             yield LinesView(classes="words")
         yield LinesView(classes="foot")
@@ -87,7 +103,7 @@ class TurnView(Vertical):
         if self.tokens is not None:
             blocks = token_blocks(self.answer.seen if self.answer else [], self.tokens)
         else:
-            body = text(clean(self.turn.content))
+            body = end_of(self.turn.content)
             if self.writing:
                 body.append("▏", tone("accent"))
             blocks = [body]
@@ -97,35 +113,42 @@ class TurnView(Vertical):
         """Open the token view with its cursor at a token, move that, or with None close it."""
         was, self.tokens = self.tokens, at
         if (was is None) != (at is None) and self.markdown:
-            await self.recompose()
-            for view in self.query(LinesView):
-                view.can_focus = False
+            await self._compose_anew()
         self.call_after_refresh(self.draw)
 
+    async def _compose_anew(self) -> None:
+        await self.recompose()
+        for view in self.query(LinesView):
+            view.can_focus = False
+
     async def begin(self) -> None:
-        """From now on `write` adds to the words."""
+        """From now on `write` shows the words that are new."""
         self.writing = True
         found = list(self.query(Markdown))
         self._stream = Markdown.get_stream(found[0]) if found else None
         self.draw()
 
-    async def write(self, words: str) -> None:
-        """`turn.content` has grown by these."""
-        first = len(self.turn.content) == len(words)
+    async def write(self) -> None:
+        """`turn.content` has grown. Markdown that cannot be drawn any more goes on as the text it is."""
+        words = self.turn.content[self._shown :]
+        self._shown = len(self.turn.content)
+        if self._stream is not None and not _drawable(self.turn.content):
+            await self._end_stream()
+            self.markdown = False
+            await self._compose_anew()
         if self._stream is not None:
             await self._stream.write(words)
-            if first:
-                self.draw()
-            return
-        now = asyncio.get_running_loop().time()
-        if first or now - self._drawn > FLUSH_S:
-            self._drawn = now
-            self._draw_words()
+        self.draw()
 
     async def end(self) -> None:
         """No more words come."""
+        if self._shown < len(self.turn.content):
+            await self.write()
         self.writing = False
+        await self._end_stream()
+        self.draw()
+
+    async def _end_stream(self) -> None:
         if self._stream is not None:
             stream, self._stream = self._stream, None
             await stream.stop()
-        self.draw()

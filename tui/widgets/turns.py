@@ -58,9 +58,8 @@ class Turns(VerticalScroll):
     def views(self) -> list[TurnView]:
         return list(self.query(TurnView))
 
-    @property
-    def at_end(self) -> bool:
-        return self.max_scroll_y - self.scroll_y < 2
+    def on_mount(self) -> None:
+        self.anchor()  # what is written at the end stays in view, until the person scrolls up
 
     def to_end(self) -> None:
         """When what was drawn has its height: after one refresh it is laid out, after two it has its place."""
