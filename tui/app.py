@@ -270,13 +270,17 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
         self.run_worker(run, thread=True, group="asks")
 
     def complain(self, words: str) -> None:
+        """Say what went wrong; not twice while it stands there."""
+        if any(one.message == words for one in self._notifications):
+            return
         self.notify(words, severity="error", timeout=10, markup=False)
 
-    def ask(self, title: str, lines: list[str], yes: str, job: Callable[[], str | None]) -> None:
-        """A question; `job` is done when the person agrees."""
+    def ask(self, title: str, lines: list[str], yes: str, job: Callable[[], str | None],
+            then: Callable[[], Any] | None = None) -> None:  # fmt: skip
+        """A question; `job` is done when the person agrees, and `then` when that is done."""
         from tui.screens.ask import AskScreen
 
-        self.push_screen(AskScreen(title, lines, yes), lambda agreed: self.work(job) if agreed else None)
+        self.push_screen(AskScreen(title, lines, yes), lambda agreed: self.work(job, then) if agreed else None)
 
     # moving about ---------------------------------------------------------------------------------------------------
 
@@ -323,6 +327,7 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
         self._leap(1000, "scroll_end")
 
     async def action_back(self) -> None:
+        self.clear_notifications()
         pane: Any = self.main.panes.get(self.main.tab)
         if hasattr(pane, "cancel") and pane.cancel():
             return

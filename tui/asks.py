@@ -10,6 +10,7 @@ from picollm.run import config as settings
 from picollm.run import pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, folder_of, new_name
+from picollm.run.status import asked_for
 
 # The conductor is imported where something is asked of it: the first frame does not wait for it.
 
@@ -105,9 +106,10 @@ def stop(options: Options, kill: bool) -> str:
     from picollm.run import conductor
 
     run = Run.open(options.run)
+    queue = asked_for(run)
     asked = conductor.stop(run, kill=kill)
     if not asked:
-        return "nothing runs"
+        return "nothing is at work now; what was still to come is called off" if queue else "nothing runs"
     titles = ", ".join(pipeline.stage(name).title for name in asked)
     return f"{titles}: killed" if kill else f"{titles}: saving, then stopping"
 

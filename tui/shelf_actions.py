@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from picollm.run import branch, shelf
 from picollm.run import config as settings
+from picollm.run.errors import UserError
 from picollm.run.folder import Run, runs_folder
 from picollm.run.overview import Summary
 from tui import actions, shelving
@@ -108,18 +109,40 @@ def rename(app: PicollmApp, one: Summary) -> None:
         if name is not None and name != one.name:
             app.work(partial(shelving.rename, one.dir, name), lambda: app.call_later(follow, name))
 
-    hint = "letters, digits, dot, dash, underscore"
-    app.push_screen(LineScreen(f"Rename {one.name}", hint, one.name, partial(shelving.wrong_name, one.name)), take)
+    def write() -> None:
+        hint = "letters, digits, dot, dash, underscore"
+        app.push_screen(LineScreen(f"Rename {one.name}", hint, one.name, partial(shelving.wrong_name, one.name)), take)
+
+    app.work(partial(_refuse_at_work, Run(Path(one.dir))), write)
+
+
+def _refuse_at_work(run: Run) -> None:
+    """Before anybody writes or reads a word. Raises `UserError`."""
+    busy = shelf.at_work(run)
+    if busy:
+        stop = actions.find("stop").first
+        raise UserError(f"{run.name} is at work ({busy}); {stop} stops it")
 
 
 def archive(app: PicollmApp, one: Summary) -> None:
     """Nothing is lost, so nothing is asked; the same key takes it back."""
     if one.archived:
         app.work(partial(shelving.restore, one.dir))
-    elif Path(one.dir) == app.reader.run_folder.dir:
-        app.complain(f"{one.name} is the run that the other tabs show: open another one first")
     else:
-        app.work(partial(shelving.archive, one.dir, actions.find("show_archived", "runs").first))
+        key = actions.find("show_archived", "runs").first
+        app.work(partial(shelving.archive, one.dir, key), partial(_gone, app, one.dir))
+
+
+def _gone(app: PicollmApp, folder: str) -> None:
+    """When it was the run that the other tabs show, they show the newest of the others."""
+    if Path(folder) == app.reader.run_folder.dir:
+        app.call_later(_open_newest, app)
+
+
+async def _open_newest(app: PicollmApp) -> None:
+    newest = next((run.name for run in Run.all()), "demo")
+    await app.open_run(newest)
+    await app.main.show_tab("runs")
 
 
 def delete(app: PicollmApp, one: Summary) -> None:
@@ -127,10 +150,7 @@ def delete(app: PicollmApp, one: Summary) -> None:
 
     def look() -> None:
         run = Run(Path(one.dir))
-        busy = shelf.at_work(run)
-        if busy:
-            app.call_from_thread(app.complain, f"{one.name} is at work ({busy}): stop it first")
-            return
+        _refuse_at_work(run)
         parts = shelf.contents(run)
         shared = sum(part.shared for part in parts)
         lines = [f"{one.dir} goes for good:", ""]
@@ -142,9 +162,7 @@ def delete(app: PicollmApp, one: Summary) -> None:
         if shared:
             lines.append(f"{size(shared)} are also in other runs and stay there.")
         lines.append("Texts and token shards in PICOLLM_HOME stay.")
-        app.call_from_thread(app.ask, f"Delete {one.name}?", lines, "deletes it", partial(shelving.delete, one.dir))
+        job, then = partial(shelving.delete, one.dir), partial(_gone, app, one.dir)
+        app.call_from_thread(app.ask, f"Delete {one.name}?", lines, "deletes it", job, then)
 
-    if Path(one.dir) == app.reader.run_folder.dir and not one.archived:
-        app.complain(f"{one.name} is the run that the other tabs show: open another one first")
-        return
     app.work(look)

@@ -33,7 +33,7 @@ class Look:
 
 LOOKS: dict[str, Look] = {
     "waiting": Look("·", "waiting", "wait", "faint"),
-    "queued": Look("·", "queued", "queue", "plain"),
+    "queued": Look("◦", "queued", "queue", "plain"),
     "ready": Look("○", "ready", "ready", "plain"),
     "running": Look("▶", "running", "run", "accent"),
     "stalled": Look("!", "stalled", "stall", "warn"),

@@ -17,7 +17,7 @@ from tui.widgets.tones import tone
 ORDERS = ("activity", "name", "state", "bpb", "loss")
 _WORST_FIRST = ("running", "stalled", "stopping", "failed", "crashed", "stopped", "stale", "ready", "waiting", "done")
 _COLUMNS = (
-    ("state", 11), ("stage", 15), ("step", 13), ("loss", 7), ("bpb", 7), ("age", 7), ("queue", 16), ("done", 6),
+    ("state", 11), ("stage", 15), ("step", 13), ("loss", 7), ("bpb", 7), ("age", 7), ("queue", 22), ("done", 6),
     ("profile", 11), ("note", 48),
 )  # fmt: skip
 _WANTED = (("state", "age"), ("bpb",), ("stage",), ("loss",), ("step",), ("queue",), ("done",), ("profile",), ("note",))

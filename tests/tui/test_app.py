@@ -108,7 +108,8 @@ async def test_report_is_rendered(a_run, an_app) -> None:
 async def test_no_run_yet_says_how_to_begin(runs, an_app) -> None:
     app = an_app("demo")
     async with app.run_test(size=NARROW) as pilot:
-        await until(pilot, lambda: "g makes the run demo with profile pocket, every stage on the left in order: about 5 min" in " ".join(app.main.plain.split()))
+        words = "g makes the run demo with profile pocket, every stage on the left in order: about 5 min"
+        await until(pilot, lambda: words in " ".join(app.main.plain.split()))
     assert list(runs.iterdir()) == []
 
 

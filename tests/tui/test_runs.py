@@ -250,8 +250,10 @@ async def test_rename_archive_restore_note_delete(a_run, an_app, runs) -> None:
         await until(pilot, lambda: not (runs / "cold").exists())
         await pick("finished")
         await pilot.press("D")
-        await until(pilot, lambda: "open another one first" in said(app))
-        assert (runs / "finished").exists()
+        await until(pilot, lambda: "goes for good" in shown(app))
+        await pilot.press("y")
+        await until(pilot, lambda: not (runs / "finished").exists() and app.main.view.name != "finished")
+        await until(pilot, lambda: app.main.tab == "runs", what="the open run went: the tabs show another one")
 
 
 async def test_keys_that_launch_and_stop_mean_the_selected_run(a_run, an_app, monkeypatch) -> None:

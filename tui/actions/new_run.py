@@ -12,6 +12,8 @@ ROWS: tuple[Action, ...] = (
            short="Make and launch", changes=True),
     Action("make", ("w",), "Make the run", "Makes the run and leaves it to be launched later.", short="Make",
            changes=True),
+    Action("back", ("escape",), "Leave", "Stops writing a value or finding; else leaves the form, after asking when "
+           "something was changed.", short="Leave"),
     Action("next_place", ("p",), "Plan for another machine", "The time, memory and cost beside the form: for the next "
            "machine of the table.", short="Machine", footer_key="p/P"),
     Action("find_field", ("slash",), "Find a setting", "Shows the settings whose name or description has these words.",
@@ -20,8 +22,6 @@ ROWS: tuple[Action, ...] = (
            "most people change.", short="All"),
     Action("reset", ("u", "delete"), "Undo", "Back to what the profile, or the run that was copied, says.",
            short="Undo"),
-    Action("back", ("escape",), "Leave", "Stops writing a value or finding; else leaves the form, after asking when "
-           "something was changed.", short="Leave"),
     Action("next_field", ("j", "down"), "Next setting", "Goes to the setting below.", short="Move", footer_key="j/k"),
     Action("previous_field", ("k", "up"), "Previous setting", "Goes to the setting above."),
     Action("previous_choice", ("left", "h"), "Previous choice", "Where the values are a list: the one before."),

@@ -172,7 +172,7 @@ class NewRunScreen(Steady, ModalScreen[str | None]):
         self._draw_about()
         keys = text((" ", "plain"))
         for row in actions.of("form"):
-            if row.short:
+            if row.short and keys.cell_len + len(row.first) + len(row.short) + 1 <= self.size.width:
                 keys.append(row.first, tone("accent"))
                 keys.append(f" {row.short}  ", tone("faint"))
         self.query_one("#form-keys", OneLine).set_line(keys)

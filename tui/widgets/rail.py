@@ -71,7 +71,10 @@ class Rail(Widget, can_focus=True):
             return
         narrow = self.size.width < NARROW
         lines = [self._row(status, narrow) for status in self.view.stages]
-        lines += self._sums(narrow)
+        sums = self._sums(narrow)
+        if len(lines) + len(sums) > self.size.height:  # the air first
+            sums = [line for line in sums if line.plain]
+        lines += sums
         for y in range(max(len(lines), len(self._lines))):
             before = self._lines[y] if y < len(self._lines) else None
             after = lines[y] if y < len(lines) else None

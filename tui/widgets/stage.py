@@ -170,7 +170,7 @@ def _welcome(view: state.RunView) -> list[RenderableType]:
         text(("Make a chatbot from raw text", "strong")),
         text((launch, "accent"), (" makes the run ", "faint"), (view.name, "plain"),
              (f" with profile {view.profile}, every stage on the left in order{takes}.", "faint")),
-        text((runs, "accent"), (" and then ", "faint"), (new, "accent"), (" opens a form: another size, your own text or "
+        text((runs, "accent"), (" and then ", "faint"), (new, "accent"), (" opens a form: another size, your own text, "
              "rented GPUs, and what each takes.", "faint")),
         text(("Close the app or lose the connection: the run goes on, and is here when you come back.", "faint")),
         Text(""),

@@ -107,6 +107,8 @@ class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
         if self._status.state in ("running", "stopping", "stalled"):
             phase = self._status.phase
             return empty_state(f"{title} has begun", f"It is busy with: {phase}." if phase else "No reading yet.")
+        if self._view is not None and self.stage in (self._view.queue or ()):
+            return empty_state(f"{title} is queued", "Its curves appear here after its first steps.")
         if self._status.state in ("failed", "crashed"):
             words = [self._status.reason] if self._status.reason else []
             again = f"{actions.find('resume').first} tries again; the log is in tab {_tab('log')}."
