@@ -13,7 +13,7 @@ from picollm.run.folder import picollm_home
 from tui.widgets import tones
 
 VARIABLE = "PICOLLM_TUI_THEME"
-_BARE_TERMS = ("linux", "vt100", "vt102", "vt220", "dumb")  # fonts without braille, few colours
+_BARE_TERMS = ("linux", "vt100", "vt102", "vt220", "dumb")  # fonts without braille
 
 
 class Preferences(msgspec.Struct):
@@ -51,15 +51,34 @@ def keep(preferences: Preferences) -> None:
     part.replace(file)
 
 
+def seen_tour() -> None:
+    """Keep that the tour was seen, and nothing of what only flags or this terminal asked for. Raises `OSError`."""
+    keep(msgspec.structs.replace(load(), toured=True))
+
+
+def few_colours(environ: Mapping[str, str]) -> bool:
+    """Whether a theme's own colours would all come out as greys here: the terminal has sixteen, or none."""
+    from rich.console import Console
+
+    return bool(environ.get("TERM")) and Console(force_terminal=True, _environ=environ).color_system in (
+        None, "standard"
+    )  # fmt: skip
+
+
 def chosen(theme: str | None = None, only_ascii: bool = False, environ: Mapping[str, str] = os.environ) -> Preferences:
     """What to draw with: the flags, else `PICOLLM_TUI_THEME` (a theme, `ascii`, or both with a comma), else NO_COLOR,
-    else what was kept, else what suits the terminal. Raises `UserError` for a theme that does not exist."""
+    else the terminal's own colours where it has few, else what was kept. Raises `UserError` for a theme that does not
+    exist."""
     kept = load()
     words = [word.strip() for word in environ.get(VARIABLE, "").split(",") if word.strip()]
-    bare = environ.get("TERM", "") in _BARE_TERMS
     for name, where in ((theme, "--theme"), *((word, VARIABLE) for word in words if word != "ascii")):
         if name and name not in tones.NAMES:
             raise UserError(f"{where} {name}: expected one of {', '.join(tones.NAMES)}")
-    asked = theme or next((word for word in words if word != "ascii"), "")
-    fallback = tones.PLAIN if environ.get("NO_COLOR") else kept.theme or ("ansi" if bare else tones.DEFAULT)
-    return Preferences(asked or fallback, only_ascii or "ascii" in words or kept.ascii or bare, kept.toured)
+    found = theme or next((word for word in words if word != "ascii"), "")
+    if not found and environ.get("NO_COLOR"):
+        found = tones.PLAIN
+    if not found and few_colours(environ):
+        found = kept.theme if kept.theme == tones.PLAIN else "ansi"
+    bare = environ.get("TERM", "") in _BARE_TERMS
+    return Preferences(found or kept.theme or tones.DEFAULT, only_ascii or "ascii" in words or kept.ascii or bare,
+                       kept.toured)  # fmt: skip

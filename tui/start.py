@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         if given.keys:
             print(keymap.listing(), end="")
             return
-        look = preferences.chosen(given.theme, given.ascii)
+        pictured = {"TERM": ""} if given.export_svg else {}  # a picture is not of this terminal
+        look = preferences.chosen(given.theme, given.ascii, {**os.environ, **pictured})
         if given.speed and not given.replay:
             raise UserError("--speed is that of a replay: picollm-tui --replay RUN --speed 20")
         options = asks.resolve(given.run, given.profile, given.config, given.sets)

@@ -137,13 +137,13 @@ async def test_the_tour_has_four_steps_and_is_shown_once(a_run, home) -> None:
     a_run("finished")
     from tui import asks
 
-    app = PicollmApp(asks.Options(run="finished"), look=preferences.chosen(environ={}))
+    app = PicollmApp(asks.Options(run="finished"), look=preferences.chosen("light", environ={"TERM": "linux"}))
     async with app.run_test(size=(60, 20)) as pilot:
         for title, _, _ in tour.steps():
             await until(pilot, lambda title=title: f"of 4: {title}" in shown(app))
             await pilot.press("enter")
         await until(pilot, lambda: app.screen is app.main and not app.main.query(".-marked"))
-        await until(pilot, lambda: preferences.load().toured)
+        await until(pilot, lambda: preferences.load() == Preferences("", False, True))
     again = PicollmApp(asks.Options(run="finished"), look=preferences.chosen(environ={}))
     async with again.run_test(size=(60, 20)) as pilot:
         await until(pilot, lambda: again.main.view.exists)
@@ -247,6 +247,10 @@ def test_how_a_theme_is_found(home) -> None:
     assert preferences.chosen(environ={"TERM": "linux"}) == Preferences("ansi", True, False)
     preferences.keep(Preferences("colour-blind", True, True))
     assert preferences.chosen(environ={}) == Preferences("colour-blind", True, True)
+    assert preferences.chosen(environ={"TERM": "xterm-256color"}).theme == "colour-blind"
+    assert preferences.chosen(environ={"TERM": "xterm", "COLORTERM": "truecolor"}).theme == "colour-blind"
+    assert preferences.chosen(environ={"TERM": "screen"}).theme == "ansi"  # its sixteen colours would all be greys
+    assert preferences.chosen("light", environ={"TERM": "xterm"}).theme == "light"
     with pytest.raises(UserError, match="--theme pink: expected one of dark, light"):
         preferences.chosen("pink", environ={})
     with pytest.raises(UserError, match="PICOLLM_TUI_THEME pink"):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import msgspec
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
 from textual.widgets import Label
 
-from tui import actions
+from tui import actions, preferences
 from tui.screens.dialog import Dialog
 from tui.widgets.lines import LinesView, text
 
@@ -109,5 +108,6 @@ class TourScreen(Dialog[None]):
         """Leave; it is not shown again by itself."""
         self._mark()
         if not self.app.look.toured:
-            self.app.keep(msgspec.structs.replace(self.app.look, toured=True))
+            self.app.look.toured = True
+            self.app.work(preferences.seen_tour)
         self.dismiss(None)

@@ -55,7 +55,7 @@ PALETTES: dict[str, Palette] = {
                 ink="#e4e6ea", faint="#8d95a3", ground="#15181e", panel="#1b1f27", line="#39414f", selected="#24364a",
                 accent="#56b4e9", second="#d998be", good="#3fc7a2", warn="#f0e442", bad="#f28a3c", raw="#4a5a70"),
         Palette("ansi", "the terminal's own sixteen colours",
-                ink="", faint="bright_black", ground="", panel="", line="bright_black", selected="",
+                ink="", faint="", ground="", panel="", line="", selected="",
                 accent="cyan", second="magenta", good="green", warn="yellow", bad="red", raw="blue"),
         Palette("plain", "bold, dim and reversed; the theme under NO_COLOR",
                 ink="", faint="", ground="", panel="", line="", selected="",
@@ -68,16 +68,18 @@ PLAIN = "plain"
 
 
 def _styles(palette: Palette) -> dict[str, Style]:
-    """Every tone of a palette. Where there is no colour, weight tells tones apart."""
-    bare = palette.name == PLAIN
+    """Every tone of a palette. Where there is no colour, weight tells tones apart.
 
-    def style(colour: str, bold: bool = False, dim: bool = False, ground: str = "", reverse: bool = False) -> Style:
-        return Style(color=colour or None, bgcolor=ground or None, bold=bold or None, dim=dim or None,
-                     reverse=reverse or None)  # fmt: skip
+    Of the terminal's own colours faint is the ink, dimmed: many a scheme makes "bright black" its ground.
+    """
+    bare, own = palette.name == PLAIN, palette.own
+
+    def style(colour: str, bold: bool = False, dim: bool = False, ground: str = "") -> Style:
+        return Style(color=colour or None, bgcolor=ground or None, bold=bold or None, dim=dim or None)
 
     return {
         "plain": style(palette.ink),
-        "faint": style(palette.faint, dim=bare),
+        "faint": style(palette.faint, dim=own),
         "strong": style(palette.ink, bold=True),
         "accent": style(palette.accent, bold=bare),
         "title": style(palette.accent, bold=True),
@@ -85,9 +87,11 @@ def _styles(palette: Palette) -> dict[str, Style]:
         "warn": style(palette.warn, bold=bare),
         "bad": style(palette.bad, bold=bare),
         "second": Style(color=palette.second or None, italic=bare or None),
-        "line": style(palette.line, dim=bare),
+        "line": style(palette.line, dim=own),
         "raw": style(palette.raw, dim=bare),
-        "selected": style("", ground=palette.selected, reverse=palette.own),
+        "selected": Style(color=None if bare else "default", dim=False, reverse=True)
+        if own
+        else style("", ground=palette.selected),
         "panel": style("", ground=palette.panel),
     }
 
