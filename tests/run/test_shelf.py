@@ -128,6 +128,8 @@ def test_notes(runs: Path) -> None:
 
 
 def test_summaries_say_where_runs_stand(runs: Path) -> None:
+    shutil.rmtree(runs / "running")  # a copy has been silent for as long as the tests take
+    make_runs.make(runs, "running")
     held = [make_runs.hold(Run(runs / "running"), "pretrain"), make_runs.hold(Run(runs / "stalled"), "midtrain")]
     (runs / "failed" / "config.toml").write_text("[sft]\nlr = 'fast'\n")
     seen = {summary.name: summary for summary in overview.Overview().look(60)[0]}

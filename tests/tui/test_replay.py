@@ -96,12 +96,14 @@ def test_nothing_recorded_and_no_speed_are_refused(a_run) -> None:
 
 async def test_the_app_shows_it_and_changes_nothing(player) -> None:
     before = sorted(path.name for path in player.source.dir.rglob("*"))
-    player.pause()
     player.start()
     app = PicollmApp(asks.Options(run=str(player.run.dir), readonly=True), player)
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: "replay ×4" in shown(app).splitlines()[0])
-        player.pause()
+        await pilot.press("f8")
+        await until(pilot, lambda: "paused" not in shown(app).splitlines()[0])
+        await pilot.press("f8")
+        player.seek(-1000)
         player.seek(3)
         await until(pilot, lambda: app.main.view.stage("pretrain").state == "running")
         await until(pilot, lambda: "paused" in shown(app).splitlines()[0])
