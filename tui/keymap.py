@@ -21,6 +21,8 @@ from picollm.run.errors import UserError
 from tui import actions, preferences
 
 NEEDED = ("quit", "back", "help", "dialog.back", "dialog.confirm")
+_SAME = {"ctrl+i": "Tab", "ctrl+m": "Enter", "ctrl+j": "Enter", "ctrl+h": "Backspace"}
+"""What a terminal sends for these."""
 _NAMED = {key.value for key in Keys} | set(actions.NAMED_KEYS)
 
 
@@ -114,6 +116,8 @@ def _long(key: str) -> str:
 def _wrong(key: str) -> str:
     if len(key) == 1:
         return "" if key.isprintable() and key != " " else "is not a key that can be named; write space"
+    if key in _SAME:
+        return f"is {_SAME[key]} to a terminal"
     modifiers, _, name = key.rpartition("+")
     for modifier in filter(None, modifiers.split("+")):
         if modifier in ("alt", "meta", "option", "super", "cmd", "command", "hyper"):

@@ -42,6 +42,7 @@ def test_what_may_be_written() -> None:
         ("launch = 3", "line 1: launch: expected a key or a list of keys"),
         ('# mine\nlaunch = "alt+l"', "line 2: launch: 'alt+l' needs alt, which many terminals keep"),
         ('launch = "cmd+l"', "needs cmd"),
+        ('launch = "ctrl+m"', "'ctrl+m' is Enter to a terminal"),
         ('launch = "hello"', "'hello' is not a key"),
         ('[log]\n\nfollow = "g"', "line 3: g is the key of both launch and log.follow"),
         ('stop = "g"', "line 1: g is the key of both launch and stop"),
