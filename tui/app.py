@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tui.replay import Player
     from tui.talk import Sampling, Talker
 
+OF_A_STAGE = ("stage", "train", "log")  # tabs that show another thing when another stage is chosen
+
 
 class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None], inherit_bindings=False):
     """One run on the screen."""
@@ -163,7 +165,8 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
         if message.stage != self.main.rail.selected:
             return
         self.reader.select(message.stage)
-        self.main.scrolling().scroll_home(animate=False)
+        if self.main.tab in OF_A_STAGE:
+            self.main.scrolling().scroll_home(animate=False)
         await self.main.update_pane()
 
     @on(OneLine.Pressed)

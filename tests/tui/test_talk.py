@@ -12,8 +12,10 @@ from picollm.run import serving, votes
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.stream import Token, ToolCall
+from tests.endpoint import HOSTILE
 from tests.tui.conftest import NARROW, WIDE, shown, until
 from tui import conversations
+from tui.voices import Voice
 
 ANSWERS = {
     "base": "And then the split of the split of the split of the split of the",
@@ -237,6 +239,89 @@ async def test_a_base_models_words_are_no_markdown_and_steer_no_terminal(a_run, 
         await chat.send("Once")
         await until(pilot, lambda: not chat.busy and "# not\ufffd[2J a *heading*" in shown(app))
         assert not chat.query("Markdown")
+
+
+async def test_nothing_of_a_hostile_answer_is_lost_and_none_of_it_steers(a_run, an_app, fake, monkeypatch) -> None:
+    """Deep lists, HTML and open fences would be passed over as Markdown; half of a character cannot be sent at all."""
+    a_run("finished")
+    monkeypatch.setitem(ANSWERS, "rl", HOSTILE.replace("x" * 10_000, "") + "\ud83d end")
+    fake.pause = 0
+    app = an_app("finished", tab="chat")
+    async with app.run_test(size=(120, 90)) as pilot:
+        chat = await opened(pilot, "chat")
+        await pilot.press("i", *"Hi", "enter")
+        await until(pilot, lambda: not chat.busy and "def f(:" in shown(app))
+        seen = shown(app)
+        assert all(words in seen for words in ("level 29", "<script>", "[bold red]", "日本語", "שלום", "\ufffd end"))
+        assert not any(letter in seen for letter in "\x1b\x07\x9b\u202e\ud83d")
+        await until(pilot, lambda: len(conversations.kept(app.conversations_folder())) > 0)
+
+
+@pytest.mark.parametrize("tab", ["compare", "chat"])
+async def test_an_endless_answer_does_not_hold_the_app(tab, a_run, an_app, fake, monkeypatch) -> None:
+    """Of what nobody can read only the end is drawn; the rest is there to copy."""
+    a_run("finished")
+    monkeypatch.setitem(ANSWERS, "rl", " ".join(["word"] * 30_000))
+    fake.pause = 0
+    app = an_app("finished", tab=tab)
+    async with app.run_test(size=WIDE) as pilot:
+        pane = await opened(pilot, tab)
+        await pilot.press(*("enter",) if tab == "compare" else ("i", *"Hi", "enter"))
+        await until(pilot, lambda: "word word word" in shown(app))
+        await until(pilot, lambda: not pane.busy and "30,000 words" in shown(app), seconds=20)
+        drawn = pane.b if tab == "compare" else pane.turns.views[-1].query_one(".words")
+        assert "the first 129,999 characters are not drawn" in " ".join(drawn.plain.split())
+        await pilot.press("escape", "home")
+        await until(pilot, lambda: "characters are not drawn" in shown(app) or "you\n" in shown(app))
+
+
+async def test_a_conversation_is_on_disk_while_it_is_answered(a_run, an_app, fake, monkeypatch) -> None:
+    run = a_run("finished")
+    monkeypatch.setattr("tui.widgets.chat.KEEP_S", 0.05)
+    fake.pause = 0.05
+    before = {one.id for one in conversations.kept(run.dir / "conversations")}
+    app = an_app("finished", tab="chat")
+
+    def kept() -> list[conversations.Conversation]:
+        return [one for one in conversations.kept(run.dir / "conversations") if one.id not in before]
+
+    async with app.run_test(size=NARROW) as pilot:
+        chat = await opened(pilot, "chat")
+        await pilot.press("i", *"What?", "enter")
+        await until(pilot, lambda: bool(kept()) and chat.busy)  # as a kill -9 would leave it
+        await until(pilot, lambda: len(kept()[0].turns) == 2)
+        assert kept()[0].turns[0].content == "What?" and ANSWERS["rl"].startswith(kept()[0].turns[1].content)
+        assert kept()[0].turns[1].finish_reason in ("cut", "stop")
+        await until(pilot, lambda: not chat.busy and kept()[0].turns[1].finish_reason == "stop")
+
+
+def test_a_copied_run_keeps_its_conversations_to_itself(tmp_path) -> None:
+    """Who answered is the run's own model, wherever its folder lies; files from before said where it lay then."""
+    mine, copy = tmp_path / "mine" / "conversations", tmp_path / "copy" / "conversations"
+    voice = Voice(model="rl", run=str(mine.parent))
+    kept = conversations.begin("rl")
+    kept.voice, kept.turns = voice, [conversations.Turn(role="user", content="Hi")]
+    conversations.save(mine, kept)
+    file = f"{kept.id}.json"
+    assert kept.voice == voice and str(tmp_path) not in (mine / file).read_text()
+    older = json.loads((mine / file).read_text()) | {"voice": {"model": "rl", "run": str(mine.parent)}}
+    for text in ((mine / file).read_text(), json.dumps(older)):
+        copy.mkdir(parents=True, exist_ok=True)
+        (copy / file).write_text(text)
+        assert conversations.load(copy / file).voice == Voice(model="rl", run=str(copy.parent))
+
+
+async def test_another_stage_leaves_the_conversation_where_it_is(a_run, an_app, fake, monkeypatch) -> None:
+    a_run("finished")
+    monkeypatch.setitem(ANSWERS, "rl", "word\n\n" * 100)
+    app = an_app("finished", tab="chat")
+    async with app.run_test(size=NARROW) as pilot:
+        chat = await opened(pilot, "chat")
+        await chat.send("Hi")
+        await until(pilot, lambda: not chat.busy and chat.turns.scroll_y == chat.turns.max_scroll_y > 0)
+        await pilot.press("escape", "k")
+        await until(pilot, lambda: app.main.stage != "report")
+        assert chat.turns.scroll_y == chat.turns.max_scroll_y
 
 
 async def test_earlier_conversations_open(a_run, an_app) -> None:
