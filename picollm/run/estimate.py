@@ -190,11 +190,14 @@ def left_seconds(config: Config, statuses: Iterable[StageStatus], queue: Collect
     """Wall clock still to go, by the pace of what runs and the predictions for what has not begun; None before anybody
     can tell. `queue`: the stages that were asked for, where not all that are left were."""
     found = {status.name: status for status in statuses}
-    left = {name: one.eta if one.eta is not None else one.predicted_s for name, one in found.items()}
+    left: dict[str, float | None] = {}
     for name, one in found.items():
-        called_off = queue is not None and name not in queue and one.state not in ACTIVE
-        if called_off or one.state in ("done", "skipped"):
+        if one.state in ACTIVE:
+            left[name] = one.eta or 0.0
+        elif one.state in ("done", "skipped") or (queue is not None and name not in queue):
             left[name] = 0.0
+        else:
+            left[name] = one.eta if one.eta is not None else one.predicted_s
     seconds = {name: value for name, value in left.items() if value is not None}
     if len(seconds) < len(left):
         return None

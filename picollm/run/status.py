@@ -117,7 +117,7 @@ def _look(run: Run, name: str, now: float | None, config: settings.Config | None
         if run.stop_file(name).exists():
             status.state, status.reason = "stopping", "stop asked for"
         elif quiet > allowed:
-            status.state, status.reason = "stalled", f"alive, but no sign for {quiet:.0f} s"
+            status.state, status.reason, status.eta = "stalled", f"alive, but no sign for {quiet:.0f} s", None
         else:
             status.state, status.reason = "running", "can be used already" if status.usable else ""
     else:
@@ -189,10 +189,11 @@ def _fold(status: StageStatus, head: list[ev.AnyEvent], tail: list[ev.AnyEvent],
     if not going_on:
         status.eta = None
         return
-    status.eta = None if status.predicted_s is None else max(0.0, status.predicted_s - status.seconds)
+    left = (status.predicted_s or 0.0) - status.seconds
     if len(points) > 1 and points[-1].step > points[0].step and points[-1].time > points[0].time:
         pace = (points[-1].time - points[0].time) / (points[-1].step - points[0].step)
-        status.eta = max(0.0, (status.steps - status.step) * pace - max(0.0, now - points[-1].time))
+        left = (status.steps - status.step) * pace - max(0.0, now - points[-1].time)
+    status.eta = left if left > 0 else None  # it takes longer than anybody thought
 
 
 def _touched(file: Path, now: float) -> float:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -56,13 +57,19 @@ def test_running_with_step_phase_and_eta(run: Run, alive: lease.Lock) -> None:
     assert found.seconds == 3 and found.eta == pytest.approx(8.0) and found.started == T
 
 
+def test_what_takes_longer_than_thought_has_no_time_left_to_tell(run: Run, alive: lease.Lock) -> None:
+    assert status(run, ev.Phase(name="load"), now=T + 3).eta
+    late = status(run, ev.Phase(name="load"), now=T + 110)
+    assert late.state == "running" and late.eta is None and late.seconds > (late.predicted_s or math.inf)
+
+
 def test_the_launcher_holds_the_lock_before_there_is_an_attempt(run: Run, alive: lease.Lock) -> None:
     assert state(run, "pretrain") == "running"
 
 
 def test_silence_is_stalled_and_compiling_is_given_longer(run: Run, alive: lease.Lock) -> None:
     found = status(run, ev.Progress(step=1, steps=9), now=T + 200)
-    assert found.state == "stalled" and "no sign for 199 s" in found.reason
+    assert found.state == "stalled" and "no sign for 199 s" in found.reason and found.eta is None
     assert status(run, ev.Phase(name="compile"), now=T + 200).state == "running"
     assert status(run, ev.Phase(name="compile"), now=T + 1000).state == "stalled"
 

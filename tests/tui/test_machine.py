@@ -32,9 +32,10 @@ def reading(at: float = 1000.0, **more: Any) -> ev.Machine:
     return found
 
 
-def drawn(readings: list[ev.Machine], width: int = 100, look: Look | None = None, now: float = 1001.0) -> str:
+def drawn(readings: list[ev.Machine], width: int = 100, look: Look | None = None, now: float = 1001.0,
+          height: int = 40) -> str:  # fmt: skip
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(*blocks(state.empty("r"), readings, look or Look(), width, now, False, False), sep="\n")
+    console.print(*blocks(state.empty("r"), readings, look or Look(), width, now, False, False, height), sep="\n")
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -43,6 +44,12 @@ def test_all_that_a_gpu_reports() -> None:
     for part in ("97 %", "70.0 of 80.0 GiB", "612 W of 700 W", "64 °C, slows at 87", "1755 MHz of 1980",
                  "below its clock: power limit"):  # fmt: skip
         assert part in words
+
+
+def test_each_gpu_has_its_card_where_the_screen_has_the_room() -> None:
+    one, four = [reading(gpus=[H100])], [reading(gpus=[H100 | {"index": index} for index in range(4)])]
+    assert "slows at 87" in drawn(one, height=17) and "slows at 87" in drawn(four, 160, height=57)
+    assert "slows at 87" not in drawn(four, height=37) and "slows at 87" not in drawn(four, 160, height=20)
 
 
 @pytest.mark.parametrize(

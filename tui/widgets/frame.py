@@ -66,7 +66,7 @@ class TitleLine(OneLine):
         line.append("   ", tone("plain"))
         line.append(sentence, tone(mood))
         sums = state.totals(view)
-        if view.exists and sums.left and view.active is not None:
+        if view.exists and sums.left and view.active is not None and view.active.state == "running":
             line.append(f"  ·  all in {clock(sums.left)}", tone("faint"))
         if view.problem:
             line.append(f"   ! {view.problem}", tone("bad"))

@@ -85,7 +85,7 @@ class MachinePane(LinesView):
         readings = self.readings()
         own = bool(readings) and (not self._recorded or readings[-1] is not self._recorded[-1])
         self.show(machine_blocks.blocks(self._view, readings, self.look, max(24, width - 1), self.now(), own,
-                                        self._sampler is not None))  # fmt: skip
+                                        self._sampler is not None, self.scrollable_content_region.height))  # fmt: skip
 
     def on_resize(self, event: Any) -> None:
         self._draw()

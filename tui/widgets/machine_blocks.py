@@ -21,8 +21,9 @@ from tui.widgets.processes import processes
 from tui.widgets.tones import tone
 
 OLD_S = 15.0
-CARDS_FIT = 2
-"""More GPUs than this get a line each, unless asked otherwise."""
+CARD_LINES, OTHER_LINES = 8, 12
+"""Of a GPU with all that it reports, and of the rest of the machine: more than the screen has, and GPUs get a line
+each, unless asked otherwise."""
 LABEL, WORDS = 9, 20
 FEW_CORES = 16
 
@@ -65,7 +66,14 @@ def trend_width(width: int) -> int:
 
 
 def blocks(
-    view: state.RunView, readings: Sequence[Any], look: Look, width: int, now: float, own: bool, sampling: bool
+    view: state.RunView,
+    readings: Sequence[Any],
+    look: Look,
+    width: int,
+    now: float,
+    own: bool,
+    sampling: bool,
+    height: int = 40,
 ) -> list[RenderableType]:
     """`own`: the newest reading is the app's; `sampling`: the app reads this machine when nobody else does."""
     if not readings:
@@ -83,7 +91,11 @@ def blocks(
     ruler = _ruler(readings, end, span, (width - 3) // 2 if two else width)
     whole = _ruler(readings, end, span, width) if two else ruler
     found: list[RenderableType] = [_title(view, last, look, now, own, width), *_alarms(view, readings, now), Text("")]
-    found += _gpus(readings, look, ruler, width, end, span)
+    cards = look.cards
+    if cards is None:
+        down = -(-len(last.gpus) // (2 if two else 1))
+        cards = len(last.gpus) == 1 or down * CARD_LINES + OTHER_LINES <= height
+    found += _gpus(readings, cards, ruler, width, end, span)
     found += _host(readings, last, whole)
     found += processes(view, readings, look.everyone, width)
     return found
@@ -146,14 +158,13 @@ def _alarms(view: state.RunView, readings: Sequence[Any], now: float) -> list[Te
 
 
 def _gpus(
-    readings: Sequence[Any], look: Look, ruler: Ruler, width: int, end: float, span: float
+    readings: Sequence[Any], cards: bool, ruler: Ruler, width: int, end: float, span: float
 ) -> list[RenderableType]:
     last = readings[-1]
     if not last.gpus:
         why = last.gpu_note or "no GPU was found"
         return [text(("No GPU on this machine: ", "strong"), (f"{why}. Everything runs on the processor.", "faint")),
                 Text("")]  # fmt: skip
-    cards = look.cards if look.cards is not None else len(last.gpus) <= CARDS_FIT
     if not cards:
         return [_table(last.gpus, readings, width, end, span), *_reasons(last.gpus), Text("")]
     drawn = [_card(gpu, ruler) for gpu in last.gpus]
@@ -167,6 +178,9 @@ def _gpus(
         grid.add_row(*pair, *([""] if len(pair) == 1 else []))
         grid.add_row("", "")
     return [grid]
+
+
+_MISSED = {"utilisation": "Busy", "memory_used": "Memory", "power_w": "Power", "temperature_c": "Heat"}
 
 
 def _card(gpu: dict[str, Any], ruler: Ruler) -> list[RenderableType]:
@@ -203,8 +217,7 @@ def _card(gpu: dict[str, Any], ruler: Ruler) -> list[RenderableType]:
             found.append(text((" " * LABEL, "plain"), (f"below its clock: {why}", "bad" if harmful else "faint")))
     for part in gpu.get("mig", ()):
         found.append(_slice(part, ruler))
-    labels = {"utilisation": "Busy", "memory_used": "Memory", "power_w": "Power", "temperature_c": "Heat"}
-    for key, label in labels.items():
+    for key, label in _MISSED.items():
         if key in missing:
             found.append(text((label.ljust(LABEL), "faint"), (missing[key], "plain")))
     return found
@@ -257,11 +270,14 @@ def _table(gpus: Sequence[dict[str, Any]], readings: Sequence[Any], room: int, e
 
 def _reasons(gpus: Sequence[dict[str, Any]]) -> list[Text]:
     """Under the table: the reasons of what is not in it, each once."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, tuple[list[str], list[str]]] = {}
     for gpu in gpus:
-        for why in dict.fromkeys(gpu.get("missing", {}).values()):
-            reasons.setdefault(why, []).append(str(gpu.get("index", 0)))
-    return [text((f"GPU {', '.join(which)}: {why}", "faint")) for why, which in reasons.items()]
+        for key, why in gpu.get("missing", {}).items():
+            which, what = reasons.setdefault(why, ([], []))
+            which += [str(gpu.get("index", 0))] * (str(gpu.get("index", 0)) not in which)
+            what += [_MISSED[key].lower()] * (key in _MISSED and _MISSED[key].lower() not in what)
+    return [text((f"GPU {', '.join(which)}, {' and '.join(what) or 'the rest'}: {why}", "faint"))
+            for why, (which, what) in reasons.items()]  # fmt: skip
 
 
 # the rest of the machine ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -216,6 +217,8 @@ def _time(status: StageStatus) -> list[tuple[str, RenderableType]]:
         line.append(f"  {status.seconds / status.predicted_s - 1:+.0%}".replace("%", " %"), tone("faint"))
     elif status.eta is not None and status.state in ACTIVE:
         line.append(f"  about {clock(status.eta)} left", tone("faint"))
+    elif status.state == "running" and status.seconds > (status.predicted_s or math.inf):
+        line.append("  longer than predicted", tone("faint"))
     return [("Time", line)]
 
 
