@@ -18,7 +18,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-FAN = 16
+FAN = 64
 LIMIT = 1 << 17
 MOST_BROKEN = 1024
 _SERIAL = itertools.count(1)

@@ -34,13 +34,15 @@ class _History(StageHistory):
         self.pace = Pace()
         self._steps: tuple[list[int], array[float]] = ([], array("d"))
 
-    def _metrics(self, group: list[ev.Metrics]) -> None:
-        super()._metrics(group)
+    def _metrics(self, group: list[ev.Metrics]) -> bool:
+        if not super()._metrics(group):
+            return False
         known = group[0].values
         tok_s, step_s = (
             [event.values[key] or 0.0 for event in group] if key in known else None for key in ("tok_s", "step_s")
         )
         self.pace.extend([event.step for event in group], [event.time for event in group], tok_s, step_s)
+        return True
 
     def _add(self, key: str, steps: list[int], values: list[float], times: list[float]) -> None:
         if key not in self.towers:

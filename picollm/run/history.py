@@ -9,7 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice, pairwise
-from operator import itemgetter, le
+from operator import itemgetter, le, lt
 from typing import Any
 
 from picollm.run import events as ev
@@ -122,20 +122,30 @@ class StageHistory:
                 for event in group:
                     self._take(event)
                 continue
-            for alike in _alike(list(group)):
-                self._metrics(alike)
+            together = list(group)
+            if not self._metrics(together):
+                for alike in _alike(together):
+                    self._metrics(alike)
 
-    def _metrics(self, group: list[ev.Metrics]) -> None:
-        steps, times = [event.step for event in group], [event.time for event in group]
+    def _metrics(self, group: list[ev.Metrics]) -> bool:
+        """Take in what has the same metrics in ascending steps; False, and nothing done, where they are mixed."""
+        steps, values = [event.step for event in group], [event.values for event in group]
+        keys = tuple(values[0])
+        if sum(map(len, values)) != len(keys) * len(group) or not all(map(lt, steps, islice(steps, 1, None))):
+            return False
+        try:
+            columns: list[list[Any]] = [list(map(itemgetter(key), values)) for key in keys]
+        except KeyError:
+            return False
+        times = [event.time for event in group]
         self._count(group[0])
         forward = all(map(le, times, islice(times, 1, None)))
         passed = times[-1] - times[0] if forward else sum(max(0.0, after - before) for before, after in pairwise(times))
         self._pass(passed, times[-1])
-        values = [event.values for event in group]
-        for key in group[0].values:
-            column: list[Any] = list(map(itemgetter(key), values))
+        for key, column in zip(keys, columns, strict=True):
             self._add(key, steps, [NAN if value is None else value for value in column] if None in column else column,
                       times)  # fmt: skip
+        return True
 
     def _add(self, key: str, steps: list[int], values: list[float], times: list[float]) -> None:
         """Points of one metric, in ascending order of their steps."""
