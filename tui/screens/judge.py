@@ -107,7 +107,7 @@ class JudgeScreen(Steady, ModalScreen[Verdict | None]):
             box.border_title = f"Vote: {self._names}"
             yield JudgeForm()
             yield Input(placeholder="a word on why, if you like (Tab)")
-            yield Label("↑ ↓ row · ← → value · Enter keeps it in the run · esc leaves", classes="keys")
+            yield Label("↑ ↓ row · ← → value, or A B = 0, 1-5 · Enter keeps it · esc leaves", classes="keys")
 
     def on_mount(self) -> None:
         form = self.query_one(JudgeForm)
