@@ -93,7 +93,7 @@ class LogReader(threading.Thread):
         self._sent: object = None
         self._sent_at = 0.0
         self._pending: list[tuple[int, int]] = []
-        self._seek: tuple[int, Iterator[int | None]] | None = None  # (direction, what finds the next match there)
+        self._seek: tuple[int, int, Iterator[int | None]] | None = None  # (direction, from line, what finds the match)
         self._anchor = self._uncounted = -1
 
     # asked from the UI thread ---------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class LogReader(threading.Thread):
         self._change(level=level, words=words, only=only, anchor=anchor)
 
     def find(self, direction: int, line: int) -> None:
-        """Jump to the next match before (-1) or after (1) a line."""
+        """Jump to the next match before (-1) or after (1) a line, or before it, else anywhere (0)."""
         with self._lock:
             self._wish.finds.append((direction, line))
         self._wake.set()
@@ -286,12 +286,14 @@ class LogReader(threading.Thread):
             return
         if self._seek is None and self._pending:
             direction, line = self._pending.pop(0)
-            self._seek = direction, self._hits.seek(line, direction)
+            self._seek = direction, line, self._hits.seek(line, direction or -1)
         end = time.monotonic() + SEARCH_S
         while self._seek is not None and time.monotonic() < end:
-            direction, seeking = self._seek
+            direction, line, seeking = self._seek
             hit = next(seeking, -1)
-            if hit is not None:
+            if hit == -1 and direction == 0:
+                self._seek = 1, line, self._hits.seek(line - 1, 1)
+            elif hit is not None:
                 self._seek = None
                 self._arrive(file, wish, direction, hit, searching)
 

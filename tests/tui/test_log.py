@@ -228,6 +228,12 @@ async def test_search_filter_and_stay(a_run, an_app) -> None:
         await until(pilot, lambda: "match 8 of 10" in shown(app))
         await pilot.press("N")
         await until(pilot, lambda: "match 9 of 10" in shown(app) and "held at line 851" in shown(app))
+        await pilot.press("slash", "ctrl+u", *r"line 99\d$", "enter")  # there is none above
+        await until(pilot, lambda: "match 1 of 10" in shown(app) and "held at line 991" in shown(app))
+        await pilot.press("slash", "ctrl+u", *"bad$", "enter")
+        await until(pilot, lambda: "match 10 of 10" in shown(app))
+        await pilot.press("n")
+        await until(pilot, lambda: "match 9 of 10" in shown(app) and "held at line 851" in shown(app))
         await pilot.press("ampersand")
         await until(pilot, lambda: "line 50 error" in shown(app) and "line 849" not in shown(app))
         await pilot.press("ampersand")

@@ -51,7 +51,7 @@ class LogPane(Vertical):
         yield OneLine(id="log-title")
         yield OneLine(id="log-note")
         yield LogLines()
-        yield Input(placeholder="regular expression; Enter finds the next above", id="log-search")
+        yield Input(placeholder="regular expression; Enter finds the nearest above, else below", id="log-search")
 
     def on_mount(self) -> None:
         self.lines = self.query_one(LogLines)
@@ -185,7 +185,7 @@ class LogPane(Vertical):
             self._words, self._only = event.value, self._only and bool(event.value)
             self._choose(other_rows)
         if self._words:
-            self.reader.find(-1, line)
+            self.reader.find(0, line)
         self.leave_search()
 
     @on(Input.Changed, "#log-search")
