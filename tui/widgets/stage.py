@@ -65,7 +65,8 @@ class StagePane(LinesView):
             self.show(blocks(*self._shown, explained=self.explained, width=self.scrollable_content_region.width))
 
     def on_resize(self, event: Resize) -> None:
-        self._draw()
+        if self.scrollable_content_region.width != self._laid_width:  # being shown again is a resize, too
+            self._draw()
 
     def do_explain(self) -> None:
         self.explained = not self.explained
