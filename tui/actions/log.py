@@ -7,7 +7,8 @@ from tui.actions.row import Action
 ROWS: tuple[Action, ...] = (
     Action("follow", ("t",), "Follow or hold", "Stays at the end of the log as it grows, or stays where it is.",
            short="Follow"),
-    Action("search", ("slash",), "Search", "A regular expression; capitals count if there are any. Finds upwards.",
+    Action("search", ("slash",), "Search", "A regular expression; capitals count if there are any. The nearest match "
+           "above is found, else below.",
            short="Search"),
     Action("match_up", ("n",), "Next match above", "The match before the current one, with its number and how many.",
            short="Match", footer_key="n/N"),
@@ -25,7 +26,7 @@ ROWS: tuple[Action, ...] = (
     Action("line_down", ("J", "shift+down"), "Mark the line below", "Moves the marked line; a click does too."),
     Action("line_up", ("K", "shift+up"), "Mark the line above", "Moves the marked line up."),
     Action("select", ("space",), "Select lines", "Begins a selection at the marked line, or drops it."),
-    Action("copy", ("c",), "Copy", "Copies the marked line or the selection."),
+    Action("copy", ("c",), "Copy", "Copies the marked line or the selection, long lines whole."),
     Action("pager", ("p",), "Open in the pager", "Opens the log at this line in $PAGER, else in less."),
     Action("editor", ("e",), "Open in the editor", "Opens the log in $VISUAL, $EDITOR, nano or vi at this line."),
 )  # fmt: skip

@@ -23,15 +23,17 @@ GUIDES: dict[str, tuple[str, ...]] = {
         "limit, heat, and what slows it down. What a driver does not say is said to be unknown, never shown as zero.",
     ),
     "log": (
-        "What the stage printed. It follows the end until you scroll up. Any size opens at once.",
+        "Every log of the run can be shown, of any size. Of a progress bar its last state is shown, of a long line "
+        "its beginning; searching and copying go by the whole line.",
+        "A click marks a line, dragging selects several.",
     ),
     "doctor": (
-        "What was checked on this machine: what is wrong first, with what was found, what is wanted, and how to mend "
-        "it.",
+        "What is wrong comes first, with the way to mend it. The selected check says what it is for. Making a check "
+        "again changes nothing in the run; picollm doctor does the same without the app.",
     ),
     "report": (
-        "What the run measured, section by section, written by its last stage; with samples, wrong answers, and the "
-        "manifest that says what everything was made from.",
+        "A section at a time; beside them samples, wrong answers and votes, also before the report is written. The "
+        "manifest says what everything was made from.",
     ),
     "compare": (
         "The same prompt, settings and seed to two models: what differs is what training changed. A vote is kept in "
