@@ -111,10 +111,13 @@ def load(path: Path) -> Conversation:
     voice = found.voice
     if voice is not None and not voice.url and (not voice.run or found.model == voice.model):
         found.voice = msgspec.structs.replace(voice, run=str(path.parent.parent))
-    found.turns = [turn for turn in found.turns if turn.role == "user" or turn.content or turn.calls]
     for turn in found.turns:
         if turn.role != "user":
             turn.finish_reason = turn.finish_reason or "cut"
+            if turn.earlier and not turn.content:  # of the new answer there is no word yet: the one before it counts
+                last = turn.earlier.pop()
+                turn.content, turn.model, turn.sampling = last.content, last.model, last.sampling
+    found.turns = [turn for turn in found.turns if turn.role == "user" or turn.content or turn.calls]
     return found
 
 

@@ -311,6 +311,18 @@ def test_a_copied_run_keeps_its_conversations_to_itself(tmp_path) -> None:
         assert conversations.load(copy / file).voice == Voice(model="rl", run=str(copy.parent))
 
 
+def test_an_answer_that_was_to_be_replaced_outlives_a_kill(tmp_path) -> None:
+    first = conversations.Earlier(content="one", model="sft")
+    kept = conversations.begin("rl")
+    kept.turns = [
+        conversations.Turn(role="user", content="Hi"),
+        conversations.Turn(role="assistant", content="", model="rl", earlier=[first]),
+    ]
+    conversations.save(tmp_path, kept)
+    answer = conversations.load(tmp_path / f"{kept.id}.json").turns[1]
+    assert (answer.content, answer.model, answer.earlier, answer.finish_reason) == ("one", "sft", [], "cut")
+
+
 async def test_another_stage_leaves_the_conversation_where_it_is(a_run, an_app, fake, monkeypatch) -> None:
     a_run("finished")
     monkeypatch.setitem(ANSWERS, "rl", "word\n\n" * 100)

@@ -43,7 +43,7 @@ def _of(voice: Voice) -> tuple[dict[str, str], dict[str, object]]:
     known = next((each for each in voices.of_run(run) if each.voice == voice), Known(voice=voice))
     facts = {"run": run.name, "made by": pipeline.stage(known.stage).title if known.stage else "–"}
     facts |= {"step": f"{known.step:,}"} if known.step else {}
-    facts |= {"bits per byte": f"{known.score:.4f}"} if known.score is not None else {}
+    facts |= {"bits per byte": f"{known.score:.4f}"} if known.score is not None and voice.continues else {}
     facts |= {"context": f"{known.context:,} tokens"} if known.context else {}
     try:
         return facts, voices.stage_settings(run)
