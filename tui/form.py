@@ -84,8 +84,8 @@ class Form:
             about = f"the first stage made anew, on what {self.base} made before it; nothing: its settings alone"
             head.append(Field(START, "begin with", "Run", about, choices=(NOTHING, *self.beginnings)))
         else:
-            head.append(Field(PROFILE, "profile", "Run", "a set of settings for a kind of machine; changes below are "
-                              "kept when it changes", choices=self.profiles))  # fmt: skip
+            about = settings.profile_about(self.profile) or "a set of settings for a kind of machine"
+            head.append(Field(PROFILE, "profile", "Run", about, choices=self.profiles))
         keys = [key for key in settings.knobs() if key != PROFILE] if everything or find else list(BASIC)
         if not everything and not find and self.value("data.source") not in HUB_SHARDS:
             keys.remove("data.shards")

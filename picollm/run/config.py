@@ -99,6 +99,13 @@ def profile_names(file: Path | None = None) -> list[str]:
     return list(names)
 
 
+@functools.cache
+def profile_about(name: str) -> str:
+    """What a profile that ships with the package is for: the comment above it; "" for any other."""
+    found = re.search(rf"^# {re.escape(name)}: (.+)$", default_file().read_text(), re.MULTILINE)
+    return found[1] if found else ""
+
+
 def load_file(file: Path) -> Config:
     """A complete configuration, as a run folder keeps it, with no profile and no environment."""
     return build(_read(file)[0])

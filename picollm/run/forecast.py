@@ -23,35 +23,43 @@ LOOK_BACK = 20
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run might go. `measured` with `how`: this machine, as the run `source` found it; else `count` of a `kind`
-    from `gpus.GPUS`, `here` when this machine has them."""
+    """Where a run might go. `measured` with `how`: this machine, as the run `source` of a `profile` found it; else
+    `count` of a `kind` from `gpus.GPUS`, `here` when this machine has them."""
 
     label: str
     kind: str = ""
     count: int = 1
     here: bool = False
     source: str = ""
+    profile: str = ""
     measured: plan.Measured | None = None
     how: memory.How | None = None
 
 
 def places(runs: Iterable[Run]) -> list[Place]:
-    """This machine first, best known first; then every kind of the table. `runs`: where measurements may be found."""
-    found = []
+    """This machine first, as the newest run of each profile measured it; then every kind of the table. `runs`: where
+    measurements may be found."""
+    found: list[Place] = []
     for run in list(runs)[:LOOK_BACK]:
         place = _measured_by(run)
-        if place is not None:
+        if place is not None and place.profile not in {other.profile for other in found}:
             found.append(place)
-            break
     kinds = _gpus_here()
     if kinds:
         kind = max(set(kinds), key=kinds.count)
         found.append(_of_table(kind, kinds.count(kind), here=True))
-    elif not found:
+    else:
         found.append(Place(label="this machine, if it is like two CPU cores", kind="cpu", here=True))
     found += [_of_table(kind, count) for kind, row in gpus.GPUS.items() for count in COUNTS
               if row.device == "cuda" or count == 1]  # fmt: skip
     return found
+
+
+def first_place(places: list[Place], profile: str) -> int:
+    """Which of them to show first: this machine as a run of this profile measured it, since a model of another size or
+    in another precision has another speed; else as the table has it."""
+    wanted = [place.profile == profile for place in places]
+    return wanted.index(True) if any(wanted) else next(n for n, place in enumerate(places) if not place.measured)
 
 
 def forecast(config: Config, place: Place, stage: str = "") -> estimate.Estimate:
@@ -111,6 +119,7 @@ def _measured_by(run: Run) -> Place | None:
     """This machine as the preflight of `run` found it; None when it looked at another one, or was not run."""
     try:
         made, attempt = run.plan(), run.finished_attempt("preflight")
+        profile = run.wishes().run.profile
     except UserError:
         return None
     found = measurement(made) if made is not None else None
@@ -119,8 +128,8 @@ def _measured_by(run: Run) -> Place | None:
     host = next((event.host for event in run.ends("preflight", attempt)[0] if isinstance(event, ev.Started)), "")
     if host != platform.node():
         return None
-    return Place(label=f"this machine, as {run.name} measured it", here=True, source=run.name, measured=found[0],
-                 how=found[1])  # fmt: skip
+    return Place(label=f"this machine, as {run.name} ({profile}) measured it", here=True, source=run.name,
+                 profile=profile, measured=found[0], how=found[1])  # fmt: skip
 
 
 def _gpus_here() -> list[str]:

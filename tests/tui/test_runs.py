@@ -101,6 +101,12 @@ def test_every_knob_is_a_field() -> None:
     assert {field.key for field in form.fields(find="learning rate matri")} == {"pretrain.matrix_lr"}
 
 
+@pytest.mark.parametrize("profile", settings.profile_names())
+def test_a_profile_says_what_it_is_for(profile: str) -> None:
+    about = {field.key: field.about for field in Form("x", profile).fields()}[PROFILE]
+    assert about == settings.profile_about(profile) and len(about) > 40
+
+
 def test_bounds_and_choices_come_from_the_schema() -> None:
     fields = {field.key: field for field in Form("x").fields(everything=True)}
     assert fields["model.depth"].bounds == "at least 0, at most 64" and fields["model.depth"].unit == "layers"
@@ -166,6 +172,9 @@ def test_a_measurement_of_this_machine_comes_first(runs, monkeypatch) -> None:
     monkeypatch.setattr(forecast.platform, "node", lambda: "elsewhere")
     place = forecast.places([run])[0]
     assert place.measured and place.source == "finished" and place.here
+    every = forecast.places([run])
+    chosen = [every[forecast.first_place(every, profile)] for profile in ("pocket", "speedrun")]
+    assert chosen[0] == place and not chosen[1].measured, "another profile has a model of another speed"
     found = forecast.forecast(settings.load("pocket"), place)
     assert found.note == "measured by run finished" and 60 < found.eta_s < 900
     later = forecast.forecast(settings.load("pocket"), place, "sft")

@@ -116,7 +116,7 @@ class NewRunScreen(Steady, ModalScreen[str | None]):
         self.everything, self.find = False, ""
         self.writing = ""  # the key whose value is in the box, or `FIND`
         self.places: list[forecast.Place] = []
-        self.place = 0
+        self.place: int | None = None  # chosen by hand; None: what fits the profile
         self._leaving = False
         self._taken: Form | None = None
 
@@ -203,9 +203,13 @@ class NewRunScreen(Steady, ModalScreen[str | None]):
     def _forecast(self, form: Form | None = None) -> None:
         """What the run would take, worked out in a thread: the newest request counts."""
         if self.places:
-            place = self.places[self.place % len(self.places)]
+            place = self.places[self._place()]
             work = partial(self._work_out, form or self.form, place)
             self.run_worker(work, thread=True, exclusive=True, group="takes")
+
+    def _place(self) -> int:
+        found = forecast.first_place(self.places, self.form.profile) if self.place is None else self.place
+        return found % len(self.places)
 
     def _work_out(self, form: Form, place: forecast.Place) -> None:
         try:
@@ -335,12 +339,15 @@ class NewRunScreen(Steady, ModalScreen[str | None]):
         self._write(FIND, self.find, "words of a setting's name or description")
 
     def action_next_place(self) -> None:
-        self.place += 1
-        self._forecast()
+        self._next_place(1)
 
     def action_previous_place(self) -> None:
-        self.place -= 1
-        self._forecast()
+        self._next_place(-1)
+
+    def _next_place(self, by: int) -> None:
+        if self.places:
+            self.place = self._place() + by
+            self._forecast()
 
     def action_make(self) -> None:
         self._make(False)
