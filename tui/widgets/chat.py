@@ -202,6 +202,7 @@ class ChatPane(Vertical):
                 if pace.due:
                     begun = time.monotonic()
                     await view.write()
+                    self.turns.follow()
                     await pace.drawn(begun)
         except asyncio.CancelledError:
             turn.finish_reason = "cancel"
@@ -215,6 +216,7 @@ class ChatPane(Vertical):
             if self.is_attached:
                 if view.is_attached:
                     await view.end()
+                    self.turns.follow()
                     if turn not in conversation.turns:
                         await view.remove()
                 self._draw()

@@ -29,6 +29,7 @@ class Turns(VerticalScroll):
         self.chosen: Turn | None = None
         self.token: int | None = None
         self.as_markdown = True
+        self.following = True
 
     async def fill(self, turns: Sequence[Turn], answers: Mapping[int, Answer]) -> None:
         """Show these from now on, the newest ones where there are very many. `answers` by id of their message."""
@@ -58,8 +59,14 @@ class Turns(VerticalScroll):
     def views(self) -> list[TurnView]:
         return list(self.query(TurnView))
 
-    def on_mount(self) -> None:
-        self.anchor()  # what is written at the end stays in view, until the person scrolls up
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        self.following = new_value >= self.max_scroll_y - 1
+
+    def follow(self) -> None:
+        """Keep what is written at the end in view, unless the person scrolled up."""
+        if self.following:
+            self.to_end()
 
     def to_end(self) -> None:
         """When what was drawn has its height: after one refresh it is laid out, after two it has its place."""
