@@ -76,8 +76,11 @@ async def settled(
     before: object = None
     while time.monotonic() - began < patience:
         await pilot.pause(0.03)
+        if not ready():
+            since = time.monotonic()
+            continue
         now = [hash(tuple(strip)) for strip in pilot.app.screen._compositor.render_strips()]
-        if now != before or not ready():
+        if now != before:
             before, since = now, time.monotonic()
         elif time.monotonic() - since >= quiet:
             return

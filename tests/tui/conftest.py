@@ -65,15 +65,32 @@ def an_app() -> Iterator[Callable[..., PicollmApp]]:
 async def until(pilot, condition: Callable[[], bool], seconds: float = 8.0, what: str = "") -> None:
     """Wait for a condition, looking every few milliseconds."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not _holds(condition):
         assert time.monotonic() < end, what or f"not within {seconds} s; screen:\n{shown(pilot.app)}"
         await pilot.pause(0.03)
 
 
+_seen: dict[PicollmApp, str] = {}
+_looking = False
+
+
+def _holds(condition: Callable[[], bool]) -> bool:
+    """Ask once; the screen is drawn once for it, however often it is looked at."""
+    global _looking
+    _looking = True
+    try:
+        return condition()
+    finally:
+        _looking = False
+        _seen.clear()
+
+
 def shown(app: PicollmApp) -> str:
     """The whole screen as text."""
+    if app in _seen:
+        return _seen[app]
     width, height = app.size
-    lines = []
-    for strip in app.screen._compositor.render_strips():
-        lines.append(strip.text[:width].rstrip())
-    return "\n".join(lines[:height])
+    text = "\n".join(strip.text[:width].rstrip() for strip in app.screen._compositor.render_strips()[:height])
+    if _looking:
+        _seen[app] = text
+    return text
