@@ -12,6 +12,6 @@ ROWS: tuple[Action, ...] = (
     Action("check_down", ("J", "shift+down"), "Next check", "Selects the check below and says what it is for.",
            short="Select", footer_key="J/K"),
     Action("check_up", ("K", "shift+up"), "Previous check", "Selects the check above."),
-    Action("copy_fix", ("c",), "Copy the fix", "Copies how the selected check is mended, or what it found.",
+    Action("copy_fix", ("c", "Y"), "Copy the fix", "Copies how the selected check is mended, or what it found.",
            short="Copy"),
 )  # fmt: skip

@@ -26,7 +26,7 @@ ROWS: tuple[Action, ...] = (
     Action("line_down", ("J", "shift+down"), "Mark the line below", "Moves the marked line; a click does too."),
     Action("line_up", ("K", "shift+up"), "Mark the line above", "Moves the marked line up."),
     Action("select", ("space",), "Select lines", "Begins a selection at the marked line, or drops it."),
-    Action("copy", ("c",), "Copy", "Copies the marked line or the selection, long lines whole."),
+    Action("copy", ("c", "Y"), "Copy", "Copies the marked line or the selection, long lines whole."),
     Action("pager", ("p",), "Open in the pager", "Opens the log at this line in $PAGER, else in less."),
     Action("editor", ("e",), "Open in the editor", "Opens the log in $VISUAL, $EDITOR, nano or vi at this line."),
 )  # fmt: skip

@@ -13,5 +13,5 @@ ROWS: tuple[Action, ...] = (
            short="Whose"),
     Action("recorded", ("w",), "Now, or as recorded", "When no run goes on: this machine now, or as the run left it.",
            short="Recorded"),
-    Action("copy_machine", ("c",), "Copy the readings", "Copies what this tab shows, as text."),
+    Action("copy_machine", ("c", "Y"), "Copy the readings", "Copies what this tab shows, as text."),
 )  # fmt: skip
