@@ -21,7 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from picollm.run import events as ev
-from picollm.run import lease, pipeline
+from picollm.run import lease, pipeline, serving
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tui.figures import clock
@@ -87,6 +87,7 @@ class Player:
         if self._thread.is_alive():
             self._thread.join()
         self._release()
+        serving.stop_serving(self.run)  # somebody may have asked its models something
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def now(self) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from picollm.run import events as ev
@@ -92,6 +95,27 @@ def test_nothing_recorded_and_no_speed_are_refused(a_run) -> None:
         Player(a_run("empty"))
     with pytest.raises(UserError, match="--speed -1"):
         Player(a_run("finished"), speed=-1)
+
+
+def test_who_was_asked_during_a_replay_leaves_with_it(a_run) -> None:
+    player = Player(a_run("finished"))
+    job = """
+import sys, time
+from picollm.run import lease, serving
+from picollm.run.folder import Run, write_atomic
+import msgspec
+folder = serving.serve_folder(Run(__import__("pathlib").Path(sys.argv[1])))
+lock = lease.Lock(folder / "lock"); lock.share()
+me = lease.identify()
+write_atomic(folder / "address.json", msgspec.json.encode(serving.Address(uds="x", pid=me.pid, host=me.host,
+             boot_id=me.boot_id, start_ticks=me.start_ticks)).decode())
+print("here", flush=True); time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", job, str(player.run.dir)], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"here\n"
+        player.close()
+        assert child.wait(5) != 0
+    assert not player.run.dir.exists()
 
 
 async def test_the_app_shows_it_and_changes_nothing(player) -> None:
