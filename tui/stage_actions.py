@@ -161,8 +161,9 @@ class StageActions(_App):
         if not self._on_stage():
             return
         view, name = self.main.view, self.main.stage
-        if view.stale and view.stage(name).state in ("stale", "waiting", "ready"):
-            self._ask_redo(view.stale, ())
+        undecided = tuple(status for status in view.stale if status.undecided)
+        if undecided and view.stage(name).state in ("stale", "waiting", "ready"):
+            self._ask_redo(undecided, ())
         elif view.stage(name).attempt and view.stage(name).state not in state.ACTIVE:
             title = pipeline.stage(name).title
             later = [pipeline.stage(other).title for other in pipeline.downstream(name)

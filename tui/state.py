@@ -214,7 +214,7 @@ def advice(view: RunView, name: str) -> str:
     if status.state in ("stopped", "failed", "crashed"):
         return "resume"
     if status.state == "stale":
-        return "redo"
+        return "redo" if status.undecided else "launch"
     if status.state in ACTIVE:
         return "stop"
     if status.state == "ready" and view.active is None:

@@ -116,7 +116,7 @@ def _value(one: Summary, column: str, now: float, look: state.Look) -> tuple[str
     if column == "stage":
         return pipeline.stage(one.stage).title if one.stage and (one.done or one.active) else "", "plain"
     if column == "step":
-        return (f"{one.step:,}/{one.steps:,}" if one.steps else ""), "plain"
+        return (f"{one.step:,}/{one.steps:,}" if one.steps and one.state != "stale" else ""), "plain"
     if column == "queue":
         left = f"~{clock(one.left)}" if one.active and one.left is not None else ""
         return "  ".join(part for part in (left, one.queue) if part), "faint"
@@ -178,7 +178,7 @@ def detail(one: Summary, now: float) -> list[RenderableType]:
     where = f"  {stage}" if stage and one.state not in ("done", "ready", "waiting") else ""
     state_of = (f"   {look.symbol} {_word(one)}", look.tone)
     line = text((one.name, "strong"), (f"  {one.profile}", "faint"), state_of, where)
-    if one.steps and one.state != "done":
+    if one.steps and one.state not in ("done", "stale"):
         line.append(f"  step {one.step:,} of {one.steps:,}", tone("faint"))
     line.append(f"  {one.done} of {one.stages} stages done", tone("faint"))
     if one.active and one.left is not None:

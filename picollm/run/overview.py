@@ -89,7 +89,9 @@ def summarise(run: Run, touched: float = 0.0) -> Summary:
         bpb=bpb,
         done=done,
         stages=len(statuses),
-        left=estimate.left_seconds(wishes, statuses, queue) if to_go else None,
+        left=None
+        if not to_go or (front and front.state == "stalled")
+        else estimate.left_seconds(wishes, statuses, queue),
         queue=_queue(run, front, conductor, queue),
         conductor=conductor,
         reason=front.reason if front else "",

@@ -100,3 +100,11 @@ def test_of_two_that_run_the_one_in_front_is_shown() -> None:
     seen = state.RunView(name="r", exists=True, stages=tuple(behind))
     assert seen.active is not None and seen.active.name == state.where_to_look(seen) == "pretrain"
     assert state.headline(seen)[0].startswith("Pretrain")
+
+
+def test_what_is_gone_is_made_again_by_launching_and_what_changed_by_redoing() -> None:
+    def advice(**more: object) -> str:
+        stages = tuple(replace(one, **more) if one.name == "sft" else one for one in view(sft="stale").stages)
+        return state.advice(state.RunView(name="r", exists=True, stages=stages), "sft")
+
+    assert advice() == "redo" and advice(lost="own") == advice(pending=True) == "launch"

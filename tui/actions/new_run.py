@@ -9,7 +9,7 @@ ROWS: tuple[Action, ...] = (
     Action("next_choice", ("right", "l", "space"), "Next choice", "Where the values are a list: the next one.",
            short="Choose", footer_key="←/→"),
     Action("make_and_launch", ("g",), "Make and launch the run", "Makes the run and launches the whole pipeline.",
-           short="Make and launch", changes=True),
+           short="Launch", changes=True),
     Action("make", ("w",), "Make the run", "Makes the run and leaves it to be launched later.", short="Make",
            changes=True),
     Action("back", ("escape",), "Leave", "Stops writing a value or finding; else leaves the form, after asking when "

@@ -175,6 +175,7 @@ class NewRunScreen(Steady, ModalScreen[str | None]):
             if row.short and keys.cell_len + len(row.first) + len(row.short) + 1 <= self.size.width:
                 keys.append(row.first, tone("accent"))
                 keys.append(f" {row.short}  ", tone("faint"))
+        keys.rstrip()
         self.query_one("#form-keys", OneLine).set_line(keys)
 
     def _draw_about(self) -> None:

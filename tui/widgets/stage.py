@@ -137,7 +137,12 @@ def _can_do(view: state.RunView, name: str) -> list[RenderableType]:
     """The keys that make sense for this stage now, the likeliest first."""
     status = view.stage(name)
     advice = state.advice(view, name)
-    found = [(advice, "kills it, after asking" if status.state == "stopping" else _ADVICE[advice])] if advice else []
+    words = _ADVICE.get(advice, "")
+    if status.state == "stopping":
+        words = "kills it, after asking"
+    elif status.state == "stale" and status.lost:
+        words = "makes what is gone again, and keeps what comes out the same"
+    found = [(advice, words)] if advice else []
     if status.state in ("ready", "waiting") and view.active is None:
         found.append(("start_stage", "runs this stage alone"))
         found.append(("start_from", "runs it and everything after it"))
@@ -182,9 +187,9 @@ def _welcome(view: state.RunView) -> list[RenderableType]:
 def _finished() -> list[RenderableType]:
     """All is made: what it is for."""
     return [
-        text(("The chatbot is made   ", "strong"), (_tab("chat"), "accent"), (" talks to it   ", "faint"),
-             (_tab("compare"), "accent"), (" puts two models side by side   ", "faint"), (_tab("report"), "accent"),
-             (" shows what was measured", "faint")),
+        text(("The chatbot is made   ", "strong"), (_tab("chat"), "accent"), (" chat with it   ", "faint"),
+             (_tab("compare"), "accent"), (" compare models   ", "faint"), (_tab("report"), "accent"),
+             (" report", "faint")),
         Text(""),
     ]  # fmt: skip
 
@@ -202,7 +207,7 @@ def _state(status: StageStatus, look: state.Look) -> Text:
     if status.state in ACTIVE and status.phase:
         line.append(f"  {status.phase}", tone("faint"))
     done = state.share(status)
-    if done is not None and status.state != "done":
+    if done is not None and status.state not in ("done", "stale"):
         line.append(f"  {bar(done, 20).rstrip()}", tone("accent"))
         line.append(f" step {status.step:,} of {status.steps:,}", tone("faint"))
     return line

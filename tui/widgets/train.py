@@ -33,6 +33,7 @@ WIDE = 70
 GAP = 2
 NOTED = "loss"  # the series whose chart bears the words of the notes
 MOST_NOTES = 3
+WORTH_SAYING = (*state.BROKEN, "stale")
 
 
 class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
@@ -313,7 +314,7 @@ class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
             parts.append(
                 (f"{LETTERS[number % len(LETTERS)]} {name}", chart.OVERLAY_TONES[number % len(chart.OVERLAY_TONES)])
             )
-        if status.state in state.BROKEN and status.reason:
+        if status.state in WORTH_SAYING and status.reason:
             parts.append((status.reason, "faint"))
         line = text(*(part for index, (words, tone) in enumerate(parts)
                       for part in ((("  ·  ", "faint"),) if index else ()) + ((words, tone),)))  # fmt: skip
@@ -322,7 +323,7 @@ class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
 
     def _alarm(self) -> list[tuple[str, str]]:
         status, found = self._status, []
-        if status.state in state.BROKEN:
+        if status.state in WORTH_SAYING:
             look = state.LOOKS[status.state]
             found.append((f"{look.symbol} {look.word}", look.tone))
         lost: Mapping[str, Any] = {name: curve for name, curve in (self.detail.curves if self.detail else {}).items()
