@@ -8,6 +8,8 @@ from picollm.run import events as ev
 from picollm.run.folder import Run
 from tests.fixtures import make_runs
 from tests.tui.conftest import WIDE, shown, until
+from tui.widgets.chart import LABELS
+from tui.widgets.train_keys import GAP
 
 
 async def on_charts(pilot, stage: str = "") -> object:
@@ -48,6 +50,21 @@ async def test_focus_full_screen_zoom_crosshair_and_back(a_run, an_app) -> None:
             await pilot.press("escape")
         await until(pilot, lambda: pane.look.cross is None and not pane.alone and pane.look.window is None)
         assert app.main.rail.display
+
+
+async def test_a_click_chooses_the_chart_and_puts_the_crosshair_there(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=WIDE) as pilot:
+        pane = await on_charts(pilot, "sft")
+        columns, width, height = pane._grid()
+        assert columns == 2
+        middle = width + GAP + LABELS + pane.view_of(pane.charts[1], width, height).columns // 2
+        left = pane.content_region.x - pane.region.x
+        await pilot.click(pane, offset=(left + middle, 4))
+        assert pane.look.focused == pane.charts[1].series and abs(pane.look.cross - 80) < 4
+        await pilot.click(pane, offset=(left + middle, 4), times=2)
+        await until(pilot, lambda: pane.alone and drawn(pane))
 
 
 async def test_units_smoothing_log_scale_and_y_by_hand(a_run, an_app) -> None:

@@ -15,7 +15,8 @@ ROWS: tuple[Action, ...] = (
     Action("left", ("left", "h"), "To the left",
            "Moves the crosshair by a cell; without one, the window by a quarter."),
     Action("right", ("right", "l"), "To the right", "The same to the right."),
-    Action("crosshair", ("c",), "Crosshair", "A line through all charts, and what they read there; ← and → move it.",
+    Action("crosshair", ("c",), "Crosshair", "A line through all charts, and what they read there; ← and → move it, "
+           "and so does a click.",
            short="Cross"),
     Action("whole", ("a",), "Show all",
            "Ends zooming; once more: X spans what there is so far, or the whole plan again."),

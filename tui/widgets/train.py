@@ -24,13 +24,12 @@ from tui.widgets.chart import LETTERS, Mark, Picture, Trace, View, Words
 from tui.widgets.chart_list import Chart, choose
 from tui.widgets.lines import LinesView, empty_state, text
 from tui.widgets.looks import Look
-from tui.widgets.train_keys import TrainKeys
+from tui.widgets.train_keys import GAP, TrainKeys
 
 REDRAW_S = 2.0
 STAGGER_S = 0.03
 PATIENCE_S = 1.5  # with a long run that is being read, before what there is so far is drawn
 WIDE = 70
-GAP = 2
 NOTED = "loss"  # the series whose chart bears the words of the notes
 MOST_NOTES = 3
 WORTH_SAYING = (*state.BROKEN, "stale")

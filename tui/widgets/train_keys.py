@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textual.events import Click
+
 from picollm.run.folder import Run
 from tui import state
 from tui.axis import Range
 from tui.search import query
+from tui.widgets.chart import LABELS
 
 if TYPE_CHECKING:
     from textual.widget import Widget
@@ -35,12 +38,15 @@ if TYPE_CHECKING:
         def view_of(self, one: Chart, width: int, height: int) -> View: ...
         def _grid(self) -> tuple[int, int, int]: ...
         def _arrange(self) -> None: ...
+        def _shown(self) -> list[Chart]: ...
 
     from tui.app import PicollmApp
 else:
     _Pane = object
 
 MOST_OVER = 4
+GAP = 2
+"""Cells between charts."""
 ZOOM = 2.0
 PAN = 0.25
 
@@ -56,6 +62,28 @@ class TrainKeys(_Pane):
 
     def _ready(self) -> bool:
         return bool(self.charts) and self.detail is not None
+
+    def on_click(self, event: Click) -> None:
+        """A click chooses the chart and puts the crosshair there; two show it alone, or all again."""
+        at = event.get_content_offset(self)
+        columns, width, height = self._grid()
+        shown = self._shown()
+        if at is None or not self._ready():
+            return
+        column, line = min(columns - 1, at.x // (width + GAP)), at.y + self.scroll_offset.y - 1
+        index = line // height * columns + column
+        if line < 0 or index >= len(shown):
+            return
+        one = shown[index]
+        self.look.focused = one.series
+        if event.chain > 1:
+            self.do_full_screen()
+            return
+        cells = self.view_of(one, width, height).columns
+        cell = at.x - column * (width + GAP) - LABELS
+        if 0 <= cell < cells:
+            self.look.cross = min(self.newest(), self.x_range().at(cell / max(1, cells - 1)))
+        self._arrange()
 
     # which chart ----------------------------------------------------------------------------------------------------
 
