@@ -15,8 +15,10 @@ from picollm.run.errors import UserError
 from tests.tui.conftest import NARROW, WIDE, shown, until
 from tui import log_sources, matches, outside
 from tui.matches import ERROR, WARN, Matches
+from tui.preferences import Preferences
 from tui.search import Query, TooSlow
 from tui.tail import LogFile, clean
+from tui.widgets import tones
 
 TRACEBACK = (
     "starting\nTraceback (most recent call last):\n  File x, line 3\n    raise E\nOSError: full\nstep 1\n"
@@ -240,6 +242,21 @@ async def test_search_filter_and_stay(a_run, an_app) -> None:
         await until(pilot, lambda: "line 849" in shown(app) and "held at line 851" in shown(app))
         await pilot.press("slash", *["backspace"] * 4, "enter", "v", "v")
         await until(pilot, lambda: "errors only  10 lines" in shown(app))
+
+
+async def test_lines_have_the_colours_of_the_theme(a_run, an_app) -> None:
+    a_run("finished").console_file("sft", 1).write_text("step 1\nWarning: slow\nerror: full\n")
+    app = an_app("finished", tab="log", stage="sft")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "error: full" in shown(app))
+        for theme in ("light", "dark"):
+            app.dress(Preferences(theme=theme, toured=True))
+            await pilot.pause(0.1)
+            drawn = {segment.text.strip(): segment.style for strip in app.main.panes["log"].lines._shown
+                     for segment in strip if segment.text.strip()}  # fmt: skip
+            moods = {"step 1": "plain", "Warning: slow": "warn", "error: full": "bad"}
+            assert {words: drawn[words].color for words in moods} == {words: tones.tone(mood).color
+                                                                      for words, mood in moods.items()}  # fmt: skip
 
 
 async def test_mark_select_and_copy(a_run, an_app, monkeypatch: pytest.MonkeyPatch) -> None:

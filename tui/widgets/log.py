@@ -163,6 +163,8 @@ class LogPane(Vertical):
     def redress(self) -> None:
         """In the colours of another theme."""
         if self.is_mounted:
+            self._hint()
+            self.lines.repaint()
             self._title()
 
     def _where(self) -> str:

@@ -255,7 +255,7 @@ class LogLines(ScrollView, can_focus=True):
         return self._drawn[key]
 
     def _render_row(self, words: str, sign: str, chosen: bool) -> list[Strip]:
-        line = Text(words, style=tone(_mood(words)), no_wrap=True, end="")
+        line = text((words, _mood(words)))
         if self.pattern is not None:
             try:
                 for start, end in self.pattern.spans(words, GLANCE_S):
