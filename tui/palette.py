@@ -26,6 +26,14 @@ def entries() -> list[tuple[str, str, str]]:
     return found
 
 
+async def _do(app: Any, action: str) -> None:
+    """As if its key were pressed in its own tab: what is chosen by name goes there first."""
+    if action.startswith("press("):
+        await app.action_press(action.removeprefix("press('").removesuffix("')"))
+    else:
+        await app.run_action(action, app)
+
+
 class ActionCommands(Provider):
     """Feeds Textual's palette from the registry, the pipeline and the runs folder."""
 
@@ -37,7 +45,7 @@ class ActionCommands(Provider):
     def _all(self) -> list[tuple[str, str, Any]]:
         app: Any = self.app
         found: list[tuple[str, str, Any]] = [
-            (name, words, partial(app.run_action, action, app))
+            (name, words, partial(_do, app, action))
             for name, words, action in entries()
             if "command_palette" not in action
         ]

@@ -83,3 +83,18 @@ async def test_palette_runs_an_action(a_run, an_app) -> None:
         await pilot.pause(0.4)
         await pilot.press("enter")
         await until(pilot, lambda: app.main.stage == "midtrain")
+
+
+async def test_palette_does_what_belongs_to_another_tab(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=(120, 40)) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        await pilot.press("ctrl+p")
+        await until(pilot, lambda: "Launch the whole pipeline" in shown(app))
+        await pilot.press(*"New run")
+        await until(pilot, lambda: "A form of all settings" in shown(app))
+        await pilot.pause(0.4)
+        await pilot.press("enter")
+        await until(pilot, lambda: "What it takes" in shown(app), what="the form of a new run, out of Pipeline")
+        assert app.main.tab == "runs"

@@ -16,6 +16,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widgets import Input
 
+from picollm.run.errors import UserError
 from picollm.run.overview import Overview, Summary
 from tui import actions, shelf_actions, state, table
 from tui.widgets import tones
@@ -188,32 +189,32 @@ class RunsPane(Vertical):
 
     # actions --------------------------------------------------------------------------------------------------------
 
+    def _chosen(self) -> Summary:
+        """What to do something with. Raises `UserError` where no run is selected."""
+        if self.run is None:
+            raise UserError("no run is selected" if self.known else "the runs are still being read; try again")
+        return self.run
+
     async def do_open(self) -> None:
-        if self.run is not None:
-            await shelf_actions.open_run(self.app, self.run)
+        await shelf_actions.open_run(self.app, self._chosen())
 
     def do_new(self) -> None:
         shelf_actions.new_run(self.app, [one.name for one in self.summaries])
 
     def do_duplicate(self) -> None:
-        if self.run is not None:
-            shelf_actions.duplicate(self.app, self.run, [one.name for one in self.summaries])
+        shelf_actions.duplicate(self.app, self._chosen(), [one.name for one in self.summaries])
 
     def do_note(self) -> None:
-        if self.run is not None:
-            shelf_actions.note(self.app, self.run)
+        shelf_actions.note(self.app, self._chosen())
 
     def do_rename(self) -> None:
-        if self.run is not None:
-            shelf_actions.rename(self.app, self.run)
+        shelf_actions.rename(self.app, self._chosen())
 
     def do_archive(self) -> None:
-        if self.run is not None:
-            shelf_actions.archive(self.app, self.run)
+        shelf_actions.archive(self.app, self._chosen())
 
     def do_delete(self) -> None:
-        if self.run is not None:
-            shelf_actions.delete(self.app, self.run)
+        shelf_actions.delete(self.app, self._chosen())
 
     def do_filter(self) -> None:
         box = self.query_one("#runs-filter", Input)
