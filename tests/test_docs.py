@@ -9,9 +9,12 @@ import pytest
 from typer.main import get_command
 
 from picollm import cli
-from picollm.run import config
+from picollm.run import config, pipeline
+from tui import actions, start
+from tui.widgets import tones
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+SMALL = 100_000  # bytes of a picture
 FILES = ["operations.md", "library.md", "personality.md"]
 
 
@@ -44,3 +47,20 @@ def test_settings_exist(file: str) -> None:
 def test_the_runbook_names_settings_at_all() -> None:
     text = (DOCS / "operations.md").read_text(encoding="utf-8")
     assert {"machine.device_rows", "launch.timeout", "data.mirrors"} <= set(re.findall(r"[a-z_]+\.[a-z_]+", text))
+
+
+def test_pictures_are_made_by_the_commands_beside_them() -> None:
+    text = (DOCS / "pictures.md").read_text(encoding="utf-8")
+    shown = re.findall(r"!\[[^]]+\]\((\S+)\)", text)
+    made = [
+        start.parser().parse_args(line.split()) for line in re.findall(r"^    picollm-tui (.+)$", text, re.MULTILINE)
+    ]
+    assert [f"docs/{name}" for name in shown] == [given.export_svg[1] for given in made]
+    for given in made:
+        tab, _, stage = given.export_svg[0].partition(":")
+        assert tab in actions.TAB_NAMES and (not stage or stage in (*pipeline.NAMES, "ask"))
+        assert given.theme in tones.NAMES
+    for name in [*shown, *(path.relative_to(DOCS) for path in DOCS.glob("pictures/*"))]:
+        svg = (DOCS / name).read_text(encoding="utf-8")
+        assert svg.startswith("<svg") and len(svg) < SMALL and "@font-face" not in svg, name
+        assert str(name) in text

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SIZE = (120, 40)
 LARGEST = 1000
 PATIENCE_S = 8.0
+ANSWERS_S = 120.0
+ASKING = "compare:ask"
 QUIET_S = 0.4  # a screen that did not change for so long is complete
 
 
@@ -35,16 +37,23 @@ def size_of(text: str) -> tuple[int, int]:
 def export_svg(
     options: asks.Options, screen: str, file: str, size: tuple[int, int] = SIZE, look: Preferences | None = None
 ) -> None:
-    """Write SCREEN (a tab, `tab:stage`, or `help`) of the run as an SVG picture. Raises `UserError`."""
+    """Write SCREEN (a tab, `tab:stage`, or `help`) of the run as an SVG picture. Chat is drawn with the newest
+    conversation, `compare:ask` with the answers to the first prompt. Raises `UserError`."""
     tab, _, stage = screen.partition(":")
     if tab not in (*actions.TAB_NAMES, "help"):
-        raise UserError(f"--export-svg {screen}: expected one of {', '.join(actions.TAB_NAMES)}, help, or train:sft")
+        raise UserError(
+            f"--export-svg {screen}: expected one of {', '.join(actions.TAB_NAMES)}, help, train:sft, or {ASKING}"
+        )
+    asking = screen == ASKING
+    if asking:
+        stage = ""
     if stage:
         pipeline.stage(stage)
     path = Path(file)
     if not path.absolute().parent.is_dir():
         raise UserError(f"--export-svg {file}: the folder {path.absolute().parent} does not exist")
-    svg = asyncio.run(_draw(replace(options, tab="stage" if tab == "help" else tab, stage=stage), tab, size, look))
+    options = replace(options, tab="stage" if tab == "help" else tab, stage=stage)
+    svg = asyncio.run(_draw(options, tab, size, look, asking))
     try:
         path.write_text(svg, encoding="utf-8")
     except OSError as error:
@@ -52,7 +61,10 @@ def export_svg(
     print(path)
 
 
-async def _draw(options: asks.Options, tab: str, size: tuple[int, int], look: Preferences | None) -> str:
+async def _draw(
+    options: asks.Options, tab: str, size: tuple[int, int], look: Preferences | None, asking: bool
+) -> str:  # fmt: skip
+    from tui import conversations
     from tui.app import PicollmApp
 
     if look is not None:
@@ -63,6 +75,13 @@ async def _draw(options: asks.Options, tab: str, size: tuple[int, int], look: Pr
         if tab == "help":
             app.action_help()
             await settled(pilot)
+        pane: Any = app.main.panes.get(tab)
+        if tab == "chat" and (kept := conversations.kept(app.conversations_folder())):
+            await pane.open(kept[0])
+            await settled(pilot)
+        if asking:
+            pane.ask()
+            await settled(pilot, lambda: not pane.busy, patience=ANSWERS_S)
         svg = app.export_screenshot(title=f"picollm-tui · {Path(options.run).name}")
     # A picture must not fetch fonts from somebody's server when it is looked at.
     return re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)

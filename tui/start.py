@@ -36,8 +36,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--theme", metavar="NAME", help=f"colours: {', '.join(tones.NAMES)}; , in the app keeps one")
     found.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     found.add_argument("--keys", action="store_true", help="print every action with its keys, as keys.toml, and leave")
+    named = ", ".join(actions.TAB_NAMES)
     found.add_argument("--export-svg", nargs=2, metavar=("SCREEN", "FILE"),
-                        help=f"draw SCREEN ({', '.join(actions.TAB_NAMES)}, help or train:sft) and leave")  # fmt: skip
+                       help=f"draw SCREEN ({named}, help, train:sft or compare:ask) and leave")  # fmt: skip
     found.add_argument("--size", metavar="COLSxROWS", default="120x40", help="of that picture (default: 120x40)")
     return found
 

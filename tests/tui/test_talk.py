@@ -14,7 +14,7 @@ from picollm.run.folder import Run
 from picollm.run.stream import Token, ToolCall
 from tests.endpoint import HOSTILE
 from tests.tui.conftest import NARROW, WIDE, shown, until
-from tui import conversations
+from tui import asks, conversations, export
 from tui.voices import Voice
 
 ANSWERS = {
@@ -346,6 +346,14 @@ async def test_earlier_conversations_open(a_run, an_app) -> None:
         await until(pilot, lambda: "What does str.split do?" in shown(app))
         await pilot.press(*["down"] * kept.index("What does str.split do?"), "enter")
         await until(pilot, lambda: "It returns a list of the words in the string" in shown(app))
+
+
+async def test_pictures_of_compare_and_chat_show_answers(a_run, fake) -> None:
+    a_run("finished")
+    compare = await export._draw(asks.Options(run="finished", tab="compare"), "compare", (160, 40), None, True)
+    assert "ended&#160;properly" in compare and "list&#160;of&#160;the&#160;words" in compare
+    chat = await export._draw(asks.Options(run="finished", tab="chat"), "chat", (160, 40), None, False)
+    assert "new&#160;conversation" not in chat and "you" in chat
 
 
 async def test_sampling_is_checked_and_taken(a_run, an_app, fake) -> None:
