@@ -38,17 +38,17 @@ class Query:
             self._pattern = regex.compile(regex.escape(words, literal_spaces=True), flags)
             self.doubt = str(error)
 
-    def search(self, text: str, at: int = 0, patience: float = PATIENCE_S) -> regex.Match[str] | None:
+    def search(self, text: str, at: int = 0, patience: float = 0.0) -> regex.Match[str] | None:
         """The first match from `at` on. Raises `TooSlow`."""
         try:
-            return self._pattern.search(text, at, timeout=patience, concurrent=True)
+            return self._pattern.search(text, at, timeout=patience or PATIENCE_S, concurrent=True)
         except TimeoutError:
             raise TooSlow from None
 
-    def spans(self, text: str, patience: float = PATIENCE_S) -> Iterator[tuple[int, int]]:
+    def spans(self, text: str, patience: float = 0.0) -> Iterator[tuple[int, int]]:
         """Where the matches in `text` are, but for empty ones. Raises `TooSlow`."""
         try:
-            for match in self._pattern.finditer(text, timeout=patience, concurrent=True):
+            for match in self._pattern.finditer(text, timeout=patience or PATIENCE_S, concurrent=True):
                 if match.end() > match.start():
                     yield match.span()
         except TimeoutError:

@@ -313,6 +313,13 @@ def colours(app: PicollmApp) -> set[str]:
     return {colour.name.lower() for style in styles for colour in (style.color, style.bgcolor) if colour is not None}
 
 
+def uncoloured(app) -> list[str]:
+    """What is drawn in no colour of the theme."""
+    return [segment.text.strip() for strip in app.screen._compositor.render_strips() for segment in strip
+            if segment.text.strip() and (segment.style is None or segment.style.color is None
+                                         or segment.style.color.is_default)]  # fmt: skip
+
+
 async def test_another_theme_reaches_every_tab(a_run, an_app) -> None:
     """What a tab drew before is drawn anew: no colour of the old theme stays."""
     a_run("finished")
@@ -329,3 +336,4 @@ async def test_another_theme_reaches_every_tab(a_run, an_app) -> None:
             app.dress(Preferences("light", False, True))
             await until(pilot, lambda old=old: not colours(app) & old,
                         what=f"{tab}: old colours stay: {colours(app) & old}")  # fmt: skip
+            assert not uncoloured(app), f"{tab}: in whatever colour the terminal has: {uncoloured(app)}"

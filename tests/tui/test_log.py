@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from picollm.run.errors import UserError
 from tests.tui.conftest import NARROW, WIDE, shown, until
-from tui import log_sources, matches, outside
+from tui import log_sources, matches, outside, search
 from tui.matches import ERROR, WARN, Matches
 from tui.preferences import Preferences
 from tui.search import Query, TooSlow
@@ -164,7 +164,8 @@ def test_programs_are_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, 
         outside.editor(Path("/x"), 7)
 
 
-def test_a_slow_expression_is_tried_line_by_line(tmp_path: Path) -> None:
+def test_a_slow_expression_is_tried_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "PATIENCE_S", 0.1)
     slow = Query("(?:a|aa)+$")
     with pytest.raises(TooSlow):
         slow.search("a" * 60 + "!")
@@ -182,7 +183,8 @@ def test_what_is_found_far_to_the_right_counts(tmp_path: Path) -> None:
     assert whole.endswith("x end of it") and len(whole) == 300_010
 
 
-async def test_an_expression_without_end_is_given_up_and_holds_nobody(a_run, an_app) -> None:
+async def test_an_expression_without_end_is_given_up_and_holds_nobody(a_run, an_app, monkeypatch) -> None:
+    monkeypatch.setattr(search, "PATIENCE_S", 0.1)
     run = a_run("finished")
     run.console_file("sft", 1).write_text(("a" * 90 + "!\n") * 300 + "the last\n")
     app = an_app("finished", tab="log", stage="sft")
