@@ -9,7 +9,7 @@ from rich.text import Text
 
 from picollm.run import pipeline
 from picollm.run.overview import BROKEN, Summary
-from tui import state
+from tui import actions, state
 from tui.figures import clock, metric
 from tui.widgets.lines import rows, text
 from tui.widgets.tones import tone
@@ -167,6 +167,15 @@ def counts(found: Sequence[Summary], shown: Sequence[Summary], order: str, words
     return line
 
 
+def _next(one: Summary) -> tuple[str, str] | None:
+    """What a person is likeliest to do with the run: an action and what it does."""
+    if one.archived or one.state in ("stale", "done"):
+        return None
+    if one.active:
+        return "stop", "kills" if one.state == "stopping" else "stops"
+    return ("resume", "resumes") if one.state in BROKEN else ("launch", "launches")
+
+
 def detail(one: Summary, now: float) -> list[RenderableType]:
     """The selected run in a few lines."""
     look = state.LOOKS.get(one.state, state.LOOKS["waiting"])
@@ -180,9 +189,12 @@ def detail(one: Summary, now: float) -> list[RenderableType]:
     line = text((one.name, "strong"), (f"  {one.profile}", "faint"), state_of, where)
     if one.steps and one.state not in ("done", "stale"):
         line.append(f"  step {one.step:,} of {one.steps:,}", tone("faint"))
-    line.append(f"  {one.done} of {one.stages} stages done", tone("faint"))
+    line.append(f"  {one.done} of {one.stages} done", tone("faint"))
     if one.active and one.left is not None:
         line.append(f"  about {clock(one.left)} left", tone("faint"))
+    if (key := _next(one)) is not None:
+        line.append(f"   {actions.find(key[0]).first}", tone("accent"))
+        line.append(f" {key[1]}", tone("faint"))
     pairs: list[tuple[str, RenderableType | str]] = []
     if one.reason:
         pairs.append(("Why", Text(one.reason, style=tone(look.tone))))
