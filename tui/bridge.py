@@ -136,12 +136,12 @@ class Reader(threading.Thread):
     def select(self, stage: str) -> None:
         """Follow this stage's history from now on."""
         self._selected = stage
-        self.poke()
+        self._wake.set()
 
     def lay_over(self, runs: tuple[str, ...]) -> None:
         """Follow the selected stage of these runs too."""
         self._over = runs
-        self.poke()
+        self._wake.set()
 
     def poke(self) -> None:
         """Look again at once, for instance after something was asked for."""

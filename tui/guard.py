@@ -77,13 +77,14 @@ class GuardedApp(Guarded):
         record(error)
 
     def _tab_of(self, error: Exception) -> str:
-        """The tab whose pane, or a widget inside it, was at work when this was raised."""
+        """The tab whose pane, or a widget inside it, was at work when this was raised; also one that is being replaced
+        and drawn once more."""
         found = ""
         for owner in owners(error.__traceback__):
             for node in owner.ancestors_with_self:
                 identity = getattr(node, "id", None) or ""
                 tab = identity.removeprefix(PANE)
-                if identity.startswith(PANE) and self.main.panes.get(tab) is node:
+                if identity.startswith(PANE) and tab in self.main.panes:
                     found = tab
         return found
 

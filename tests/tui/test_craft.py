@@ -337,3 +337,39 @@ async def test_another_theme_reaches_every_tab(a_run, an_app) -> None:
             await until(pilot, lambda old=old: not colours(app) & old,
                         what=f"{tab}: old colours stay: {colours(app) & old}")  # fmt: skip
             assert not uncoloured(app), f"{tab}: in whatever colour the terminal has: {uncoloured(app)}"
+
+
+async def test_moving_the_focus_draws_no_pane_anew(a_run, an_app, monkeypatch) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "State" in shown(app))
+        await pilot.pause(0.3)
+        drawn = []
+        real = StagePane.render_line
+        monkeypatch.setattr(StagePane, "render_line", lambda self, y: drawn.append(y) or real(self, y))
+        before = app.focused
+        await pilot.press("tab")
+        await pilot.pause(0.3)
+        assert app.focused is not before and app.focused.has_focus and not before.has_focus and not drawn
+
+
+async def test_a_pane_that_is_being_replaced_may_fail_once_more(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        old = app.main.panes["stage"]
+        old.render_line = lambda y, self=old: 1 / 0  # the frame's `self` is what the guard goes by
+        for _ in range(6):
+            try:
+                old.render_line(0)
+            except ZeroDivisionError as error:
+                app._handle_exception(error)
+        await until(pilot, lambda: "ZeroDivisionError" in shown(app))
+        try:
+            old.render_line(0)
+        except ZeroDivisionError as error:
+            app._handle_exception(error)
+        assert len(app.failures) == 1 and app.is_running
+        app.failures.clear()

@@ -10,12 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 from textual.geometry import Size
+from textual.reactive import Reactive
+from textual.widget import Widget
 
 
 class Steady:
     """Mixed into every screen, before Textual's class."""
 
     app: Any
+    focused: Reactive[Widget | None] = Reactive(None, repaint=False)
+    """Moving the focus repaints the two widgets between which it moves, not the whole screen."""
 
     def _screen_resized(self, size: Size) -> None:
         super()._screen_resized(self.app.size)  # type: ignore[misc]

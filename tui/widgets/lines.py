@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from textual.events import Resize
+from textual.events import Blur, DescendantBlur, DescendantFocus, Focus, Resize
 from textual.geometry import Region, Size
+from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
@@ -102,7 +103,24 @@ def contain(view: ScrollView, size: Size) -> None:
         view._scroll_update(size)
 
 
-class LinesView(ScrollView, can_focus=True):
+class Unmoved(Widget):
+    """A widget whose lines do not tell whether it has the focus, or which draws those that do itself: it is not drawn
+    again for getting or losing it."""
+
+    def on_focus(self, event: Focus) -> None:
+        self._turn(event, True, DescendantFocus(self))
+
+    def on_blur(self, event: Blur) -> None:
+        self._turn(event, False, DescendantBlur(self))
+
+    def _turn(self, event: Focus | Blur, focused: bool, word: Message) -> None:
+        event.prevent_default()  # which draws everything
+        self.has_focus = focused
+        if self.parent is not None:
+            self.parent.post_message(word)
+
+
+class LinesView(Unmoved, ScrollView, can_focus=True):
     """Shows laid-out lines; scrolls; repaints what changed and nothing else."""
 
     DEFAULT_CSS = """

@@ -10,12 +10,11 @@ from textual.geometry import Region
 from textual.message import Message
 from textual.reactive import reactive
 from textual.strip import Strip
-from textual.widget import Widget
 
 from picollm.run import pipeline
 from tui import state
 from tui.figures import bar, clock
-from tui.widgets.lines import text
+from tui.widgets.lines import Unmoved, text
 from tui.widgets.tones import tone
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 NARROW, TINY = 30, 23
 
 
-class Rail(Widget, can_focus=True):
+class Rail(Unmoved, can_focus=True):
     """One line a stage; repaints only the lines that changed."""
 
     selected: reactive[str] = reactive(pipeline.NAMES[0], repaint=False)
