@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from rich.console import RenderableType
 from rich.text import Text
+from textual.strip import Strip
 
 from picollm.run.errors import UserError
 from tui.talk import Piece
@@ -84,6 +85,10 @@ class AnswerPane(LinesView):
         self.show(found)
         if following and (self.writing or self.trail):
             self.scroll_end(animate=False, immediate=True)
+
+    def render_line(self, y: int) -> Strip:
+        """The first line says who answers: it stays when the answer is scrolled."""
+        return super().render_line(y if y else -self.scroll_offset.y)
 
     async def write(self, pieces: AsyncIterator[Piece]) -> None:
         """Show an answer as it comes. What goes wrong is shown in its place; a cancel is noted and raised."""

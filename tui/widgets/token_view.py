@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.color import Color, blend_rgb
 from rich.console import RenderableType
 from rich.style import Style
@@ -17,6 +18,8 @@ from tui.widgets.lines import clean, text
 from tui.widgets.tones import tone
 
 BAR = 16
+MARGIN = 6  # cells at the end of a line that wrapping between words may leave empty
+BENEATH = 14  # lines around the tokens: who said it, the one under the cursor, what else was likely, the measures
 UNLIKELY = 0.1
 MIDDLING = 0.5
 
@@ -52,20 +55,42 @@ def percent(p: float) -> str:
     return f"{p:.1%}".replace("%", " %") if p >= 0.0005 else "< 0.1 %"
 
 
-def token_blocks(seen: Sequence[Token], at: int) -> list[RenderableType]:
-    """The answer by its tokens, and beneath it the one at `at`."""
+def page_of(seen: Sequence[Token], at: int, width: int, height: int) -> tuple[int, int]:
+    """The first and past the last of the tokens that are drawn with the one at `at`: what fits on `height` lines of
+    `width` cells. A page stays the same while the cursor moves on it."""
+    start, line, column = 0, 1, 0
+    for number, token in enumerate(seen):
+        for letter in clean(token.text):
+            column += cell_len(letter)
+            if letter == "\n" or column > width:
+                line, column = line + 1, 0 if letter == "\n" else cell_len(letter)
+        if line > height and number > start:
+            if number > at:
+                return start, number
+            start, line, column = number, 1, 0
+    return start, len(seen)
+
+
+def token_blocks(seen: Sequence[Token], at: int, width: int, height: int) -> list[RenderableType]:
+    """The answer by its tokens, and beneath it the one at `at`; of a long answer the page that the cursor is on.
+
+    `width` and `height` are those of the conversation, in cells.
+    """
     if not seen:
         return [text(("the probabilities of this answer's tokens are not known: answer again to see them", "faint"))]
     at = min(max(0, at), len(seen) - 1)
+    first, past = page_of(seen, at, max(8, width - MARGIN), max(3, height - BENEATH))
     body = Text()
-    for number, token in enumerate(seen):
+    for number, token in enumerate(seen[first:past], first):
         style = shade(probability(token.logprob))
         words = clean(token.text)
         if number == at:
             style = style + Style(reverse=True, bold=True)
             words = words.replace("\n", "\\n\n") or " "
         body.append(words, style)
-    return [body, Text(""), *_about(seen[at], at, len(seen)), _surprise(seen)]
+    whole = past - first == len(seen)
+    page = [] if whole else [text((f"tokens {first + 1:,} to {past:,} of {len(seen):,}", "faint"))]
+    return [*page, body, Text(""), *_about(seen[at], at, len(seen)), _surprise(seen)]
 
 
 def _about(token: Token, at: int, of: int) -> list[RenderableType]:

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.widget import Widget
 from textual.widgets import Markdown
 from textual.widgets.markdown import MarkdownStream
 
@@ -101,13 +102,18 @@ class TurnView(Vertical):
         if not found:
             return
         if self.tokens is not None:
-            blocks = token_blocks(self.answer.seen if self.answer else [], self.tokens)
+            blocks = token_blocks(self.answer.seen if self.answer else [], self.tokens, *self._room)
         else:
             body = end_of(self.turn.content)
             if self.writing:
                 body.append("▏", tone("accent"))
             blocks = [body]
         self._fill(".words", blocks)
+
+    @property
+    def _room(self) -> tuple[int, int]:
+        """Cells that the conversation has on the screen."""
+        return self.parent.size if isinstance(self.parent, Widget) else self.size
 
     async def show_tokens(self, at: int | None) -> None:
         """Open the token view with its cursor at a token, move that, or with None close it."""

@@ -93,7 +93,7 @@ class Turns(VerticalScroll):
                 await view.show_tokens(want)
             elif was != view.chosen:
                 view.draw()
-            if view.chosen and (not was or token == 0):
+            if view.chosen and (not was or token is not None):
                 self.call_after_refresh(self.call_after_refresh, self.scroll_to_widget, view, animate=False)
 
     async def move_token(self, by: int) -> None:
