@@ -56,7 +56,7 @@ async def test_reason_of_a_failure_is_on_the_screen(a_run, an_app) -> None:
     app = an_app("failed")
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: "point data.source at some text" in app.main.plain)
-        assert "r continues it" in app.main.plain
+        assert "r  continues it" in app.main.plain
 
 
 async def test_curves_appear(a_run, an_app) -> None:

@@ -150,11 +150,7 @@ def _can_do(view: state.RunView, name: str) -> list[RenderableType]:
         found.append(("redo", "makes it again from its beginning, after asking"))
     if status.state in ("running", "stalled"):
         found.append(("kill", "ends it at once without saving, after asking"))
-    line = Text()
-    for name, words in found[:3]:
-        line.append(actions.find(name, "stage").first, tone("accent"))
-        line.append(f" {words}    ", tone("faint"))
-    return [line] if found else []
+    return [text((actions.find(name, "stage").first, "accent"), (f"  {words}", "faint")) for name, words in found[:3]]
 
 
 def _makes(row: pipeline.Stage, detail: state.Detail | None) -> Text:
@@ -223,7 +219,7 @@ def _time(status: StageStatus) -> list[tuple[str, RenderableType]]:
         line.append(f"  {status.seconds / status.predicted_s - 1:+.0%}".replace("%", " %"), tone("faint"))
     elif status.eta is not None and status.state in ACTIVE:
         line.append(f"  about {clock(status.eta)} left", tone("faint"))
-    elif status.state == "running" and status.seconds > (status.predicted_s or math.inf):
+    elif status.state == "running" and status.seconds > (status.predicted_s or math.inf) + COUNTED_S:
         line.append("  longer than predicted", tone("faint"))
     return [("Time", line)]
 
