@@ -1,8 +1,8 @@
 """The last step before the terminal: what every line passes through, so that no widget needs to know of it.
 
-`Ground` puts the widget's background behind drawn text, which names no background of its own. `Ascii` is for screens
-and fonts that have nothing else: lines and frames become `+ - |`, bars `#`, braille dots `. : #`, accents are dropped,
-and what has no likeness becomes `?`. A character keeps its width in cells.
+`Ground` puts the widget's background behind drawn text, which names no background of its own. `Bare` is the theme
+without colours. `Ascii` is for screens and fonts that have nothing else: lines and frames become `+ - |`, bars `#`,
+braille dots `. : #`, accents are dropped, and what has no likeness becomes `?`. A character keeps its width in cells.
 """
 
 from __future__ import annotations
@@ -73,6 +73,20 @@ class Ground(LineFilter):
                 segment = Segment(text, _grounded(style or _NO_STYLE, background))
             found.append(segment)
         return found
+
+
+@lru_cache(4096)
+def _bare(style: Style) -> Style:
+    marked = style.bgcolor is not None and not style.bgcolor.is_default
+    return style.without_color + Style(reverse=not style.reverse) if marked else style.without_color
+
+
+class Bare(LineFilter):
+    """No colour leaves; what has a ground of its own, such as the chosen line of a list, is reversed."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        return [segment if segment.style is None or segment.control else Segment(segment.text, _bare(segment.style))
+                for segment in segments]  # fmt: skip
 
 
 class Ascii(LineFilter):

@@ -57,7 +57,10 @@ class FrameActions(_App):
         key = (self.no_color, self.look.theme, self.look.ascii)
         if self._passed is None or self._passed[0] != key:
             found = [one for one in self._filters if not isinstance(one, Monochrome | NoColor)]
-            found += [NoColor()] if self.no_color else [] if tones.current().own else [filters.Ground()]
+            if tones.current().name == tones.PLAIN:
+                found.append(filters.Bare())
+            else:
+                found += [NoColor()] if self.no_color else [] if tones.current().own else [filters.Ground()]
             found += [filters.Ascii()] if self.look.ascii else []
             self._passed = (key, found)
         return [one for one in self._passed[1] if one.enabled]

@@ -271,6 +271,11 @@ async def test_no_color_sends_no_colour(a_run, monkeypatch) -> None:
             for segment in strip:
                 style = segment.style
                 assert style is None or all(c is None or c.is_default for c in (style.color, style.bgcolor)), segment
+        await pilot.press("4", "m")
+        await until(pilot, lambda: "Enter opens" in shown(app))
+        reversed_ = {segment.text.strip() for strip in app.screen._compositor.render_strips() for segment in strip
+                     if segment.style and segment.style.reverse}  # fmt: skip
+        assert any("attempt 1" in words for words in reversed_) and "Conductor" not in reversed_
 
 
 # sizes ----------------------------------------------------------------------------------------------------------------

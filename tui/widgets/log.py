@@ -14,7 +14,7 @@ from textual.widgets import Input
 from picollm.run import pipeline
 from picollm.run.errors import UserError
 from tui import actions, outside
-from tui.figures import clock, counted, size
+from tui.figures import counted, roughly, size
 from tui.log_reader import LogReader, LogSources, LogText, LogWindow
 from tui.log_sources import Source
 from tui.matches import LEVELS
@@ -324,7 +324,7 @@ class LogPane(Vertical):
         if not self._sources:
             raise UserError("this run has no logs yet")
         now = time.time()
-        rows = [(str(source.path), source.title, f"{size(source.size)}, {clock(now - source.changed)} ago")
+        rows = [(str(source.path), source.title, f"{size(source.size)}, {roughly(now - source.changed)} ago")
                 for source in self._sources]  # fmt: skip
         self.app.push_screen(PickScreen("Logs", rows), lambda path: self._open(Path(path) if path else None))
 

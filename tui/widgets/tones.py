@@ -127,7 +127,9 @@ _TERMINAL = {
     "input-selection-foreground": "ansi_black",
     "screen-selection-background": "ansi_bright_blue",
     "screen-selection-foreground": "ansi_black",
-}
+    **{f"scrollbar{part}": "ansi_default" for part in ("", "-hover", "-active", "-background", "-background-hover",
+                                                       "-background-active", "-corner-color")},
+}  # fmt: skip
 
 
 def theme(palette: Palette) -> Theme:
@@ -156,8 +158,10 @@ def theme(palette: Palette) -> Theme:
             "border": known(palette.line),
             "selected": highlight,
             "input-selection-background": highlight,
-            "block-cursor-background": known(palette.accent),
-            "block-cursor-foreground": "ansi_black" if palette.own else palette.ground,
+            **{f"block-cursor-{where}{what}": value
+               for where in (("", "blurred-") if palette.own else ("",))
+               for what, value in (("background", known(palette.accent or "white")),
+                                   ("foreground", "ansi_black" if palette.own else palette.ground))},
             **(_TERMINAL if palette.own else {}),
         },
-    )
+    )  # fmt: skip
