@@ -144,7 +144,7 @@ def asked_for(run: Run) -> tuple[str, ...] | None:
     has said nothing yet."""
     if not lease.is_held(run.conductor_lock):
         return None
-    for event in reversed(ev.tail_events(run.conductor_events)):
+    for event in reversed(ev.tail_events(run.conductor_events, 16 << 10)):
         if isinstance(event, ev.Queue):
             return tuple(event.stages)
         if isinstance(event, ev.Conductor) and event.what == "started":  # what stands before is another one's
