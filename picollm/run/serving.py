@@ -243,9 +243,8 @@ class Client:
             yield
         except httpx.TimeoutException:
             raise UserError(f"{self.who} said nothing for {SILENCE_S:.0f} s; stop it and ask again") from None
-        except (httpx.ReadError, httpx.RemoteProtocolError) as error:
-            gone = str(error).rstrip(".") or "the connection broke off"
-            raise UserError(f"the answer was cut off: {self.who} is gone ({gone}); ask again") from None
+        except (httpx.ReadError, httpx.RemoteProtocolError):
+            raise UserError(f"the answer was cut off: {self.who} is gone; ask again") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UserError(f"{self.who} does not answer ({error}); {again}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -323,6 +323,22 @@ def test_an_answer_that_was_to_be_replaced_outlives_a_kill(tmp_path) -> None:
     assert (answer.content, answer.model, answer.earlier, answer.finish_reason) == ("one", "sft", [], "cut")
 
 
+async def test_of_a_long_answer_the_end_and_the_name_stay_in_view(a_run, an_app, fake, monkeypatch) -> None:
+    a_run("finished")
+    monkeypatch.setitem(ANSWERS, "rl", "word\n" * 60 + "the last")
+    fake.pause = 0
+    app = an_app("finished", tab="compare")
+    async with app.run_test(size=NARROW) as pilot:
+        pane = await opened(pilot, "compare")
+        await pilot.press("enter")
+        await until(pilot, lambda: not pane.busy and "the last" in shown(app) and "first token 38 ms" in shown(app))
+        assert "B rl" in shown(app) and pane.b.scroll_y == pane.b.max_scroll_y > 0
+        await pilot.press("home")
+        await until(pilot, lambda: pane.b.scroll_y == 0)
+        pane.b.draw()
+        assert pane.b.scroll_y == 0, "what a person scrolled to stays"
+
+
 async def test_another_stage_leaves_the_conversation_where_it_is(a_run, an_app, fake, monkeypatch) -> None:
     a_run("finished")
     monkeypatch.setitem(ANSWERS, "rl", "word\n\n" * 100)

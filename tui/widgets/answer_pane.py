@@ -69,8 +69,6 @@ class AnswerPane(LinesView):
             found += [text((title, "second")), text((answer.text.strip() or "(nothing)", "faint")), Text("")]
         if self.trail:
             found.append(text((self.title, "second")))
-        if self.error:
-            found.append(text((self.error, "bad")))
         found += told(self.answer.calls)
         body = end_of(self.answer.text)
         if self.writing:
@@ -79,11 +77,13 @@ class AnswerPane(LinesView):
             found += [body, Text("")]
         if self.writing and not self.answer.text:
             found.append(text(("waiting for the model …", "faint")))
+        if self.error:
+            found.append(text((self.error, "bad")))
         if self.answer.text or self.answer.finish:
             found.append(self.answer.measured())
         following = self.max_scroll_y - self.scroll_y < 2
         self.show(found)
-        if following and (self.writing or self.trail):
+        if following:
             self.scroll_end(animate=False, immediate=True)
 
     def render_line(self, y: int) -> Strip:
