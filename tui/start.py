@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
             return
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise UserError("picollm-tui needs a terminal; without one use: picollm watch")
+        if os.environ.get("TERM") == "dumb":
+            raise UserError("TERM is dumb: this terminal cannot move its cursor; use: picollm watch")
         if given.replay:
             from tui.replay import Player
 

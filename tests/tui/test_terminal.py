@@ -82,6 +82,11 @@ def session(a_run, runs, tmp_path):
         os.close(one.ours)
 
 
+def test_a_terminal_that_cannot_draw_is_told_so(session) -> None:
+    app = session("import os; os.environ['TERM'] = 'dumb'", words=b"TERM is dumb")
+    assert app.end() == 2 and b"\x1b" not in app.seen
+
+
 def test_sigterm_restores_the_terminal(session) -> None:
     app = session()
     app.process.send_signal(signal.SIGTERM)
