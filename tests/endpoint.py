@@ -13,7 +13,7 @@ do to their callers. What it does is chosen by the name of the model.
     dies       half an answer, then the connection is closed
     hangs up   the connection is closed without a word
     fails      half an answer, then an error in the stream
-    strict     refuses max_tokens, then stream_options, then logprobs
+    strict     refuses max_tokens, then stream_options, then logprobs, then seed
     busy       429 with Retry-After
     html       502 with a page for people
     plain 400  refuses in the words of other frameworks: {"detail": …}
@@ -104,7 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _refused(self, model: str, body: dict[str, Any]) -> bool:
         """Whether it was answered with anything but a stream."""
         if model == "strict":
-            unwanted = next((name for name in ("max_tokens", "stream_options", "logprobs") if name in body), None)
+            unwanted = next(
+                (name for name in ("max_tokens", "stream_options", "logprobs", "seed") if name in body), None
+            )
             if unwanted is None:
                 return False
             better = "; use max_completion_tokens" if unwanted == "max_tokens" else ""

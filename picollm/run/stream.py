@@ -151,11 +151,12 @@ def body_of(
 
 
 def milder(body: dict[str, Any], refusal: str) -> dict[str, Any] | None:
-    """The same request without what a server refused to hear of, where the answer does not depend on it; else None."""
+    """The same request without what a server refused to hear of, where that can be done without; else None. Without a
+    seed the answer is another one each time, which is better than none."""
     if "max_completion_tokens" in refusal and "max_tokens" in body:
         rest = {key: value for key, value in body.items() if key != "max_tokens"}
         return rest | {"max_completion_tokens": body["max_tokens"]}
-    for named in ("logprobs", "stream_options"):
+    for named in ("logprobs", "stream_options", "seed"):
         if named in refusal and named in body:
             return {key: value for key, value in body.items() if key not in (named, f"top_{named}")}
     return None

@@ -55,7 +55,7 @@ class AnswerPane(LinesView):
             return "nobody yet"
         how = "continues the text" if self.voice.continues else "answers"
         if self.voice.url:
-            how += ", without top-k"
+            how += ", without top-k, and without the seed where its server takes none"
         return f"{how} · {self.about}" if self.about else how
 
     def draw(self) -> None:
