@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from textual.events import Blur, DescendantBlur, DescendantFocus, Focus, Resize
@@ -60,7 +61,8 @@ def rows(pairs: Iterable[tuple[str, RenderableType | str]], indent: int = 0) -> 
 
 def empty_state(title: str, *lines: str) -> list[RenderableType]:
     """What a pane says when it has nothing to show yet."""
-    return [Text(""), text(("  " + title, "strong")), Text(""), *(text(("  " + line, "faint")) for line in lines)]
+    said = [Text(""), text((title, "strong")), Text(""), *(text((line, "faint")) for line in lines)]
+    return [Padding(line, (0, 0, 0, 2)) for line in said]
 
 
 NEAR = 12  # cells: moving the cursor over fewer of them saves nothing
