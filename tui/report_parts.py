@@ -140,7 +140,7 @@ class SamplesPart(Part):
 
     def blocks(self, width: int) -> list[RenderableType]:
         if not self.stages:
-            return empty_state("No samples yet", "While a model trains it is given the same prompts now and then;",
+            return empty_state("No samples yet", "While a model trains it is given the same prompts now and then; "
                                "what it says at each of these steps is shown here, one below the other.")  # fmt: skip
         name, steps = self._chosen
         prompts = self._prompts
@@ -218,7 +218,7 @@ class FailuresPart(Part):
 
     def blocks(self, width: int) -> list[RenderableType]:
         if not self.files:
-            return empty_state("No wrong answers kept yet", "Chat eval asks every model held-out questions;",
+            return empty_state("No wrong answers kept yet", "Chat eval asks every model held-out questions; "
                                "what it got wrong can be read here, beside what the others said.")  # fmt: skip
         rows = self._mine
         found: list[RenderableType] = [heading(f"{self.name} · {self.task}", f"{len(rows)} wrong answers kept")]
@@ -289,7 +289,7 @@ class VotesPart(Part):
 
     def blocks(self, width: int) -> list[RenderableType]:
         if not self.votes:
-            return empty_state("No votes yet", "In Compare, v says which of two answers was better;",
+            return empty_state("No votes yet", "In Compare you say which of two answers was better; "
                                "how each pair of models came off is counted here.")  # fmt: skip
         rows = []
         for row in votes.tally(self.votes):
@@ -334,7 +334,7 @@ class ManifestPart(Part):
         if self.problem:
             return [text((self.problem, "bad"))]
         if self.tree is None:
-            return empty_state("No manifest yet", "The last stage writes it: settings, machine, hashes, times and",
+            return empty_state("No manifest yet", "The last stage writes it: settings, machine, hashes, times and "
                                "results of the run, as one JSON file.")  # fmt: skip
         self._lines = list(_lines((), self.tree, self.open))
         self.at = min(self.at, len(self._lines) - 1)

@@ -32,9 +32,9 @@ class _NoReport(Part):
     def blocks(self, width: int) -> list[RenderableType]:
         return empty_state(
             "No report yet",
-            "The last stage writes it: base, mid, sft and rl side by side,",
-            "what was predicted and what it took, and how to make the run again.",
-            "What there is already, such as samples, is to the right: l or →.",
+            "The last stage writes it: base, mid, sft and rl side by side, what was predicted and what it took, and "
+            "how to make the run again.",
+            "What there is already, such as samples, is in the sections to the right.",
         )
 
 
