@@ -15,6 +15,7 @@ import msgspec
 from textual import on
 from textual.app import App
 from textual.binding import Binding
+from textual.timer import Timer
 
 from picollm.run import pipeline
 from picollm.run.errors import UserError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tui.replay import Player
     from tui.talk import Sampling, Talker
 
+UNREAD_S = 0.05
 OF_A_STAGE = ("stage", "train", "log")  # tabs that show another thing when another stage is chosen
 
 
@@ -64,6 +66,7 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
         self._sampling: Sampling | None = None
         self._moved = False
         self._seen = False
+        self._unread: Timer | None = None  # draws a stage just chosen, if its history has not come by then
         self._held = ""  # what Train shows while a stage without curves runs
         self.farewell = ""
 
@@ -127,6 +130,8 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
     async def _stage_changed(self, message: bridge.StageChanged) -> None:
         if message.detail.stage == self.main.rail.selected:
             self.main.detail = message.detail
+            if self._unread is not None:
+                self._unread.stop()
             if self.main.tab in ("stage", "train", "log"):
                 await self.main.update_pane()
 
@@ -167,7 +172,9 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
         self.reader.select(message.stage)
         if self.main.tab in OF_A_STAGE:
             self.main.scrolling().scroll_home(animate=False)
-        await self.main.update_pane()
+        if self._unread is not None:
+            self._unread.stop()
+        self._unread = self.set_timer(UNREAD_S, self.main.update_pane)
 
     @on(OneLine.Pressed)
     async def _pressed(self, message: OneLine.Pressed) -> None:

@@ -106,16 +106,21 @@ def number(cell: str) -> float | None:
     return value
 
 
-def sections(report: str, first: str = "Overview") -> list[Section]:
-    """One for each heading of the second level, and before them what comes first; without a text none."""
+def sections(report: str, only: str = "Overview") -> list[Section]:
+    """One for each heading of the second level, the first with what stands before it; `only` where there is none of
+    them, and without a text nothing."""
     found: list[Section] = []
+    before: list[Block] = []
     for block in parse(report):
         if isinstance(block, Heading) and block.level == 2:
             found.append(Section(block.text))
+            found[-1].blocks += before
+            before = []
         else:
-            if not found:
-                found.append(Section(first))
-            found[-1].blocks.append(block)
+            (found[-1].blocks if found else before).append(block)
+    if before:
+        found.append(Section(only))
+        found[-1].blocks += before
     return found
 
 

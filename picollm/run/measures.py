@@ -41,8 +41,9 @@ def measure(text: str, finish_reason: str | None = None) -> Measures:
 def repetition(text: str, n: int = WORD_GRAM) -> float:
     """Share of the text's n-grams that occurred before: 1 - distinct / all, 0 for a text without any repeated n-gram.
 
-    Of a very long text, of its first 20,000 characters. The n-grams are of n words and punctuation marks, case ignored. A text of too few words for that, such as
-    "hahahahaha…", is judged by its 4-grams of characters once it is 24 characters long.
+    Of a very long text, of its first 20,000 characters. The n-grams are of n words and punctuation marks, case ignored.
+    A text of too few words for that, such as "hahahahaha…", is judged by its 4-grams of characters once it is 24
+    characters long.
     """
     text = text[:MOST_CHARS]
     units: list[str] | str = _WORD.findall(text.lower())

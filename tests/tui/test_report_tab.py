@@ -61,10 +61,8 @@ async def test_every_section_is_there_and_its_keys_work(a_run, an_app, monkeypat
     copied: list[str] = []
     monkeypatch.setattr(app, "copy", lambda words, what: copied.append(words))
     async with app.run_test(size=WIDE) as pilot:
-        await until(pilot, lambda: "Made in 3 min." in shown(app) and "[Overview]" in shown(app))
+        await until(pilot, lambda: "Made in 3 min." in shown(app) and "9.0 % (5–13, n=120)" in shown(app))
         pane = app.main.panes["report"]
-        await pilot.press("l")
-        await until(pilot, lambda: "9.0 % (5–13, n=120)" in shown(app))
         screen = shown(app)
         assert screen.index("adding") < screen.index("spelling")
         await pilot.press("t", "t")
@@ -114,6 +112,6 @@ async def test_a_manifest_that_is_none_is_said(a_run, an_app) -> None:
     write_atomic(run.dir / "run_manifest.json", "{torn")
     app = an_app("finished", tab="report")
     async with app.run_test(size=NARROW) as pilot:
-        await until(pilot, lambda: "[Overview]" in shown(app) or "‹" in shown(app) or "[" in shown(app))
+        await until(pilot, lambda: "[What each step added]" in shown(app) or "‹" in shown(app))
         await pilot.press("h")
         await until(pilot, lambda: "run_manifest.json is not readable" in shown(app))

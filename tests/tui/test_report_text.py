@@ -66,3 +66,9 @@ def test_tables_sort_by_size_not_by_letter() -> None:
     assert [row[0] for row in table.by(1, down=False).rows] == ["a", "c", "d", "b"]
     assert [row[0] for row in table.by(1, down=True).rows] == ["c", "a", "d", "b"]
     assert table.numeric(1) and not table.numeric(0)
+
+
+def test_what_stands_before_the_first_heading_is_shown_with_it() -> None:
+    first, second = read.sections("# r\n\nMade in 3 min.\n\n## A\n\nwords\n\n## B\n")
+    assert (first.title, len(first.blocks), second.title, second.blocks) == ("A", 3, "B", [])
+    assert [section.title for section in read.sections("only words\n")] == ["Overview"] and read.sections("") == []
