@@ -12,6 +12,7 @@ import msgspec
 from picollm.run.errors import UserError
 from picollm.run.folder import write_atomic
 from picollm.run.stream import ToolCall
+from picollm.run.structs import complete
 from tui.talk import Sampling
 from tui.voices import Voice
 
@@ -45,6 +46,7 @@ class Turn(msgspec.Struct, kw_only=True):
     earlier: list[Earlier] = []
 
 
+@complete
 class Conversation(msgspec.Struct, kw_only=True):
     """`model` as the screen named it, `voice` so that it can be asked again."""
 

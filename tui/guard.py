@@ -52,6 +52,9 @@ class GuardedApp(Guarded):
     """The newest bugs that were survived, oldest first."""
 
     def _handle_exception(self, error: Exception) -> None:
+        this: Any = self
+        if this._exit:  # its widgets are being taken away, from under whatever was at work
+            return
         now = time.monotonic()
         if isinstance(error, WorkerFailed):
             error = error.error if isinstance(error.error, Exception) else error

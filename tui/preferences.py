@@ -10,12 +10,14 @@ import msgspec
 
 from picollm.run.errors import UserError
 from picollm.run.folder import picollm_home
+from picollm.run.structs import complete
 from tui.widgets import tones
 
 VARIABLE = "PICOLLM_TUI_THEME"
 _BARE_TERMS = ("linux", "vt100", "vt102", "vt220", "dumb")  # fonts without braille
 
 
+@complete
 class Preferences(msgspec.Struct):
     """`theme` is one of `tones.NAMES`; `ascii` sends nothing but ASCII; `toured`: the first-run tour was seen."""
 

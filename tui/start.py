@@ -14,6 +14,8 @@ from picollm.run.folder import Run
 from tui import actions, asks, preferences, terminal
 from tui.widgets import tones
 
+SWITCH_S = 0.001  # the reader's thread and the keys wait for each other no longer than this
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong on one line."""
@@ -85,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     readonly = given.readonly or player is not None
     options = replace(options, go=given.go and not readonly, readonly=readonly)
     app = PicollmApp(options, player, look)
+    sys.setswitchinterval(SWITCH_S)
     terminal.give_size(sys.stdout.fileno())
     terminal.leave_with(sys.stdin.fileno())
     terminal.leave_on_signals(sys.stdin.fileno(), app.exit)

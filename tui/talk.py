@@ -16,11 +16,13 @@ import msgspec
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.stream import Token, ToolCall
+from picollm.run.structs import complete
 from tui.voices import Voice
 
 LIKELIEST = 5  # tokens told beside each; plain completions allow no more
 
 
+@complete
 class Sampling(msgspec.Struct, kw_only=True):
     """How an answer is drawn. Same text, seed and settings: same answer."""
 

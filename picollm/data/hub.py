@@ -29,6 +29,7 @@ from picollm.data.publish import sha256
 from picollm.run.errors import UserError
 from picollm.run.folder import write_atomic
 from picollm.run.plan import HUB_SHARDS
+from picollm.run.structs import complete
 
 ATTEMPTS = 4  # rounds over all endpoints, each with huggingface_hub's own retries inside
 BACKOFF_S = 1.0  # before the second round; doubled from then on
@@ -77,6 +78,7 @@ SOURCES: dict[str, Source] = {
 }
 
 
+@complete
 class HubFile(msgspec.Struct, frozen=True):
     """A file as the Hub describes it."""
 
@@ -85,6 +87,7 @@ class HubFile(msgspec.Struct, frozen=True):
     bytes: int
 
 
+@complete
 class Listing(msgspec.Struct):
     """The files of a repository at one commit. `licence`: as its card has it; `seen`: unix seconds."""
 

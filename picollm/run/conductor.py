@@ -24,12 +24,14 @@ from picollm.run import launch, lease, pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import ACTIVE, Run, StageStatus, write_atomic
 from picollm.run.machine import MachineRecorder
+from picollm.run.structs import complete
 
 POLL_S = 0.1
 CALM_POLL_S = 0.4
 """While a stage runs, which needs the cores more than we do."""
 
 
+@complete
 class Request(msgspec.Struct, kw_only=True):
     """What the app or the command line asks for.
 

@@ -17,6 +17,7 @@ import msgspec
 from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, write_atomic
+from picollm.run.structs import complete
 
 WORDS_PATIENCE_S = 5.0
 """So long a word may take to arrive: from a rank that is just failing, or over a shared file system."""
@@ -27,6 +28,7 @@ ECHO = re.compile(
 SILENCE = re.compile(r"tim(ed|e) ?out", re.IGNORECASE)
 
 
+@complete
 class Word(msgspec.Struct, kw_only=True):
     """Why one rank failed; `code` as in `events.Failed`, `time` in unix seconds on its machine's clock."""
 

@@ -13,6 +13,7 @@ import msgspec
 from picollm.run import pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
+from picollm.run.structs import complete
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -41,6 +42,7 @@ class _Shape(msgspec.Struct):
     seq_len: int | None = None
 
 
+@complete
 class _Meta(msgspec.Struct):
     shape: _Shape = msgspec.field(default_factory=_Shape)
     score: float | None = None

@@ -20,6 +20,7 @@ from picollm.run import memory, pipeline, scaling
 from picollm.run.config import Config
 from picollm.run.errors import UserError
 from picollm.run.planned import Plan, plan_inputs
+from picollm.run.structs import complete
 
 TRAINED = tuple(pipeline.MODEL_STAGES.values())
 """The four stages whose steps are planned."""
@@ -69,6 +70,7 @@ TASK_EXAMPLE_TOKENS = {"smoltalk": 750, "mmlu": 375, "gsm8k": 220, "spelling_bee
 """Those of the larger ones: the bytes of their files at about 4.3 bytes a token."""
 
 
+@complete
 class Measured(msgspec.Struct, kw_only=True):
     """What preflight found out. Rates are of the whole machine, all ranks together.
 

@@ -13,6 +13,7 @@ import msgspec
 
 from picollm.run import config as settings
 from picollm.run import pipeline
+from picollm.run.structs import complete
 
 if TYPE_CHECKING:
     from picollm.run.folder import Run
@@ -25,6 +26,7 @@ TASKS = ("midtrain.mixture", "sft.mixture", "rl.task", "chat_eval.tasks")
 NO_FILES = ("", "pydocs", "climbmix", "fineweb-edu", "auto")
 
 
+@complete
 class Plan(msgspec.Struct, kw_only=True):
     """What preflight resolved: `values` fills the settings left at 0, `seconds` predicts every stage."""
 
@@ -46,6 +48,7 @@ class Inherited(msgspec.Struct, kw_only=True):
     artifacts: dict[str, str] = {}
 
 
+@complete
 class Origin(msgspec.Struct, kw_only=True):
     """`base.json`: the run that this one was branched from (`branch`), where it goes its own way, and what it took."""
 

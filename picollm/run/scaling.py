@@ -12,6 +12,7 @@ import math
 import msgspec
 
 from picollm.run.errors import UserError
+from picollm.run.structs import complete
 
 REFERENCE_DEPTH = 12
 REFERENCE_BATCH = 2**19
@@ -22,6 +23,7 @@ SMEAR_CHANNELS = 24
 GATE_CHANNELS = 12
 
 
+@complete
 class ModelShape(msgspec.Struct, frozen=True):
     """Everything that decides which tensors a model has and how they are wired."""
 

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from picollm.run.structs import complete
+
 
 def _meta(text: str, unit: str = "", affects: str = "result", auto: bool = False, **bounds: Any) -> Meta:
     return Meta(description=text, extra={"unit": unit, "affects": affects, "auto": auto}, **bounds)
@@ -280,6 +282,7 @@ class ChatConfig(msgspec.Struct, kw_only=True):
     ] = "auto"
 
 
+@complete
 class Config(msgspec.Struct, kw_only=True):
     """One field per table of `picollm.toml`."""
 

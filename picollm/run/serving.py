@@ -22,6 +22,7 @@ from picollm.run.endpoint import KEY, URL, Endpoint
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.stream import Delta, Fold, body_of, message_of, milder
+from picollm.run.structs import complete
 
 if TYPE_CHECKING:
     import httpx
@@ -34,6 +35,7 @@ SILENCE_S = 180.0  # a first answer waits for the model to be loaded
 STOP_PATIENCE_S = 5.0
 
 
+@complete
 class Address(msgspec.Struct, kw_only=True):
     """Where the inference process listens, and which process it is (for signals, checked before use)."""
 

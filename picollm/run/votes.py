@@ -13,6 +13,7 @@ import msgspec
 
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
+from picollm.run.structs import complete
 
 RUBRIC: tuple[tuple[str, str], ...] = (
     ("follows", "does what was asked"),
@@ -32,6 +33,7 @@ class Judged(msgspec.Struct, kw_only=True):
     scores: dict[str, int] = {}
 
 
+@complete
 class Vote(msgspec.Struct, kw_only=True):
     """`time` in seconds since 1970; `sampling` as it was asked for, the same for both."""
 

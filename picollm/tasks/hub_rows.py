@@ -23,6 +23,7 @@ import numpy as np
 from picollm.data import hub, hub_text
 from picollm.run.errors import UserError
 from picollm.run.folder import write_atomic
+from picollm.run.structs import complete
 
 DECODED_BYTES = 256_000_000  # of row groups kept decoded; a single larger one is kept alone
 SHOWN = 3
@@ -41,6 +42,7 @@ class HubSplit(msgspec.Struct, frozen=True):
     most: int = 0
 
 
+@complete
 class Pinned(msgspec.Struct):
     """A commit of a repository with its files, and the endpoints it was found at (`data.mirrors`)."""
 
@@ -48,6 +50,7 @@ class Pinned(msgspec.Struct):
     mirrors: str = ""
 
 
+@complete
 class Checked(msgspec.Struct):
     """Rows of a file, and those that cannot be used: (number from 1, why)."""
 

@@ -36,6 +36,7 @@ import msgspec
 from picollm.run.errors import UserError
 from picollm.run.folder import write_atomic
 from picollm.run.schema import IdentityConfig
+from picollm.run.structs import complete
 from picollm.tasks.base import BaseTask, Example, Split, TaskSettings, ask
 from picollm.tasks.rows import Row, read_rows
 from picollm.tasks.scoring import says_the_same
@@ -74,6 +75,7 @@ class Material(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     theme: list[Theme]
 
 
+@complete
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a rows file must contain: `sha256` is of the file's bytes, `themes` counts rows per theme.
 

@@ -28,6 +28,7 @@ from picollm.data.publish import sha256, sync
 from picollm.model.gpt import GPT
 from picollm.run.errors import UserError
 from picollm.run.scaling import ModelShape
+from picollm.run.structs import complete
 from picollm.train.sharded import AnyOptimizer
 
 FORMAT = 2  # 1: models of two layers backed out their last layer, see `check_format`
@@ -41,6 +42,7 @@ class FileEntry(msgspec.Struct, frozen=True):
     sha256: str
 
 
+@complete
 class Manifest(msgspec.Struct, frozen=True):
     format: int
     files: dict[str, FileEntry]

@@ -378,3 +378,13 @@ async def test_a_pane_that_is_being_replaced_may_fail_once_more(a_run, an_app) -
             app._handle_exception(error)
         assert len(app.failures) == 1 and app.is_running
         app.failures.clear()
+
+
+async def test_what_breaks_while_the_app_ends_is_no_bug(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        app.exit()
+        app._handle_exception(LookupError("a widget that is gone"))
+    assert not app.failures and not app.farewell and app.return_code in (None, 0)
