@@ -247,6 +247,7 @@ AnyEvent = (
     | Queue
     | Machine
 )
+HEAD_BYTES = 64 << 10
 TERMINAL = (Finished, Failed, Stopped)
 
 _decoder = msgspec.json.Decoder(AnyEvent)
@@ -473,7 +474,7 @@ def tail_events(path: Path, limit_bytes: int = 64 << 10) -> list[AnyEvent]:
         limit_bytes *= 8
 
 
-def head_events(path: Path, limit_bytes: int = 64 << 10) -> list[AnyEvent]:
+def head_events(path: Path, limit_bytes: int = HEAD_BYTES) -> list[AnyEvent]:
     """The events in the first `limit_bytes`: where `started`, `resumed` and the choices stand."""
     return EventReader(path).poll(limit_bytes)
 

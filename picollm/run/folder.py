@@ -36,6 +36,10 @@ def picollm_home() -> Path:
     return Path(os.environ.get("PICOLLM_HOME") or platformdirs.user_cache_dir("picollm")).expanduser().absolute()
 
 
+_Stamp = tuple[int, int, int]
+"""When a file was written, its size, and which file it is."""
+
+
 def runs_folder() -> Path:
     """`$PICOLLM_RUNS`, else `./runs`."""
     return Path(os.environ.get("PICOLLM_RUNS") or "runs").expanduser().absolute()
@@ -91,7 +95,7 @@ class Run:
         # What a look at the run needs again and again, kept as long as its file stays as it was.
         self._settings: tuple[object, dict[str, Any]] | None = None
         self._origin: tuple[object, Origin] | None = None
-        self._ends: dict[Path, tuple[object, list[ev.AnyEvent], list[ev.AnyEvent]]] = {}
+        self._ends: dict[Path, tuple[_Stamp | None, list[ev.AnyEvent], list[ev.AnyEvent]]] = {}
 
     @classmethod
     def create(cls, name: str, config: settings.Config) -> Run:
@@ -329,7 +333,9 @@ class Run:
         stamp = _stamp(file)
         kept = self._ends.get(file)
         if kept is None or stamp is None or kept[0] != stamp:
-            kept = self._ends[file] = stamp, ev.head_events(file), ev.tail_events(file)
+            begun = kept is not None and _grew(kept[0], stamp, ev.HEAD_BYTES)
+            head = kept[1] if kept is not None and begun else ev.head_events(file)
+            kept = self._ends[file] = stamp, head, ev.tail_events(file)
         return kept[1], kept[2]
 
     def output(self, name: str, key: str) -> Path:
@@ -372,7 +378,12 @@ def name_of_new(name: str) -> Path:
     return folder
 
 
-def _stamp(file: Path) -> tuple[int, int, int] | None:
+def _grew(before: _Stamp | None, after: _Stamp | None, least: int) -> bool:
+    """Whether a file that was longer than `least` bytes has only become longer: its first `least` are the same."""
+    return before is not None and after is not None and before[2] == after[2] and least < before[1] <= after[1]
+
+
+def _stamp(file: Path) -> _Stamp | None:
     """Equal when nobody wrote the file in between; None when there is none."""
     try:
         found = file.stat()

@@ -395,3 +395,19 @@ def test_a_folder_that_cannot_be_written_is_one_line(runs: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
         Run.create("r", settings.load(environ={}))
     assert Run.all() == []
+
+
+def test_the_beginning_of_an_attempt_that_grows_is_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [ev.Metrics(step=step, values={"loss": 1.0}) for step in range(2000)]
+    file = write_attempt(run, "doctor", lines(started(run, "doctor"), *many))
+    assert file.stat().st_size > ev.HEAD_BYTES
+    read = []
+    real = ev.head_events
+    monkeypatch.setattr(ev, "head_events", lambda path: read.append(path) or real(path))
+    first = run.ends("doctor", 1)
+    with open(file, "ab") as out:
+        out.write(lines(ev.Stopped(step=2000)))
+    head, tail = run.ends("doctor", 1)
+    assert head == first[0] and isinstance(tail[-1], ev.Stopped) and read == [file]
+    file.write_bytes(lines(started(run, "doctor"), ev.Stopped(step=1)))
+    assert len(run.ends("doctor", 1)[0]) == 2 and read == [file, file]

@@ -212,7 +212,12 @@ def figure(unit: str, x: float) -> str:
 
 def compose(drawn: Picture, traces: Sequence[Trace], view: View, words: Words, cross: float | None) -> list[Strip]:
     """`view.height` strips and one for each note. `cross`: the crosshair, as a share of the X axis."""
-    strips = [_title(drawn, traces, view, words, cross)]
+    return [title(drawn, traces, view, words, cross), *body(drawn, traces, view, words, cross)]
+
+
+def body(drawn: Picture, traces: Sequence[Trace], view: View, words: Words, cross: float | None) -> list[Strip]:
+    """All but the title: of new points that are not drawn yet, nothing but marks of broken ones shows here."""
+    strips: list[Strip] = []
     column = None if cross is None else _cell(cross, view.columns)
     labels = _labels(view.rows, drawn.y)
     for number, row in enumerate(drawn.canvas.rows):
@@ -239,12 +244,12 @@ def _line(parts: Sequence[tuple[str, str]], width: int) -> Strip:
     return Strip(found)
 
 
-def _title(drawn: Picture, traces: Sequence[Trace], view: View, words: Words, cross: float | None) -> Strip:
+def title(drawn: Picture, traces: Sequence[Trace], view: View, words: Words, cross: float | None) -> Strip:
     """What it is, and its newest value or the values under the crosshair; where room is short, values come first."""
     needed, wished = _now(drawn, traces[0], view) if cross is None else _under(drawn, traces, view, cross)
     room = view.width - 2 - sum(len(text) for text, _ in needed)
-    title = words.title if len(words.title) <= room else words.title[: max(1, room - 1)] + "…"
-    parts = [("▸ " if words.focused else "  ", "accent"), (title, "title" if words.focused else "strong"), *needed]
+    name = words.title if len(words.title) <= room else words.title[: max(1, room - 1)] + "…"
+    parts = [("▸ " if words.focused else "  ", "accent"), (name, "title" if words.focused else "strong"), *needed]
     for part in wished:
         if sum(len(text) for text, _ in [*parts, part]) <= view.width:
             parts.append(part)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from operator import is_
 from typing import Any
 
 from rich.console import RenderableType
@@ -51,7 +52,7 @@ class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
         self._view: state.RunView | None = None
         self._pictures: dict[str, tuple[object, Picture]] = {}
         self._strips_of: dict[str, tuple[object, list[Strip]]] = {}
-        self._rows: dict[int, tuple[list[list[Strip]], list[Strip]]] = {}
+        self._rows: dict[int, list[tuple[tuple[Strip, ...], Strip]]] = {}
         self._drawn_at: dict[str, float] = {}
         self._names: tuple[list[str], str] = ([], "")
         self._reading_since = 0.0
@@ -261,16 +262,11 @@ class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
         strips: list[Strip] = [self._headline()]
         for start in range(0, len(shown), columns):
             group = [self._composed(one, width, height) for one in shown[start : start + columns]]
-            kept = self._rows.get(start)
-            if (
-                kept is None
-                or len(kept[0]) != len(group)
-                or any(a is not b for a, b in zip(kept[0], group, strict=True))
-            ):
-                blank = [Strip.blank(width + GAP)]
-                sides = [(one + blank * height)[:height] for one in group]
-                kept = self._rows[start] = (group, [Strip.join(pieces) for pieces in zip(*sides, strict=True)])
-            strips += kept[1]
+            blank = [Strip.blank(width + GAP)] * height
+            lines = list(zip(*((one + blank)[:height] for one in group), strict=True))
+            before = self._rows.get(start, [])
+            self._rows[start] = [_joined(line, before[y] if y < len(before) else None) for y, line in enumerate(lines)]
+            strips += [joined for _, joined in self._rows[start]]
         self.put(strips)
 
     def _composed(self, one: Chart, width: int, height: int) -> list[Strip]:
@@ -289,13 +285,14 @@ class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
         words = Words(one.title, one.series == self.look.focused, marks, tuple(self._notes(one)))
         share = None if self.look.cross is None else view.x.share(self.look.cross)
         cross = share if share is not None and 0 <= share <= 1 else None
-        key = (known[1], tuple(trace.curve for trace in traces), view, words, cross, tones.current())
+        own = traces[0]
+        ways = None if view.unit == "step" else own.ways
+        key = (known[1], own.curve.lost, ways, view, words, cross, tones.current())
         kept = self._strips_of.get(one.series)
         if kept is None or kept[0] != key:
-            padded = [strip.extend_cell_length(width + GAP).crop(0, width + GAP)
-                      for strip in chart.compose(known[1], traces, view, words, cross)]  # fmt: skip
-            kept = self._strips_of[one.series] = (key, padded)
-        return kept[1]
+            below = [_padded(strip, width) for strip in chart.body(known[1], traces, view, words, cross)]
+            kept = self._strips_of[one.series] = (key, below)
+        return [_padded(chart.title(known[1], traces, view, words, cross), width), *kept[1]]
 
     def _headline(self) -> Strip:
         """One line above the charts: how the stage stands, and what the keys have set."""
@@ -333,6 +330,17 @@ class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
                 (f"! {name} not finite at {curve.lost:,} steps, last at step {curve.broken[-1][0]:,.0f}", "bad")
             )
         return found
+
+
+def _joined(line: tuple[Strip, ...], before: tuple[tuple[Strip, ...], Strip] | None) -> tuple[tuple[Strip, ...], Strip]:
+    """Pieces with the line they make: the one that was there, when the pieces are the same."""
+    if before is not None and len(before[0]) == len(line) and all(map(is_, before[0], line)):
+        return before
+    return line, Strip.join(line)
+
+
+def _padded(strip: Strip, width: int) -> Strip:
+    return strip.extend_cell_length(width + GAP).crop(0, width + GAP)
 
 
 def _tab(name: str) -> str:
