@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 from picollm.run import events as ev
 from picollm.run.folder import Run
@@ -159,3 +160,20 @@ async def test_what_has_not_trained_says_what_to_do(a_run, an_app) -> None:
         app.action_select_stage("pretrain")
         await app.main.show_tab("train")
         await until(pilot, lambda: "has not trained yet" in app.main.plain)
+
+
+async def test_the_first_chart_has_the_focus_until_a_key_is_pressed(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished", tab="train", stage="rl")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "Reward" in app.main.plain)
+        pane = app.main.panes["train"]
+        whole = pane.detail
+        for key, focused in (("", "reward"), ("c", "loss")):
+            part = replace(whole, curves={"loss": whole.curves["loss"]})
+            pane.update_from(app.main.view, "rl", part)
+            assert pane.look.focused == "loss"
+            if key:
+                await pilot.press(key)
+            pane.update_from(app.main.view, "rl", whole)
+            assert pane.look.focused == focused

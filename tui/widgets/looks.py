@@ -17,9 +17,11 @@ USUAL = STRENGTHS.index(0.95)
 @dataclass
 class Look:
     """`window`, `cross` and `unit` are of the X axis that all charts share; `ys` and `logs` of single charts, by the
-    names of their series. `whole`: without a window, X spans the plan to its end, else what there is so far."""
+    names of their series. `chosen`: somebody has pressed a key among the charts; until then the first has the focus.
+    `whole`: without a window, X spans the plan to its end, else what there is so far."""
 
     focused: str = ""
+    chosen: bool = False
     window: Range | None = None
     cross: float | None = None
     unit: str = "step"

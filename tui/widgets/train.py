@@ -91,7 +91,8 @@ class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
         if (names, self.look.filter) != self._names:
             self._names = names, self.look.filter
             self.charts = choose(names, self.look.pattern())
-        if self.charts and self.look.focused not in {one.series for one in self.charts}:
+        kept = (self.look.chosen or self.alone) and self.look.focused in {one.series for one in self.charts}
+        if self.charts and not kept:
             self.look.focused = self.charts[0].series
         if not self.charts:
             self._set_alone(False)

@@ -61,7 +61,10 @@ class TrainKeys(_Pane):
     app: PicollmApp
 
     def _ready(self) -> bool:
-        return bool(self.charts) and self.detail is not None
+        """Whether there is anything for a key to change; whoever presses one wants the focus to stay where it is."""
+        ready = bool(self.charts) and self.detail is not None
+        self.look.chosen = self.look.chosen or ready
+        return ready
 
     def on_click(self, event: Click) -> None:
         """A click chooses the chart and puts the crosshair there; two show it alone, or all again."""
