@@ -9,6 +9,7 @@ do to their callers. What it does is chosen by the name of the model.
     bare       pieces and [DONE]: no reason, no counts, no role
     nulls      fields that are null: content, error, usage, logprobs, choices, delta
     whole      does not stream: one JSON document
+    as json    a stream that is labelled application/json
     slow       a second of silence before each word
     dies       half an answer, then the connection is closed
     hangs up   the connection is closed without a word
@@ -67,8 +68,8 @@ class ForeignEndpoint(ThreadingHTTPServer):
         """A caller that hangs up is no news."""
 
 
-NAMES = ("plain", "bare", "nulls", "whole", "slow", "dies", "hangs up", "fails", "strict", "busy", "html", "plain 400",
-         "moved", "thinks", "hostile", "huge", "flood")  # fmt: skip
+NAMES = ("plain", "bare", "nulls", "whole", "as json", "slow", "dies", "hangs up", "fails", "strict", "busy", "html",
+         "plain 400", "moved", "thinks", "hostile", "huge", "flood")  # fmt: skip
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -91,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, f"The model `{model}` does not exist", code="model_not_found")
         elif not self._refused(model, body):
             self.send_response(200)
-            self.send_header("content-type", "text/event-stream")
+            self.send_header("content-type", "application/json" if model == "as json" else "text/event-stream")
             self.end_headers()
             self._stream(model)
 

@@ -21,7 +21,7 @@ from picollm.run import launch, lease
 from picollm.run.endpoint import KEY, URL, Endpoint
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
-from picollm.run.stream import Delta, Fold, body_of, message_of, milder
+from picollm.run.stream import Delta, Fold, body_of, is_stream, message_of, milder
 from picollm.run.structs import complete
 
 if TYPE_CHECKING:
@@ -210,8 +210,9 @@ class Client:
                                 self._refuse(response.status_code, content, response.headers)
                             continue
                         if response.headers.get("content-type", "").startswith("application/json"):
-                            whole = answer.take_whole(await response.aread())
-                            yield whole or Delta()
+                            content = await response.aread()
+                            if not is_stream(content):  # some label a stream so, too
+                                yield answer.take_whole(content) or Delta()
                         async for line in response.aiter_lines():
                             if (delta := answer.take(line)) is not None:
                                 yield delta

@@ -114,6 +114,11 @@ class Fold:
                      prompt_tokens=self.prompt_tokens, cut_tokens=self.cut_tokens)  # fmt: skip
 
 
+def is_stream(content: bytes) -> bool:
+    """Whether a body holds the lines of a server-sent stream (WHATWG, HTML, 9.2.5), and not one JSON value."""
+    return re.match(rb"\s*(data|event|id|retry)?:", content) is not None
+
+
 def _tokens(found: dict[str, Any]) -> tuple[Token, ...]:
     """From either shape: that of chat, a list of records, or that of plain completions, lists side by side."""
     if found.get("content"):

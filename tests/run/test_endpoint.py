@@ -31,7 +31,7 @@ def ask(server: ForeignEndpoint, model: str, key: str = "k") -> tuple[str, Delta
     return "".join(piece.text for piece in pieces).strip(), pieces[-1]
 
 
-@pytest.mark.parametrize("model", ["plain", "bare", "nulls", "whole", "thinks", "strict"])
+@pytest.mark.parametrize("model", ["plain", "bare", "nulls", "whole", "as json", "thinks", "strict"])
 def test_every_way_of_answering_is_understood(server: ForeignEndpoint, model: str) -> None:
     words, last = ask(server, model)
     assert (words, last.finish_reason, last.tokens) == (WORDS, "stop", 9)
