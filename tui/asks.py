@@ -58,7 +58,8 @@ def resolve(name: str | None, profile: str | None, config: Path | None, sets: li
 
 @functools.cache
 def wanted(options: Options) -> settings.Config:
-    """The settings of the run that would be made. Raises `UserError`."""
+    """The settings of the run that would be made, as its files were when this was first asked, for a preview. Raises
+    `UserError`."""
     return settings.load(options.profile, options.config, options.sets)
 
 
@@ -68,7 +69,7 @@ def open_or_create(options: Options) -> Run:
         run = Run.open(options.run)
         run.set(list(options.sets))
         return run
-    return Run.create(options.run, wanted(options))
+    return Run.create(options.run, settings.load(options.profile, options.config, options.sets))
 
 
 def launch(options: Options, stages: tuple[str, ...]) -> str:

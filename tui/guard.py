@@ -53,7 +53,8 @@ class GuardedApp(Guarded):
 
     def _handle_exception(self, error: Exception) -> None:
         this: Any = self
-        if this._exit:  # its widgets are being taken away, from under whatever was at work
+        if this._exit:  # its widgets are being taken away, from under whatever was at work: nothing to tell anybody
+            record(error)
             return
         now = time.monotonic()
         if isinstance(error, WorkerFailed):

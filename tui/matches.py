@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 
 from tui.search import Query, TooSlow
-from tui.tail import PORTION, LogFile, clean
+from tui.tail import PORTION, LogFile, clean, is_plain
 
 STEP = 256 << 10
 LINES_S = 1.0
@@ -100,7 +100,7 @@ class Matches:
         raw = file.read(base, end - base)
         if self._blocks:
             self._scan_levels(first, raw)
-        elif b"\x1b" in raw or b"\r" in raw:
+        elif not is_plain(raw):
             self._scan_lines(first, [clean(line, PORTION) for line in raw.split(b"\n")[:-1]])
         else:
             text = raw.decode("utf-8", errors="replace")

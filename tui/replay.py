@@ -29,8 +29,8 @@ from tui.figures import clock
 TICK_S = 0.1
 SKIP_S = 5.0  # time in which nothing ran and nothing was said is passed over when it is longer than that
 SEEK_S = 10.0  # of the watcher's time: at speed 20 a seek moves by 200 s
-_LATER = ("stages", "conductor", "plan.json", "report", "run_manifest.json")
-"""What is not there from the beginning."""
+_LATER = ("stages", "conductor", "plan.json", "report", "run_manifest.json", "jobs")
+"""What is not there from the beginning; `jobs` never: the inference process of the recorded run is not the replay's."""
 _MADE = {"preflight": ("plan.json",), "report": ("report", "run_manifest.json")}
 """What appears when these stages finish."""
 
@@ -129,9 +129,10 @@ class Player:
         for name in ("stages", "conductor"):
             shutil.rmtree(target / name, ignore_errors=True)
         for path in target.iterdir():
-            path.unlink()
+            if path.is_symlink():  # what else is there, somebody who asked the replay's models left
+                path.unlink()
         for path in self.source.dir.iterdir():
-            if path.name not in _LATER:
+            if path.name not in _LATER and not (target / path.name).exists():
                 (target / path.name).symlink_to(path.absolute())
         self._lines = heapq.merge(*(_lines(file) for file in self.files), key=lambda line: line.time)
         self._next = next(self._lines, None)

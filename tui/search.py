@@ -34,7 +34,7 @@ class Query:
         flags = regex.MULTILINE | (0 if exact else regex.IGNORECASE)
         try:
             self._pattern = regex.compile(words, flags)
-        except (regex.error, RecursionError, OverflowError, MemoryError) as error:
+        except (regex.error, ValueError, RecursionError, OverflowError, MemoryError) as error:
             self._pattern = regex.compile(regex.escape(words, literal_spaces=True), flags)
             self.doubt = str(error)
 

@@ -21,6 +21,13 @@ _CONTROL = re.compile(
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
 _NEWLINE = re.compile(b"\n")
+_PLAIN = bytes([10, *range(32, 127)])
+
+
+def is_plain(raw: bytes) -> bool:
+    """Whether `clean` leaves every line of it as it is."""
+    odd = raw.translate(None, _PLAIN)
+    return not odd or (min(odd) >= 128 and _CONTROL.search(raw.decode("utf-8", errors="replace")) is None)
 
 
 def clean(raw: bytes, limit: int = LINE_LIMIT) -> str:

@@ -67,10 +67,8 @@ def test_which_lines_are_of_a_level(tmp_path: Path, line: str, level: str) -> No
     assert found(file, WARN) == ([0] if level else [])
 
 
-lines = st.lists(
-    st.one_of(st.text(max_size=12), st.sampled_from(["error: x", "E1234 y", "\x1b[1mred\x1b[0m", "a\rb", "ab ab", ""])),
-    max_size=30,
-)
+strange = ["error: x", "E1234 y", "\x1b[1mred\x1b[0m", "a\rb", "ab ab", "", "\x1f", "a\tb", "\u202eab"]
+lines = st.lists(st.one_of(st.text(max_size=12), st.sampled_from(strange)), max_size=30)
 
 
 @settings(max_examples=150, deadline=None)
@@ -121,6 +119,8 @@ def test_what_is_no_regular_expression_is_plain_text() -> None:
     pattern = Query("foo(")
     assert pattern.search("a FOO( b") and "missing )" in pattern.doubt
     assert Query("Foo").search("foo") is None
+    for words in ("(?au)x", "(?V0)(?V1)x"):  # flags that exclude each other
+        assert Query(words).search(f"a {words}") and Query(words).doubt
 
 
 def test_a_progress_bar_of_many_megabytes_shows_its_end(tmp_path: Path) -> None:
@@ -194,6 +194,9 @@ async def test_an_expression_without_end_is_given_up_and_holds_nobody(a_run, an_
         await until(pilot, lambda: "search given up" in shown(app))
         await pilot.press("n")
         await until(pilot, lambda: "search given up" in shown(app))
+        for _ in range(2):
+            await pilot.press("ampersand")
+            await until(pilot, lambda: "search given up" in shown(app) and "only /" not in shown(app))
         await pilot.press("slash", "ctrl+u", *"the l", "enter")
         await until(pilot, lambda: "match 1 of 1" in shown(app))
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from picollm.run import events as ev
+from picollm.run import serving
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
@@ -97,9 +98,7 @@ def test_nothing_recorded_and_no_speed_are_refused(a_run) -> None:
         Player(a_run("finished"), speed=-1)
 
 
-def test_who_was_asked_during_a_replay_leaves_with_it(a_run) -> None:
-    player = Player(a_run("finished"))
-    job = """
+JOB = """
 import sys, time
 from picollm.run import lease, serving
 from picollm.run.folder import Run, write_atomic
@@ -111,11 +110,26 @@ write_atomic(folder / "address.json", msgspec.json.encode(serving.Address(uds="x
              boot_id=me.boot_id, start_ticks=me.start_ticks)).decode())
 print("here", flush=True); time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", job, str(player.run.dir)], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None and child.stdout.readline() == b"here\n"
+
+
+def test_who_was_asked_during_a_replay_leaves_with_it_and_nobody_else(a_run) -> None:
+    run = a_run("finished")
+    children = [subprocess.Popen([sys.executable, "-c", JOB, str(run.dir)], stdout=subprocess.PIPE)]
+    try:
+        assert children[0].stdout is not None and children[0].stdout.readline() == b"here\n"
+        player = Player(run)
+        children.append(subprocess.Popen([sys.executable, "-c", JOB, str(player.run.dir)], stdout=subprocess.PIPE))
+        assert children[1].stdout is not None and children[1].stdout.readline() == b"here\n"
+        player.seek(3)
+        player.seek(-1)
+        assert serving.serving(player.run) is not None
         player.close()
-        assert child.wait(5) != 0
-    assert not player.run.dir.exists()
+        assert children[1].wait(5) != 0 and children[0].poll() is None
+        assert not player.run.dir.exists() and serving.serving(run) is not None
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
 
 
 async def test_the_app_shows_it_and_changes_nothing(player) -> None:
