@@ -225,6 +225,9 @@ class LogReader(threading.Thread):
         self._hits = self._seek = self._sent = None
         self._rows = Matches(file, [level]) if level else None
         self._pending, self._anchor, self._uncounted = [], -1, -1
+        with self._lock:
+            self._wish.only = False
+        self._made = (file, wish.level, wish.words, False)
         self._post(LogWindow(str(file.path), 0, [], -1, file.lines, note=SLOW, given_up=True))
 
     def _whole(self, file: LogFile, first: int, count: int) -> list[str]:

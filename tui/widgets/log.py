@@ -96,8 +96,9 @@ class LogPane(Vertical):
         if message.path and (self._shown is None or message.path != str(self._shown.path)):
             return
         self._total, self._busy = message.total, message.busy
-        if message.given_up:
+        if message.given_up and self._only:
             self._only = False
+            self.reader.choose(self._level, self._words, False, -1)
         if message.found >= 0:
             self._note = message.note
             self.lines.jump(message)
