@@ -45,6 +45,14 @@ class Turn(msgspec.Struct, kw_only=True):
     sampling: Sampling | None = None
     earlier: list[Earlier] = []
 
+    def put_back(self) -> None:
+        """Be the last of the earlier answers again. What was measured of that one was not kept."""
+        *self.earlier, last = self.earlier
+        self.content, self.model, self.sampling = last.content, last.model, last.sampling
+        self.finish_reason, self.calls = "stop", []
+        self.tok_s = self.first_token_s = self.tokens = self.prompt_tokens = None
+        self.cut_tokens = 0
+
 
 @complete
 class Conversation(msgspec.Struct, kw_only=True):
@@ -114,12 +122,12 @@ def load(path: Path) -> Conversation:
     if voice is not None and not voice.url and (not voice.run or found.model == voice.model):
         found.voice = msgspec.structs.replace(voice, run=str(path.parent.parent))
     for turn in found.turns:
-        if turn.role != "user":
-            turn.finish_reason = turn.finish_reason or "cut"
+        if turn.role != "user" and not turn.finish_reason:
             if turn.earlier and not turn.content:  # of the new answer there is no word yet: the one before it counts
-                last = turn.earlier.pop()
-                turn.content, turn.model, turn.sampling = last.content, last.model, last.sampling
-    found.turns = [turn for turn in found.turns if turn.role == "user" or turn.content or turn.calls]
+                turn.put_back()
+            elif turn.content or turn.calls:
+                turn.finish_reason = "cut"
+    found.turns = [turn for turn in found.turns if turn.role == "user" or turn.finish_reason]
     return found
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from picollm.run import serving, votes
@@ -314,13 +315,47 @@ def test_a_copied_run_keeps_its_conversations_to_itself(tmp_path) -> None:
 def test_an_answer_that_was_to_be_replaced_outlives_a_kill(tmp_path) -> None:
     first = conversations.Earlier(content="one", model="sft")
     kept = conversations.begin("rl")
+    wordless = conversations.Turn(role="assistant", content="", model="rl", finish_reason="stop", earlier=[first])
     kept.turns = [
         conversations.Turn(role="user", content="Hi"),
-        conversations.Turn(role="assistant", content="", model="rl", earlier=[first]),
+        conversations.Turn(role="assistant", content="", model="rl", tokens=3, tok_s=1.5, earlier=[first]),
+        wordless,
+        conversations.Turn(role="assistant", content="half"),
+        conversations.Turn(role="assistant", content=""),
     ]
     conversations.save(tmp_path, kept)
-    answer = conversations.load(tmp_path / f"{kept.id}.json").turns[1]
-    assert (answer.content, answer.model, answer.earlier, answer.finish_reason) == ("one", "sft", [], "cut")
+    _, answer, silent, half = conversations.load(tmp_path / f"{kept.id}.json").turns
+    assert answer == conversations.Turn(role="assistant", content="one", model="sft", finish_reason="stop")
+    assert silent == wordless, "it ended so"
+    assert (half.content, half.finish_reason) == ("half", "cut")
+
+
+@pytest.mark.parametrize("how", ["refused", "stopped"])
+async def test_an_answer_stays_where_no_word_comes_of_another(how, a_run, an_app, fake, monkeypatch) -> None:
+    a_run("finished")
+    app = an_app("finished", tab="chat")
+
+    async def silence(self: FakeClient, model: str, prompt: str):
+        if how == "refused":
+            raise UserError("the inference process is gone")
+        await asyncio.sleep(60)
+        yield serving.Delta()
+
+    async with app.run_test(size=WIDE) as pilot:
+        chat = await opened(pilot, "chat")
+        await pilot.press("i", *"What?", "enter")
+        await until(pilot, lambda: not chat.busy and "ended properly" in shown(app))
+        before = msgspec.structs.replace(chat.conversation.turns[-1])
+        monkeypatch.setattr(fake, "_words", silence)
+        await pilot.press("escape", "a")
+        await until(pilot, lambda: len(fake.asked) == 2)
+        if how == "stopped":
+            await until(pilot, lambda: "waiting for the model" in shown(app))
+            await pilot.press("escape")
+        await until(pilot, lambda: not chat.busy and "ended properly" in shown(app) and ANSWERS["rl"] in shown(app))
+        assert len(chat.conversation.turns) == 2 and chat.conversation.turns[-1] == before
+        file = app.conversations_folder() / f"{chat.conversation.id}.json"
+        await until(pilot, lambda: conversations.load(file).turns[-1] == before)
 
 
 async def test_of_a_long_answer_the_end_and_the_name_stay_in_view(a_run, an_app, fake, monkeypatch) -> None:

@@ -26,6 +26,7 @@ from tui.widgets.chat_side import context_line, side_blocks
 from tui.widgets.frame import OneLine
 from tui.widgets.lines import LinesView, empty_state, text
 from tui.widgets.prompt_box import PromptBox
+from tui.widgets.turn import TurnView
 from tui.widgets.turns import MOST_SHOWN, Turns
 
 if TYPE_CHECKING:
@@ -172,27 +173,34 @@ class ChatPane(Vertical):
             self.conversation.turns.append(Turn(role="user", content=words))
             self._begin(self.voice)
 
-    def _begin(self, voice: Voice, earlier: list[Earlier] | None = None, by: int = 0) -> None:
-        """Ask for an answer to what the conversation ends with; `by` is added to the seed."""
+    def _begin(self, voice: Voice, last: Turn | None = None) -> None:
+        """Ask for an answer to what the conversation ends with, or for another one in the place of the last."""
         self._say("")
         self.turns.forget()
         self.conversation.model, self.conversation.voice = voice.title(self.here), voice
-        sampling = msgspec.structs.replace(self.sampling, seed=self.sampling.seed + by)
+        earlier: list[Earlier] = []
+        if last is not None:
+            earlier = [*last.earlier, Earlier(content=last.content, model=last.model, sampling=last.sampling)]
+        sampling = msgspec.structs.replace(self.sampling, seed=self.sampling.seed + len(earlier))
         turn = Turn(role="assistant", content="", model=self.model, plain=voice.continues, sampling=sampling,
-                    earlier=earlier or [])  # fmt: skip
-        self._worker = self.run_worker(self._answer(voice, turn, sampling))
+                    earlier=earlier)  # fmt: skip
+        self._worker = self.run_worker(self._answer(voice, turn, sampling, last))
 
-    async def _answer(self, voice: Voice, turn: Turn, sampling: Sampling) -> None:
+    async def _answer(self, voice: Voice, turn: Turn, sampling: Sampling, last: Turn | None) -> None:
+        """Write an answer into `turn`. Where no word of it comes, the `last` one keeps its place."""
         conversation, answer = self.conversation, Answer()
+        if last is not None:
+            conversation.turns.pop()
         asked = conversation.messages()
         conversation.turns.append(turn)
         self._keep(conversation)
         kept, pace = time.monotonic(), Pace()
         self._answers[id(turn)] = answer
-        await self._rebuild()
-        view = self.turns.views[-1]
-        await view.begin()
+        view: TurnView | None = None
         try:
+            await self._rebuild()
+            view = self.turns.views[-1]
+            await view.begin()
             async for piece in self._talker().answer(voice, asked, sampling, tokens=True):
                 answer.take(piece)
                 _keep_figures(turn, answer)
@@ -206,19 +214,21 @@ class ChatPane(Vertical):
                     await pace.drawn(begun)
         except asyncio.CancelledError:
             turn.finish_reason = "cancel"
+            if not turn.content and last is not None:
+                conversation.turns[-1] = last
             raise
         except Exception as error:  # what is no UserError is a fault of ours: said too
             turn.finish_reason = "error"
             self._say(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
             if not turn.content:
-                conversation.turns.remove(turn)
+                conversation.turns[-1:] = [last] if last is not None else []
         finally:
             if self.is_attached:
-                if view.is_attached:
+                if view is not None and view.is_attached:
                     await view.end()
                     self.turns.follow()
-                    if turn not in conversation.turns:
-                        await view.remove()
+                if conversation.turns[-1] is not turn and conversation is self.conversation:
+                    await self._rebuild()
                 self._draw()
                 self._keep(conversation)
 
@@ -268,11 +278,7 @@ class ChatPane(Vertical):
             raise UserError(f"an answer is being written: {actions.find('back').first} stops it")
         if not turns or self.voice is None:
             raise UserError("nothing to answer again yet")
-        earlier: list[Earlier] = []
-        if turns[-1].role == "assistant":
-            last = turns.pop()
-            earlier = [*last.earlier, Earlier(content=last.content, model=last.model, sampling=last.sampling)]
-        self._begin(self.voice, earlier, by=len(earlier))
+        self._begin(self.voice, turns[-1] if turns[-1].role == "assistant" else None)
 
     async def do_edit_last(self) -> None:
         """Take a message, and what came after it, out of a copy of the conversation and into the box."""
