@@ -7,6 +7,7 @@ import json
 from picollm.run import failures, votes
 from picollm.run.folder import Run, write_atomic
 from tests.tui.conftest import NARROW, WIDE, shown, until
+from tui.widgets import report
 
 REPORT = """# r
 
@@ -93,6 +94,32 @@ async def test_every_section_is_there_and_its_keys_work(a_run, an_app, monkeypat
         assert copied[-1] == "config.sft.lr = 0.8\n"
         await pilot.press("right_square_bracket", "right_square_bracket", "enter")
         await until(pilot, lambda: "2 entries" in shown(app) and pane.part.at == 6)
+
+
+async def test_what_is_laid_out_late_is_of_the_order_that_is_shown(a_run, an_app, monkeypatch) -> None:
+    run = a_run("finished")
+    long = "\n".join(f"Words {number}.\n" for number in range(60))
+    write_atomic(run.dir / "report" / "report.md", REPORT.replace("## Side by side", f"{long}\n## Side by side"))
+    app = an_app("finished", tab="report")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "Made in 3 min." in shown(app))
+        pane = app.main.panes["report"]
+        await pilot.press("home")
+        pane.at = next(number for number, part in enumerate(pane.parts) if part.title == "What each step added")
+        pane._draw()
+        await until(pilot, lambda: "Words 59" in pane.lines.plain)
+        assert "base↓" not in pane.lines.plain
+        monkeypatch.setattr(report, "LATER_S", 0.02)
+        column = pane.part.column
+        pane.part.column = 1
+        pane._draw()  # its rest is laid out later
+        assert "base↓" in pane.lines.plain and "Words 59" not in pane.lines.plain
+        pane.part.column = column
+        pane._draw()  # as kept, at once
+        await pilot.pause(0.2)
+        assert "base↓" not in pane.lines.plain and "Words 59" in pane.lines.plain
+        await pilot.resize_terminal(*NARROW)
+        await until(pilot, lambda: len(pane._kept) == 1, what="lines of another width are not kept")
 
 
 async def test_what_is_there_already_can_be_read_before_there_is_a_report(a_run, an_app) -> None:

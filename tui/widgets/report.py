@@ -11,6 +11,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.strip import Strip
+from textual.timer import Timer
 
 from picollm.run.errors import UserError
 from tui.report_parts import FailuresPart, ManifestPart, Part, ReportPart, SamplesPart, VotesPart, load
@@ -60,6 +61,8 @@ class ReportPane(Vertical):
         self.at = 0
         self._read_at: dict[int, float] = {}
         self._kept: dict[object, tuple[list[RenderableType], list[Strip]]] = {}
+        self._kept_width = -1
+        self._later: Timer | None = None  # lays out what is below the screen
 
     def compose(self) -> ComposeResult:
         yield OneLine(id="report-parts")
@@ -118,8 +121,12 @@ class ReportPane(Vertical):
 
     def _draw_part(self, width: int) -> None:
         """What was laid out before is kept; else the screen's part of it first, and the rest a moment later."""
+        if self._later is not None:
+            self._later.stop()
+        if width != self._kept_width:
+            self._kept, self._kept_width = {}, width
         part, view = self.part, self.lines
-        how = None if part.look is None else (part, part.look, width, tones.current().name)
+        how = None if part.look is None else (part, part.look, tones.current().name)
         if how in self._kept:
             view.show(*self._kept[how])
             return
@@ -137,7 +144,7 @@ class ReportPane(Vertical):
             view.show(blocks, whole)
 
         if at_once < len(blocks):
-            self.set_timer(LATER_S, rest)
+            self._later = self.set_timer(LATER_S, rest)
         elif how is not None:
             self._kept[how] = blocks, laid
 
