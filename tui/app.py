@@ -306,7 +306,7 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
         if runs is not None:
             runs.move(by)
             return
-        self._moved = True
+        self._moved, self._held = True, ""
         self.main.rail.move(by)
 
     def _leap(self, pages: int, scroll: str) -> None:
@@ -318,7 +318,7 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
             getattr(self.main.scrolling(), scroll)(animate=False)
 
     def action_select_stage(self, name: str) -> None:
-        self._moved = True
+        self._moved, self._held = True, ""
         self.main.rail.selected = name
 
     async def action_show_tab(self, tab: str) -> None:
@@ -354,10 +354,14 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
 
     async def open_run(self, name: str | None) -> None:
         """Show another run in every tab."""
-        if name is None or name == self.options.run:
-            return
+        if name is not None and name != self.options.run:
+            await self.begin_with(name)
+
+    async def begin_with(self, name: str) -> None:
+        """Show this run and forget what was shown, even if that had the same name."""
+        self.reader.close()
         self.options = asks.Options(run=name, readonly=self.readonly)
-        self._talker, self._sampling, self._moved, self._seen = None, None, False, False
+        self._talker, self._sampling, self._moved, self._seen, self._held = None, None, False, False, ""
         await self.main.forget(Path(name).name)
         self.read_anew()
 

@@ -111,10 +111,11 @@ class Reader(threading.Thread):
         super().__init__(name=f"reader-{name}", daemon=True)
         folder = folder_of(name)
         self.run_folder = WatchedRun(folder)
-        self._post, self._poll_s = post, poll_s
+        self._poll_s = poll_s
         self.player = player if player is not None and player.run.dir == folder else None
         self._selected: str | None = None
         self._wake, self._closing = threading.Event(), threading.Event()
+        self._post = lambda message: None if self._closing.is_set() else post(message)  # another one may read by then
         self._stamp: object = None
         self._folded_at = 0.0
         self._view = state.empty(folder.name, str(folder))

@@ -141,7 +141,7 @@ def _gone(app: PicollmApp, folder: str) -> None:
 
 async def _open_newest(app: PicollmApp) -> None:
     newest = next((run.name for run in Run.all()), "demo")
-    await app.open_run(newest)
+    await app.begin_with(newest)
     await app.main.show_tab("runs")
 
 

@@ -265,6 +265,25 @@ async def test_rename_archive_restore_note_delete(a_run, an_app, runs) -> None:
         await until(pilot, lambda: app.main.tab == "runs", what="the open run went: the tabs show another one")
 
 
+async def test_the_only_run_is_gone_from_the_screen_when_it_is_deleted(a_run, an_app, runs) -> None:
+    a_run("finished").dir.rename(runs / "demo")
+    app = an_app("demo", stage="sft")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.detail is not None and app.main.detail.stage == "sft")
+        await pilot.press("2")
+        await until(pilot, lambda: "Loss" in app.main.plain)
+        await open_runs(app, pilot)
+        await pilot.press("D")
+        await until(pilot, lambda: "goes for good" in shown(app))
+        await pilot.press("y")
+        await until(pilot, lambda: app.main.view.known and not app.main.view.exists and app.main.tab == "runs")
+        assert not (runs / "demo").exists() and "train" not in app.main.panes
+        app.action_select_stage("sft")
+        await app.main.show_tab("train")
+        await until(pilot, lambda: "has not trained yet" in app.main.plain)
+        assert not app.main.detail.curves
+
+
 async def test_keys_that_launch_and_stop_mean_the_selected_run(a_run, an_app, monkeypatch) -> None:
     a_run("finished")
     a_run("running")

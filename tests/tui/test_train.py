@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
+import msgspec
+
 from picollm.run import events as ev
 from picollm.run.folder import Run
 from tests.fixtures import make_runs
 from tests.tui.conftest import WIDE, shown, until
+from tui.bridge import RunChanged
 from tui.widgets.chart import LABELS
 from tui.widgets.train_keys import GAP
 
@@ -150,6 +153,33 @@ async def test_a_step_that_is_no_number_alarms_and_new_steps_arrive(a_run, an_ap
             out.write(b"\n".join(script.lines) + b"\n")
         await until(pilot, lambda: "loss not finite" in pane.plain and "2.125" in pane.plain and "162" in pane.plain)
         await until(pilot, lambda: any("└" in line and "!" in line for line in pane.plain.splitlines()))
+
+
+async def test_a_stage_chosen_by_hand_stays_when_train_had_shown_it_before(a_run, an_app) -> None:
+    a_run("running")
+    app = an_app("running")
+    async with app.run_test(size=WIDE) as pilot:
+        await on_charts(pilot)
+        await until(pilot, lambda: app.main.stage == "pretrain")
+        app.reader.close()
+        view = app.main.view
+
+        async def now(active: str, stage: str) -> None:
+            states = [msgspec.structs.replace(status, state="done" if status.name == "pretrain" else status.state)
+                      for status in view.stages]  # fmt: skip
+            states = [msgspec.structs.replace(status, state="running") if status.name == active else status
+                      for status in states]  # fmt: skip
+            app.post_message(RunChanged(replace(view, stages=tuple(states), notice=f"{active} {stage}")))
+            await until(pilot, lambda: app.main.view.notice == f"{active} {stage}" and app.main.stage == stage)
+
+        await now("pretrain", "pretrain")
+        await pilot.press("1")
+        await now("midtrain", "midtrain")
+        app.action_select_stage("pretrain")
+        await now("midtrain", "pretrain")
+        while app.main.stage != "midtrain":
+            await pilot.press("j")
+        await now("sft", "sft")
 
 
 async def test_what_has_not_trained_says_what_to_do(a_run, an_app) -> None:
