@@ -196,9 +196,11 @@ def fitting(low: float, high: float, log: bool = False, before: Range | None = N
 
 def _round_ends(low: float, high: float) -> tuple[float, float]:
     """The nearest ends outside [low, high] that are multiples of 1, 2 or 5 · 10^k, about a tenth of the span each."""
-    span = high - low
-    if not span > max(abs(low), abs(high)) * 1e-9:
-        pad = max(abs(low) * 0.05, 1e-9)
+    span, largest = high - low, max(abs(low), abs(high))
+    if largest < 1e-100:  # as good as 0
+        return (-1.0 if low < 0 else 0.0), 1.0
+    if not span > largest * 1e-9:
+        pad = abs(low) * 0.05
         low, high = low - pad, high + pad
         span = high - low
     grain = 10 ** math.floor(math.log10(span / 10)) if 1e-290 < span < 1e290 else 0.0
@@ -207,3 +209,35 @@ def _round_ends(low: float, high: float) -> tuple[float, float]:
         return low, high
     begin, end = math.floor(low / grain) * grain, math.ceil(high / grain) * grain
     return (0.0 if low >= 0 and begin <= 0 else begin), end
+
+
+def are_round(values: Sequence[float], span: float) -> bool:
+    """Whether all of them are whole hundredths of the power of ten in `span`."""
+    if not 1e-290 < span < 1e290:
+        return False
+    grain = 10.0 ** math.floor(math.log10(span)) / 100
+    return all(abs(value / grain - round(value / grain)) < 1e-6 for value in values)
+
+
+def ticks(y: Range, most: int) -> list[float]:
+    """At most so many values in a range, low to high, that are 1, 2 or 5 · 10^k apart; on a log axis 1, 2 or 5 · 10^k
+    themselves, or powers of ten. May be fewer than two."""
+    if y.log:
+        first, last = math.log10(y.low) - 1e-9, math.log10(y.high) + 1e-9
+        powers = range(math.floor(first), math.ceil(last) + 1)
+        fine = [power + math.log10(digit) for power in powers for digit in (1, 2, 5)]
+        fine = [power for power in fine if first <= power <= last]
+        tens = [power for power in fine if power == round(power)]
+        tens = tens[:: -(-len(tens) // most) or 1]
+        for found in (fine, tens):
+            if 2 <= len(found) <= most:
+                return [10.0**power for power in found]
+    span = y.high - y.low
+    if not 1e-290 < span < 1e290:
+        return []
+    grain = 10.0 ** math.floor(math.log10(span / most))
+    for step in (grain * times for times in (1, 2, 5, 10, 20)):
+        begin, end = math.ceil(y.low / step - 1e-9), math.floor(y.high / step + 1e-9)
+        if end - begin < most:
+            return [number * step for number in range(begin, end + 1)]
+    return []

@@ -89,6 +89,38 @@ def test_the_axis_stays_while_a_curve_grows_and_follows_when_it_has_shrunk() -> 
     assert fitting(2.0, 3.0, before=first).high < 4
 
 
+def labels_of(y: Range, rows: int = 9) -> list[str]:
+    return [label[:-1].strip() for label in chart._labels(rows, y) if label.endswith("┤")][::-1]
+
+
+@given(st.floats(-1e300, 1e300) | st.floats(-1, 1) | st.floats(-1e5, 1e5))
+def test_a_label_is_the_value_and_not_the_beginning_of_one(value) -> None:
+    words = chart._short(value)
+    read = float(words.rstrip("kMBT")) * {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(words[-1], 1.0)
+    assert len(words) < chart.LABELS and math.isclose(read, value, rel_tol=0.34)
+
+
+@given(real, real, st.booleans(), st.integers(1, 40))
+def test_labels_fill_their_cells(a, b, log, rows) -> None:
+    found = chart._labels(rows, fitting(min(a, b), max(a, b), log))
+    assert [len(label) for label in found] == [chart.LABELS] * rows and any(label.endswith("┤") for label in found)
+
+
+def test_a_constant_has_a_range_that_can_be_read() -> None:
+    assert fitting(0.0, 0.0) == Range(0.0, 1.0) and labels_of(fitting(0.0, 0.0)) == ["0", "1"]
+    assert labels_of(Range(-1e-9, 1e-9)) == ["-1e-9", "0", "1e-9"]
+    small = fitting(1e-12, 1e-12)
+    assert 0.9e-12 < small.low < 1e-12 < small.high < 1.1e-12
+
+
+def test_ticks_of_a_range_chosen_by_hand_and_of_a_log_axis_are_round() -> None:
+    assert labels_of(Range(1.2345, 2.718)) == ["1.5", "2", "2.5"]
+    assert labels_of(fitting(0.3, 70.0, True)) == ["1", "10", "100"]
+    assert labels_of(fitting(1e-7, 3.0, True)) == ["1e-7", "1e-5", "0.001", "0.1"]
+    assert labels_of(Range(2.1, 2.9731, True), 12) == ["2.2", "2.4", "2.6", "2.8"]
+    assert labels_of(fitting(2.3, 2.30002)) == ["2.3", "2.30002"]
+
+
 def test_a_spike_of_one_step_is_seen_and_what_is_not_finite_is_marked() -> None:
     values = [2.0 + 0.001 * (x % 7) for x in range(5000)]
     flat = rows_of(a_trace(values), View(60, 14, Range(0.0, 5000.0)))

@@ -7,6 +7,7 @@ arguments; `compose` puts title, axes, marks and crosshair around it, and is che
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -14,7 +15,7 @@ from itertools import groupby
 from rich.segment import Segment
 from textual.strip import Strip
 
-from tui.axis import Range, Ways, fitting
+from tui.axis import Range, Ways, are_round, fitting, ticks
 from tui.figures import clock, count, metric
 from tui.pyramid import Column, Curve
 from tui.widgets.canvas import Canvas, Line, blank, draw
@@ -301,16 +302,39 @@ def _value(value: float) -> str:
 
 def _labels(rows: int, y: Range) -> list[str]:
     """The cells left of each row: values at the ends and evenly between, about one every three rows, as many as make
-    the shortest numbers; each stands in the row nearest to its value."""
+    the shortest numbers, or where those are not round (a range chosen by hand, a log axis) round ones between the ends;
+    each stands in the row nearest to its value."""
     if rows < 2:
-        return [f"{metric(y.high)[: LABELS - 1]:>{LABELS - 1}}┤"] * rows
+        return [f"{_short(y.high):>{LABELS - 1}}┤"] * rows
     most = max(2, min(6, (rows + 2) // 3))
-    choices = [
-        [metric(y.at(number / parts)) for number in range(parts + 1)] for parts in range(max(1, most // 2), most)
-    ]
-    values = min(choices, key=lambda texts: (sum(map(len, texts)) / len(texts), -len(texts)))
-    at = {_row(number / (len(values) - 1), rows): value for number, value in enumerate(values)}
-    return [f"{at.get(row, '')[: LABELS - 1]:>{LABELS - 1}}" + ("┤" if row in at else "│") for row in range(rows)]
+    even = [[y.at(number / parts) for number in range(parts + 1)] for parts in range(max(1, most // 2), most)]
+    tidy = [values for values in even if are_round(values, y.high - y.low)]
+    if not tidy and len(found := ticks(y, max(2, rows // 2))) > 1:
+        tidy = [found]
+    choices = [(_figures(values), values) for values in tidy or even]
+    texts, values = min(choices, key=lambda choice: (sum(map(len, choice[0])) / len(choice[0]), -len(choice[0])))
+    at = {_row(y.share(value), rows): words for words, value in zip(texts, values, strict=True)}
+    return [f"{at.get(row, ''):>{LABELS - 1}}" + ("┤" if row in at else "│") for row in range(rows)]
+
+
+def _figures(values: Sequence[float]) -> list[str]:
+    """Labels that tell the values apart, where there is room for the digits that this takes."""
+    reach = max(map(abs, values))
+    texts = [_short(0.0 if abs(value) < reach * 1e-9 else value) for value in values]
+    for digits in (5, 6, 7):
+        longer = [f"{value:.{digits}g}" for value in values]
+        if len(set(texts)) == len(values) or max(map(len, longer)) >= LABELS:
+            break
+        texts = longer
+    return texts
+
+
+def _short(value: float) -> str:
+    """A metric in the cells that labels have, with fewer digits where it takes that; never cut, which would make it
+    another number."""
+    texts = [metric(value), *(f"{value:.{digits}g}" for digits in (3, 2, 1))]
+    texts = [re.sub(r"(\.0)?e([+-])0*", lambda found: "e" + found[2].strip("+"), text) for text in texts]
+    return next((text for text in texts if len(text) < LABELS), texts[-1])
 
 
 def _axis(traces: Sequence[Trace], view: View, words: Words, cross: float | None) -> list[Strip]:
