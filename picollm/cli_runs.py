@@ -77,7 +77,8 @@ def archive(run: Name) -> int:
 @runs.command()
 def restore(run: Name) -> int:
     """Take a run out of the archive."""
-    print(f"restored to {shelf.restore(shelf.find_archived(run)).dir}")
+    back = shelf.restore(shelf.find_archived(run))
+    print("\n".join(filter(None, (f"restored to {back.dir}", shelf.set_aside(back)))))
     return 0
 
 

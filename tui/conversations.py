@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from picollm.run.errors import UserError
-from picollm.run.folder import write_atomic
+from picollm.run.folder import Run, write_atomic
 from picollm.run.stream import ToolCall
 from picollm.run.structs import complete
 from tui.talk import Sampling
@@ -87,8 +87,13 @@ class Keeper:
         self._newest[conversation.id] = msgspec.structs.replace(conversation, turns=list(conversation.turns))
 
     def write(self, folder: Path, identity: str) -> None:
-        """Write what is remembered, unless another thread has. Raises `UserError` when the disk refuses."""
+        """Write what is remembered, unless another thread has. Raises `UserError` when the disk refuses, or `folder`'s
+        run is gone."""
         with self._lock:
+            try:
+                Run(folder.parent).require()
+            except UserError as error:
+                raise UserError(f"this conversation is not kept: {error}") from None
             newest = self._newest.pop(identity, None)
             if newest is not None:
                 save(folder, newest)

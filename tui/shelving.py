@@ -46,7 +46,8 @@ def archive(folder: str, key: str) -> str:
 
 
 def restore(folder: str) -> str:
-    return f"{shelf.restore(Run(Path(folder))).name} is restored"
+    run = shelf.restore(Run(Path(folder)))
+    return "; ".join(filter(None, (f"{run.name} is restored", shelf.set_aside(run))))
 
 
 def delete(folder: str) -> str:

@@ -151,6 +151,11 @@ class Run:
     def exists(self) -> bool:
         return (self.dir / "config.toml").is_file()
 
+    def require(self) -> None:
+        """For who writes into a run's folder and must not make it anew. Raises `UserError` where there is no run."""
+        if not self.exists():
+            raise UserError(f"no run in {self.dir} (no config.toml); was it renamed, archived or deleted?")
+
     # settings -------------------------------------------------------------------------------------------------------
 
     def save_config(self, config: settings.Config) -> None:

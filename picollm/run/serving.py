@@ -63,9 +63,10 @@ def serving(run: Run) -> Address | None:
 def ensure_serving(run: Run, timeout_s: float = 60) -> Address:
     """Start the inference process unless one is alive, and wait until it answers.
 
-    It outlives us and ends by itself when idle. Raises `UserError` with its last word when it dies, or when it does
-    not answer in time.
+    It outlives us and ends by itself when idle. Raises `UserError` with its last word when it dies, when it does not
+    answer in time, or when there is no such run (any more).
     """
+    run.require()
     end = time.monotonic() + timeout_s
     console = serve_folder(run) / "console.log"
     start = lease.Lock(serve_folder(run) / "starting")

@@ -23,6 +23,7 @@ from picollm.run.folder import Run, name_of_new, runs_folder, write_atomic
 
 ARCHIVE = ".archive"
 DELETING = ".deleting-"
+ASIDE = ".aside-"
 NOTES_LIMIT = 64 << 10
 PATIENCE_S = 0.5
 
@@ -81,10 +82,22 @@ def archive(run: Run) -> Run:
 
 
 def restore(run: Run) -> Run:
-    """Back among the runs. Raises `UserError` when its name is taken there."""
+    """Back among the runs. A folder in its place that is no run is kept, `set_aside`. Raises `UserError` when its name
+    is taken there."""
     if not is_archived(run):
         raise UserError(f"'{run.name}' is not archived")
-    return _move(run, name_of_new(run.name))
+    target = name_of_new(run.name)
+    with _at_rest(run):
+        if target.is_dir() and any(target.iterdir()):
+            target.rename(target.with_name(f"{run.name}{ASIDE}{time.strftime('%Y%m%d-%H%M%S')}"))
+        _rename(run, target)
+    return Run(target)
+
+
+def set_aside(run: Run) -> str:
+    """Where to find what stood in the place of a run when it was restored, in words; "" when nothing did."""
+    found = ", ".join(str(folder) for folder in sorted(run.dir.parent.glob(f"{run.name}{ASIDE}*")))
+    return f"what lay in its place is kept in {found}" if found else ""
 
 
 def delete(run: Run) -> int:
@@ -142,6 +155,7 @@ def notes(run: Run) -> str:
 
 def write_notes(run: Run, text: str) -> None:
     """Keep these words, which the report repeats at its head; none removes the file. Raises `UserError`."""
+    run.require()
     file = run.dir / "notes.md"
     if len(text.encode()) > NOTES_LIMIT:
         raise UserError(f"notes of {len(text.encode()):,} bytes: at most {NOTES_LIMIT:,} are kept")
@@ -164,8 +178,7 @@ def at_work(run: Run) -> str:
 @contextlib.contextmanager
 def _at_rest(run: Run) -> Iterator[None]:
     """Nothing of this run lives, and no conductor starts while we are inside. Its inference process is ended."""
-    if not run.exists():
-        raise UserError(f"no run in {run.dir} (no config.toml)")
+    run.require()
     if run.dir.is_symlink():
         raise UserError(f"{run.dir} is a link to {os.readlink(run.dir)}; move or delete what it points to yourself")
     alone = lease.Lock(run.conductor_lock)
@@ -174,7 +187,9 @@ def _at_rest(run: Run) -> Iterator[None]:
         busy = at_work(run) if free else (at_work(run) or "its conductor")
         if busy and not (free and busy == "its conductor"):  # ours, then
             raise UserError(f"run '{run.name}' is at work ({busy}); stop it first: picollm stop --run {run.name}")
-        if lease.is_held(serving.serve_folder(run) / "lock") and not serving.stop_serving(run):
+        serve = serving.serve_folder(run)
+        starting = lease.is_held(serve / "starting")  # by who goes on to write there
+        if starting or (lease.is_held(serve / "lock") and not serving.stop_serving(run)):
             raise UserError(
                 f"run '{run.name}': its inference process is starting, or runs on another machine; try again later"
             )
@@ -187,12 +202,16 @@ def _at_rest(run: Run) -> Iterator[None]:
 
 def _move(run: Run, target: Path) -> Run:
     with _at_rest(run):
-        try:
-            target.parent.mkdir(exist_ok=True)
-            os.rename(run.dir, target)
-        except OSError as error:
-            raise UserError(f"cannot move {run.dir} to {target}: {error.strerror}") from None
+        _rename(run, target)
     return Run(target)
+
+
+def _rename(run: Run, target: Path) -> None:
+    try:
+        target.parent.mkdir(exist_ok=True)
+        os.rename(run.dir, target)
+    except OSError as error:
+        raise UserError(f"cannot move {run.dir} to {target}: {error.strerror}") from None
 
 
 def _remove(folder: Path) -> None:

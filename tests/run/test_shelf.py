@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from picollm.run import knowledge, lease, overview, pipeline, shelf
+from picollm.run import knowledge, lease, overview, pipeline, serving, shelf
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tests.fixtures import make_runs
@@ -53,6 +53,32 @@ def test_archive_and_restore(runs: Path) -> None:
     assert "failed" in names()
     with pytest.raises(UserError, match="it is empty"):
         shelf.find_archived("failed")
+
+
+def test_restored_where_something_was_written_meanwhile(runs: Path) -> None:
+    kept = shelf.archive(Run(runs / "finished"))
+    stub = runs / "finished" / "conversations" / "a.json"
+    stub.parent.mkdir(parents=True)
+    stub.write_text("{}")
+    back = shelf.restore(kept)
+    [aside] = runs.glob("finished.aside-*")
+    assert back.exists() and (aside / "conversations" / "a.json").read_text() == "{}" and not stub.exists()
+    assert str(aside) in shelf.set_aside(back) and shelf.set_aside(Run(runs / "failed")) == ""
+
+
+def test_who_has_an_archived_run_open_does_not_make_its_folder_anew(runs: Path) -> None:
+    run = Run(runs / "finished")
+    kept = shelf.archive(run)
+    for write in (lambda: shelf.write_notes(run, "late"), lambda: serving.ensure_serving(run)):
+        with pytest.raises(UserError, match="renamed, archived or deleted"):
+            write()
+    assert not run.dir.exists()
+    starting = lease.Lock(serving.serve_folder(shelf.restore(kept)) / "starting")
+    assert starting.exclusive()
+    with pytest.raises(UserError, match="inference process is starting"):
+        shelf.archive(run)
+    starting.release()
+    shelf.archive(run)
 
 
 @pytest.mark.parametrize("what", ["stage", "conductor", "job"])

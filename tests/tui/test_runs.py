@@ -18,7 +18,7 @@ from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tests.fixtures import make_runs
 from tests.tui.conftest import NARROW, WIDE, shown, until
-from tui import actions, table
+from tui import actions, conversations, table
 from tui.form import NAME, PROFILE, START, Form
 from tui.screens.new_run import NewRunScreen
 from tui.widgets import takes
@@ -180,6 +180,19 @@ def test_a_measurement_of_this_machine_comes_first(runs, monkeypatch) -> None:
     later = forecast.forecast(settings.load("pocket"), place, "sft")
     assert later.seconds["pretrain"] == 0 and later.seconds["sft"] == found.seconds["sft"]
     assert later.eta_s == pytest.approx(found.eta_s - sum(found.seconds[name] for name in pipeline.NAMES[1:9]))
+
+
+def test_a_conversation_does_not_make_a_folder_of_a_run_that_is_gone(tmp_path) -> None:
+    (tmp_path / "mine").mkdir()
+    keeper, kept = conversations.Keeper(), conversations.begin("rl")
+    keeper.hold(kept)
+    for folder in (tmp_path / "mine" / "conversations", tmp_path / "gone" / "conversations"):
+        with pytest.raises(UserError, match="not kept: no run in"):
+            keeper.write(folder, kept.id)
+        assert not folder.exists()
+    (tmp_path / "mine" / "config.toml").touch()
+    keeper.write(tmp_path / "mine" / "conversations", kept.id)
+    assert conversations.kept(tmp_path / "mine" / "conversations") == [kept]
 
 
 # on a screen ----------------------------------------------------------------------------------------------------------

@@ -342,6 +342,7 @@ class TrainKeys(_Pane):
         others = [name for name, _, _ in detail.others]
 
         def job() -> str:
+            Run(folder.parent).require()
             made = (chart_export.csv(folder, self.stage, detail, [one.series for one in charts]) if kind == "csv"
                     else chart_export.svg(folder, self.stage, title, found, x, others))  # fmt: skip
             return f"written: {made}"
