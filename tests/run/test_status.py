@@ -290,9 +290,9 @@ def test_a_new_artifact_upstream_is_named_and_spreads(run: Run) -> None:
     new = ev.Finished(seconds=1, paths={"made": "made/tokenizer"}, artifacts={"made": "another hash"})
     write_attempt(run, "tokenizer", lines(started(run, "tokenizer", 2), new), attempt=2)
     found = {status.name: status for status in run.statuses()}
-    assert found["pretrain"].reason == "tokenizer made a new made"
+    assert found["pretrain"].reason == "Tokenizer made a new made"
     assert found["pretrain"].undecided and found["midtrain"].undecided
-    assert (found["midtrain"].state, found["midtrain"].reason) == ("stale", "pretrain is stale")
+    assert (found["midtrain"].state, found["midtrain"].reason) == ("stale", "Pretrain is stale")
 
 
 def test_an_artifact_that_is_gone_is_named(run: Run) -> None:
@@ -307,7 +307,7 @@ def test_done_is_not_done_while_its_input_is_made_again(run: Run) -> None:
     make_done(run, "dataset", "tokenizer")
     write_attempt(run, "dataset", lines(started(run, "dataset", 2), ev.Failed(error="x")), attempt=2)
     found = {status.name: status for status in run.statuses()}
-    assert found["tokenizer"].reason == "dataset is being made again (failed)"
+    assert found["tokenizer"].reason == "Dataset is being made again (failed)"
     assert found["tokenizer"].pending and not found["tokenizer"].lost and not found["tokenizer"].undecided
 
 
