@@ -64,7 +64,7 @@ def status_table(run: Run) -> str:
             [
                 status.name,
                 status.state,
-                f"{status.step}/{status.steps}" if status.steps else "",
+                f"{status.step}/{status.steps}" if status.steps and status.state not in ("done", "stale") else "",
                 duration(status.seconds) if status.attempt else "",
                 duration(status.eta) if status.eta is not None and status.state in ACTIVE else "",
                 duration(status.predicted_s),

@@ -161,6 +161,17 @@ def test_status_in_both_forms(run: Run, capsys: Any) -> None:
     assert "run.seed was 1337, is now 5" in out
 
 
+def test_status_counts_no_steps_of_what_is_done(run: Run, capsys: Any) -> None:
+    finished = ev.Finished(seconds=3.0, paths={}, artifacts={})
+    write_attempt(run, "doctor", lines(started(run, "doctor"), ev.Progress(step=0, steps=2217), finished))
+    write_attempt(
+        run, "preflight", lines(started(run, "preflight"), ev.Progress(step=4, steps=9), ev.Failed(error="x"))
+    )
+    _, out, _ = call("status", capsys=capsys)
+    assert "2217" not in out and re.search(r"^doctor +done +3\.0 s", out, re.M)
+    assert re.search(r"^preflight +failed +4/9 ", out, re.M)
+
+
 def test_runs_are_listed_broken_ones_too(run: Run, capsys: Any) -> None:
     broken = Run.create("broken", settings.load(environ={}))
     (broken.dir / "config.toml").write_text("[sftt]\n")
