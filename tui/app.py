@@ -29,6 +29,7 @@ from tui.replay_actions import ReplayActions
 from tui.screens.main import MainScreen
 from tui.stage_actions import BROKEN, StageActions
 from tui.widgets.frame import OneLine
+from tui.widgets.lines import clean
 from tui.widgets.rail import Rail
 from tui.widgets.tones import DEFAULT
 
@@ -281,7 +282,7 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
 
     def complain(self, words: str) -> None:
         """Say what went wrong; not twice while it stands there."""
-        if any(one.message == words for one in self._notifications):
+        if any(one.message == clean(words) for one in self._notifications):
             return
         self.notify(words, severity="error", timeout=10, markup=False)
 

@@ -11,6 +11,7 @@ from textual.filter import LineFilter, Monochrome, NoColor
 from tui import filters, preferences
 from tui.palette import open_palette
 from tui.widgets import tones
+from tui.widgets.lines import clean
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -33,6 +34,10 @@ class FrameActions(_App):
 
     look: preferences.Preferences
     _passed: tuple[object, list[LineFilter]] | None = None
+
+    def notify(self, message: str, **how: Any) -> None:
+        """A message in the corner; it may hold words of servers and files."""
+        super().notify(clean(message), **how)
 
     # how it looks ---------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from picollm.run import pipeline
 from picollm.run.overview import BROKEN, Summary
 from tui import actions, state
 from tui.figures import clock, metric
-from tui.widgets.lines import rows, text
+from tui.widgets.lines import clean, rows, text
 from tui.widgets.tones import tone
 
 ORDERS = ("activity", "name", "state", "bpb", "loss")
@@ -138,6 +138,7 @@ def _word(one: Summary) -> str:
 
 
 def _cell(words: str, size: int, right: bool) -> str:
+    words = clean(words)
     words = words if len(words) <= size else words[: size - 1] + "…"
     return words.rjust(size) if right else words.ljust(size)
 
@@ -197,7 +198,7 @@ def detail(one: Summary, now: float) -> list[RenderableType]:
         line.append(f" {key[1]}", tone("faint"))
     pairs: list[tuple[str, RenderableType | str]] = []
     if one.reason:
-        pairs.append(("Why", Text(one.reason, style=tone(look.tone))))
+        pairs.append(("Why", text((one.reason, look.tone))))
     if one.note:
         pairs.append(("Notes", one.note))
     if one.origin:

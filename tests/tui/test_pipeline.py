@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
+import msgspec
 import pytest
 from rich.console import Console, Group
 
-from picollm.run import pipeline
+from picollm.run import overview, pipeline
 from picollm.run.folder import Run
 from tests.fixtures import make_runs
 from tests.tui.conftest import WIDE, shown, until
-from tui import bridge, state
+from tui import bridge, state, table
 from tui.stage_reader import StageReader
 from tui.widgets.stage import blocks
 
@@ -79,6 +81,24 @@ def test_attempts_say_how_they_ended(a_run) -> None:
     assert first.startswith("1: ") and first.endswith("stopped at step 16")
     assert second.startswith("2: ") and second.endswith("done")
     assert "made/rl" in drawn(seen(run), "rl", reader.detail(), 78)
+
+
+def test_why_a_stage_failed_steers_no_terminal(a_run) -> None:
+    view = seen(a_run("failed"))
+    failed = next(status for status in view.stages if status.state == "failed")
+    words = "out of \x1b[2J[bold]memory"
+    stages = [msgspec.structs.replace(one, reason=words) if one is failed else one for one in view.stages]
+    view = dataclasses.replace(view, stages=tuple(stages), notice="no\x9b2J room", problem="torn \x1b[2J")
+    seen_so = drawn(view, failed.name, None, 178)
+    assert "out of \ufffd[2J[bold]memory" in seen_so and "no\ufffd2J room" in seen_so
+    one = overview.Summary(name="a\x1b[2J", dir="a", state="failed", stage=failed.name, reason=words)
+    head, rest = table.detail(one, 0.0)
+    row = table.line(one, table.columns(120, [one]), 120, 0.0, chosen=True, is_open=True)
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(head, rest, row, markup=False)
+    assert "out of \ufffd[2J[bold]memory" in capture.get()
+    assert not {"\x1b", "\x9b"} & {*seen_so, *capture.get()}
 
 
 async def test_explaining_and_killing_have_keys(a_run, an_app, monkeypatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from picollm.run import serving, votes
 from picollm.run.errors import UserError
@@ -16,7 +17,10 @@ from picollm.run.stream import Token, ToolCall
 from tests.endpoint import HOSTILE
 from tests.tui.conftest import NARROW, WIDE, shown, until
 from tui import asks, conversations, export
-from tui.voices import Voice
+from tui.screens.ask import PickScreen
+from tui.screens.voice import VoiceScreen
+from tui.voices import Known, Voice
+from tui.widgets.differ import difference
 
 ANSWERS = {
     "base": "And then the split of the split of the split of the split of the",
@@ -240,6 +244,26 @@ async def test_a_base_models_words_are_no_markdown_and_steer_no_terminal(a_run, 
         await chat.send("Once")
         await until(pilot, lambda: not chat.busy and "# not\ufffd[2J a *heading*" in shown(app))
         assert not chat.query("Markdown")
+
+
+async def test_the_name_of_a_model_steers_no_terminal(a_run, an_app) -> None:
+    here = str(a_run("finished").dir)
+    hostile = Known(voice=Voice(url="http://x/v1", model="text\x1b[2J[bold]"))
+    app = an_app("finished")
+    async with app.run_test(size=WIDE) as pilot:
+        app.push_screen(VoiceScreen("Who answers", [hostile], here))
+        await until(pilot, lambda: "x/text\ufffd[2J[bold]" in shown(app))
+        app.push_screen(PickScreen("Earlier conversations", [("id", "Hi", hostile.voice.title(here))]))
+        await until(pilot, lambda: "Hi  x/text\ufffd[2J[bold]" in shown(app))
+        app.complain("refused \x1b[2J[bold]")
+        await until(pilot, lambda: [note.message for note in app._notifications] == ["refused \ufffd[2J[bold]"])
+        app.complain("refused \x1b[2J[bold]")
+        await pilot.pause()
+        assert len(app._notifications) == 1, "it stands there"
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(*difference(hostile.voice, hostile.voice, here))
+    assert capture.get().count("x/text\ufffd[2J[bold]") == 2 and "\x1b" not in capture.get()
 
 
 async def test_nothing_of_a_hostile_answer_is_lost_and_none_of_it_steers(a_run, an_app, fake, monkeypatch) -> None:

@@ -20,7 +20,7 @@ from tui import actions
 from tui.screens.dialog import Dialog
 from tui.screens.steady import Steady
 from tui.talk import Sampling
-from tui.widgets.lines import LinesView, text
+from tui.widgets.lines import LinesView, clean, text
 
 
 class AskScreen(Dialog[bool]):
@@ -58,7 +58,7 @@ class PickScreen(Dialog[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as box:
             box.border_title = self._title
-            options = [Option(Text.assemble(label, ("  " + note, "dim")), id=f"row-{number}")
+            options = [Option(Text.assemble(clean(label), ("  " + clean(note), "dim")), id=f"row-{number}")
                        for number, (_, label, note) in enumerate(self._rows)]  # fmt: skip
             yield OptionList(*options)
             yield Label("Enter opens · esc leaves", classes="keys")

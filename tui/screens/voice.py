@@ -15,6 +15,7 @@ from textual.widgets.option_list import Option
 from tui import voices
 from tui.screens.dialog import Dialog
 from tui.voices import Known, Voice
+from tui.widgets.lines import clean
 
 if TYPE_CHECKING:
     from tui.app import PicollmApp
@@ -71,7 +72,8 @@ class VoiceScreen(Dialog[Known | None]):
         options = self.query_one(OptionList)
         options.clear_options()
         options.add_options(
-            [Option(Text.assemble(one.voice.title(self._here), ("  " + one.about, "dim"))) for _, one in self._shown]
+            Option(Text.assemble(clean(one.voice.title(self._here)), ("  " + clean(one.about), "dim")))
+            for _, one in self._shown
         )
         if self._shown:
             at = next((n for n, (_, one) in enumerate(self._shown) if one.voice == self._chosen), 0)

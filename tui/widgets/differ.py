@@ -58,9 +58,9 @@ def _shown(values: dict[str, object], key: str) -> str:
 def _table(rows: list[tuple[str, str, str]], a: str, b: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=tone("faint"))
     table.add_column("", style=tone("faint"))
-    table.add_column(f"A {a}", style=tone("plain"), ratio=1)
-    table.add_column(f"B {b}", style=tone("plain"), ratio=1)
+    table.add_column(text((f"A {a}", "faint")), style=tone("plain"), ratio=1)
+    table.add_column(text((f"B {b}", "faint")), style=tone("plain"), ratio=1)
     for name, left, right in rows:
-        style = tone("plain") if left == right else tone("strong")
-        table.add_row(Text(name), Text(left, style=style), Text(right, style=style))
+        how = "plain" if left == right else "strong"
+        table.add_row(text((name, "faint")), text((left, how)), text((right, how)))
     return table

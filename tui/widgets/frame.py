@@ -12,7 +12,7 @@ from textual.widget import Widget
 
 from tui import actions, state
 from tui.figures import clock
-from tui.widgets.lines import text
+from tui.widgets.lines import clean, text
 from tui.widgets.tones import tone
 
 _UNDERLINE = Style(underline=True)
@@ -69,7 +69,7 @@ class TitleLine(OneLine):
         if view.exists and sums.left and view.active is not None and view.active.state == "running":
             line.append(f"  ·  all in {clock(sums.left)}", tone("faint"))
         if view.problem:
-            line.append(f"   ! {view.problem}", tone("bad"))
+            line.append(f"   ! {clean(view.problem)}", tone("bad"))
         self.set_line(line)
 
 

@@ -123,10 +123,10 @@ def _facts(
     facts: list[tuple[str, RenderableType | str]] = [("State", _state(status, view.look(row.name)))]
     if status.reason:
         label = "Made" if status.state == "done" else "Why"  # made: "from x", where another run made it
-        facts.append((label, Text(status.reason, style=tone(state.LOOKS[status.state].tone))))
+        facts.append((label, text((status.reason, state.LOOKS[status.state].tone))))
     facts += [*_time(status), *_needs(view, row), ("Makes", _makes(row, detail))]
     if view.notice and view.active is None:
-        facts.append(("Conductor", Text(view.notice, style=tone("warn"))))
+        facts.append(("Conductor", text((view.notice, "warn"))))
     found: list[RenderableType] = [rows(facts)]
     if view.exists:
         found += [Text(""), *_can_do(view, row.name)]
