@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from picollm.run import events as ev
-from picollm.run.folder import Run
+from picollm.run.folder import Run, StageStatus
 from picollm.run.history import StageHistory
 from tui.figures import clock
 
@@ -27,7 +27,7 @@ class Attempts:
             last = index == len(history.started) - 1
             ended = ("done" if history.finished else "") if last else self._how_it_ended(started.attempt)
             spent = "" if last and not history.finished else f"  {clock(end - begin):>7}"
-            found.append(f"{started.attempt}: {begun}{spent}{ranks}  {ended}".rstrip())
+            found.append(f"{started.attempt}: {begun}{ranks}{spent}  {ended}".rstrip())
         return tuple(found)
 
     def _how_it_ended(self, attempt: int) -> str:
@@ -37,11 +37,23 @@ class Attempts:
         return self._ended[attempt]
 
 
+def ended(line: str, status: StageStatus) -> str:
+    """The newest attempt's line, with how long it took and how it ended where the stage's state says that."""
+    if status.state not in ("failed", "crashed", "stopped") or not line.startswith(f"{status.attempt}: "):
+        return line
+    words = {"failed": f"failed: {_short(status.reason)}", "stopped": status.reason}.get(status.state, status.state)
+    return f"{line}  {clock(status.seconds):>7}  {words}"
+
+
+def _short(error: str) -> str:
+    return error.partition("\n")[0][:100]
+
+
 def _outcome(event: object) -> str:
     if isinstance(event, ev.Finished):
         return "done"
     if isinstance(event, ev.Stopped):
         return f"stopped at step {event.step:,}" if event.step else "stopped"
     if isinstance(event, ev.Failed):
-        return f"failed: {event.error.partition(chr(10))[0][:100]}"
+        return f"failed: {_short(event.error)}"
     return "crashed"

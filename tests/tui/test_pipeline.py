@@ -101,6 +101,24 @@ def test_why_a_stage_failed_steers_no_terminal(a_run) -> None:
     assert not {"\x1b", "\x9b"} & {*seen_so, *capture.get()}
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("failed", "0:29  failed: tokenizer: the text is empty"),
+        ("crashed", "0:17  crashed"),
+        ("stopped", "stopped at step 16"),
+    ],
+)
+def test_the_newest_attempt_says_how_long_it_took_and_how_it_ended(kind: str, words: str, a_run) -> None:
+    view = seen(run := a_run(kind))
+    name = next(status.name for status in view.stages if status.state == kind)
+    reader = StageReader(run, name)
+    while reader.poll():
+        pass
+    line = next(line for line in drawn(view, name, reader.detail(), 140).splitlines() if line.strip().startswith("1: "))
+    assert words in line and "0:" in line.partition("1: ")[2][12:]
+
+
 async def test_explaining_and_killing_have_keys(a_run, an_app, monkeypatch) -> None:
     a_run("running")
     asked: list[bool] = []

@@ -15,6 +15,7 @@ from picollm.run import pipeline
 from picollm.run.folder import ACTIVE, StageStatus
 from picollm.run.knowledge import knowledge
 from tui import actions, state
+from tui.attempts import ended
 from tui.figures import bar, clock, metric, roughly, size
 from tui.widgets import tones
 from tui.widgets.explained import explanation, knobs
@@ -96,7 +97,7 @@ def blocks(
         head += _finished()
     head += [heading(row.title, _place(name)), text(row.purpose), Text("")]
     facts = _facts(view, row, status, detail)
-    history = _history(detail) if detail is not None else []
+    history = _history(detail, status) if detail is not None else []
     about = explanation(view, name) if explained else []
     if not about:
         key = actions.find("explain", "stage").first
@@ -235,7 +236,7 @@ def _needs(view: state.RunView, row: pipeline.Stage) -> list[tuple[str, Renderab
     return [("Needs", line)]
 
 
-def _history(detail: state.Detail) -> list[RenderableType]:
+def _history(detail: state.Detail, status: StageStatus) -> list[RenderableType]:
     found: list[RenderableType] = []
     if detail.warnings:
         found += [Text(""), heading("Warnings")]
@@ -261,7 +262,8 @@ def _history(detail: state.Detail) -> list[RenderableType]:
                       rows([("", sample.text.strip()[:600])], 2)]  # fmt: skip
     if detail.attempts:
         found += [Text(""), heading("Attempts")]
-        found += [text(("  " + words, "plain")) for words in detail.attempts[-6:]]
+        lines = [*detail.attempts[-6:-1], ended(detail.attempts[-1], status)]
+        found += [text(("  " + words, "plain")) for words in lines]
     if detail.checkpoints:
         found += [Text(""), heading("Checkpoints")]
         pairs = [
