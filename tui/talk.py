@@ -52,7 +52,7 @@ class Piece(msgspec.Struct, kw_only=True):
 
 class Talker:
     """The way to the inference processes of runs, which are started when they are not there and leave when idle, and
-    to the endpoint that the environment names. `run` is the one whose models need no other name."""
+    to endpoints of others. `run` is the one whose models need no other name."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -72,10 +72,7 @@ class Talker:
 
         if not voice.url:
             return serving.Client(serving.ensure_serving(Run(Path(voice.run))))
-        server = endpoint.from_environment()
-        if server is None or server.url != voice.url:
-            raise UserError(f"the environment names no endpoint {voice.url} any more; set {endpoint.URL}")
-        return serving.Client(server)
+        return serving.Client(endpoint.at(voice.url))
 
     async def answer(self, voice: Voice, messages: list[dict[str, str]], sampling: Sampling, tokens: bool = False,
                      ) -> AsyncIterator[Piece]:  # fmt: skip

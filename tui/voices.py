@@ -85,11 +85,14 @@ def catalogue(here: Run, finished: Iterable[str] = ()) -> tuple[list[Known], str
             found += of_run(run)
     try:
         server = endpoint.from_environment()
-        names = serving.Client(server).models() if server else []
+        return found + (of_endpoint(server) if server else []), ""
     except UserError as error:
         return found, str(error)
-    found += [Known(voice=Voice(model=name, url=server.url)) for name in names if server]
-    return found, ""
+
+
+def of_endpoint(server: endpoint.Endpoint) -> list[Known]:
+    """The models that an endpoint says it has. Raises `UserError`."""
+    return [Known(voice=Voice(model=name, url=server.url)) for name in serving.Client(server).models()]
 
 
 def stage_settings(run: Run) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A server of somebody else that speaks the OpenAI API, as the environment names it: its address, and the key for it.
+"""A server of somebody else that speaks the OpenAI API: its address, and the key for it, as the environment names them.
 
     OPENAI_BASE_URL=https://models.example/v1  OPENAI_API_KEY=…
 
@@ -48,14 +48,27 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Endpoint | Non
         return None
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"{KEY} holds a line end or a letter that no key has; set it anew")
-    try:
-        if not url.isprintable() or " " in url:
-            raise ValueError
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-        sound = sound and "@" not in parts.netloc and not (parts.query or parts.fragment)  # the address is shown
-    except ValueError:
-        sound = False
-    if not sound:
+    if not _sound(url):
         raise UserError(f"{URL} is no address such as https://models.example/v1; the key goes into {KEY}")
     return Endpoint(url, key)
+
+
+def at(url: str, environ: Mapping[str, str] | None = None) -> Endpoint:
+    """The endpoint at an address that somebody typed. The key is for the address that the environment names, and is
+    sent to no other. Raises `UserError` for what is no address."""
+    url = url.strip().rstrip("/")
+    if not _sound(url):
+        raise UserError("that is no address such as http://localhost:8080/v1")
+    known = from_environment(environ)
+    return known if known is not None and known.url == url else Endpoint(url)
+
+
+def _sound(url: str) -> bool:
+    """Whether it is an address without a secret in it: it is shown."""
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+    return url.isprintable() and " " not in url and whole and "@" not in parts.netloc and not (
+        parts.query or parts.fragment)  # fmt: skip

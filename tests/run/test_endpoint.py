@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from picollm.run.endpoint import Endpoint, from_environment
+from picollm.run.endpoint import Endpoint, at, from_environment
 from picollm.run.errors import UserError
 from picollm.run.serving import Client, Delta
 from tests.endpoint import HOSTILE, WORDS, ForeignEndpoint
@@ -83,3 +83,11 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="OPENAI_BASE_URL is no address"):
         from_environment({"OPENAI_BASE_URL": url})
+
+
+def test_the_key_goes_to_the_address_it_is_for() -> None:
+    known = {"OPENAI_BASE_URL": "https://models.example/v1", "OPENAI_API_KEY": "secret"}
+    assert at("https://models.example/v1/", known).key == "secret"
+    assert at("https://other.example/v1", known).key == ""
+    with pytest.raises(UserError, match="no address"):
+        at("https://user:pw@other.example/v1", known)

@@ -6,8 +6,8 @@ from tui.actions.row import Action
 
 ROWS: tuple[Action, ...] = (
     Action("ask", ("enter", "i"), "Write", "Goes to the text box; there Enter sends, Escape leaves it.", short="Write"),
-    Action("choose_model", ("f2", "m"), "Choose the model", "Any model or checkpoint of any run, or of the endpoint "
-           "that OPENAI_BASE_URL names.", short="Model"),
+    Action("choose_model", ("f2", "m"), "Choose the model", "Any model or checkpoint of any run, or of an endpoint: "
+           "that of OPENAI_BASE_URL, or one whose address is typed.", short="Model"),
     Action("again", ("a",), "Answer again", "Another answer to the same, with the next seed; the earlier one is kept "
            "in the file.", short="Again"),
     Action("edit_last", ("e", "f4"), "Edit and send anew", "Takes the chosen message of yours, or the last, back into "

@@ -11,8 +11,8 @@ ROWS: tuple[Action, ...] = (
     Action("previous_prompt", ("p",), "Previous prompt", "Selects the prompt before."),
     Action("type_text", ("i",), "Type a prompt", "Goes to the text box; Enter asks it, Escape leaves the box.",
            short="Type"),
-    Action("choose_b", ("b", "f2"), "Choose B", "Any model or checkpoint of any run, or of the endpoint that "
-           "OPENAI_BASE_URL names.", short="Models", footer_key="a/b"),
+    Action("choose_b", ("b", "f2"), "Choose B", "Any model or checkpoint of any run, or of an endpoint: that of "
+           "OPENAI_BASE_URL, or one whose address is typed.", short="Models", footer_key="a/b"),
     Action("choose_a", ("a",), "Choose A", "The same for the other side."),
     Action("later_b", ("right_square_bracket",), "B: later checkpoint", "The next one of its run answers the same "
            "prompt.", short="Step", footer_key="[ ]"),

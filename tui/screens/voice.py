@@ -12,6 +12,7 @@ from textual.containers import Vertical
 from textual.widgets import Input, Label, OptionList
 from textual.widgets.option_list import Option
 
+from picollm.run import endpoint
 from tui import voices
 from tui.screens.dialog import Dialog
 from tui.voices import Known, Voice
@@ -19,6 +20,14 @@ from tui.widgets.lines import clean
 
 if TYPE_CHECKING:
     from tui.app import PicollmApp
+
+KEYS = "Enter takes it · ↑ ↓ choose · esc leaves"
+NONE = "nothing of that name · an address such as http://localhost:8080/v1 is asked for its models"
+ADDRESS = "Enter asks that address for its models · esc leaves"
+
+
+def _address(words: str) -> bool:
+    return words.strip().startswith(("http://", "https://"))
 
 
 def offer(app: PicollmApp, title: str, chosen: Voice | None, then: Callable[[Known], object]) -> None:
@@ -43,20 +52,26 @@ def offer(app: PicollmApp, title: str, chosen: Voice | None, then: Callable[[Kno
 
 
 class VoiceScreen(Dialog[Known | None]):
-    """Typing narrows the list; the arrows choose, also while typing."""
+    """Typing narrows the list, and an address asks the endpoint there for its models; the arrows choose, also while
+    typing."""
+
+    app: PicollmApp
 
     def __init__(self, title: str, found: Sequence[Known], here: str, chosen: Voice | None = None) -> None:
         super().__init__()
         self._title, self._here, self._chosen = title, here, chosen
-        self._all = [(f"{one.voice.title(here)}  {one.about}", one) for one in found]
+        self._all = [self._row(one) for one in found]
         self._shown = self._all
+
+    def _row(self, one: Known) -> tuple[str, Known]:
+        return f"{one.voice.title(self._here)}  {one.voice.title()}  {one.about}".lower(), one
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as box:
             box.border_title = self._title
-            yield Input(placeholder="part of a name")
+            yield Input(placeholder="part of a name, or the address of an endpoint")
             yield OptionList()
-            yield Label("Enter takes it · ↑ ↓ choose · esc leaves", classes="keys")
+            yield Label(KEYS, classes="keys")
 
     def on_mount(self) -> None:
         self._fill("")
@@ -68,7 +83,8 @@ class VoiceScreen(Dialog[Known | None]):
 
     def _fill(self, words: str) -> None:
         """Those in whose line every word occurs."""
-        self._shown = [row for row in self._all if all(word in row[0].lower() for word in words.lower().split())]
+        self._shown = [row for row in self._all if all(word in row[0] for word in words.lower().split())]
+        self.query_one(".keys", Label).update(KEYS if self._shown else ADDRESS if _address(words) else NONE)
         options = self.query_one(OptionList)
         options.clear_options()
         options.add_options(
@@ -96,9 +112,23 @@ class VoiceScreen(Dialog[Known | None]):
         self.dismiss(self._shown[event.option_index][1])
 
     def action_take(self) -> None:
-        at = self.query_one(OptionList).highlighted
+        at, typed = self.query_one(OptionList).highlighted, self.query_one(Input).value
         if at is not None and at < len(self._shown):
             self.dismiss(self._shown[at][1])
+        elif _address(typed):
+            self.app.work(lambda: self._ask(typed))
+
+    def _ask(self, address: str) -> str | None:
+        """In a thread: what answers at an address that was typed."""
+        server = endpoint.at(address)
+        found = voices.of_endpoint(server)
+        self.app.call_from_thread(self._add, found, server.host)
+        return None if found else f"{server.host} has no models"
+
+    def _add(self, found: Sequence[Known], host: str) -> None:
+        if found and self.is_mounted:
+            self._all += [self._row(one) for one in found]
+            self.query_one(Input).value = host
 
     def action_confirm(self) -> None:
         self.action_take()
