@@ -149,6 +149,18 @@ def test_the_crosshair_reads_the_value_and_marks_stand_on_the_axis() -> None:
     assert rows[-2][8 + round(0.75 * 51)] == "1" and "50" in rows[-1]
 
 
+def test_of_two_marks_in_one_cell_the_later_is_seen_and_notes_are_cut_at_a_word() -> None:
+    trace = a_trace([float(x) for x in range(1, 101)])
+    note = " 1 step 50: loss spiked to 7.20 where pretraining ended at 3.74"
+    for width in (30, 45, len(note)):
+        rows = rows_of(trace, View(width, 12, Range(0.0, 1000.0)), notes=((note, "second"),),
+                       marks=(Mark(51, "2", "second"), Mark(50, "1", "second")))  # fmt: skip
+        assert "1" in rows[-3] and "2" not in rows[-3] and len(rows[-1]) <= width
+        kept = rows[-1].removesuffix("…")
+        assert note.startswith(kept) and (kept == note) == (width == len(note))
+        assert kept == note or note[len(kept)] == " "
+
+
 def test_another_runs_line_ends_in_its_letter() -> None:
     mine, other = a_trace([2.0] * 50), a_trace([3.0] * 50, letter="a")
     view = View(60, 12, Range(0.0, 100.0), strength=0.9)

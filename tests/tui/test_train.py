@@ -130,6 +130,35 @@ async def test_another_run_is_laid_over_and_both_are_exported(made, a_run, an_ap
         await until(pilot, lambda: "a earlier" not in pane.plain)
 
 
+async def test_a_spike_keeps_its_mark_and_its_words_when_it_is_over(a_run, an_app) -> None:
+    run: Run = a_run("finished")
+    script = make_runs.Script(run, "midtrain", 1, 0.0)
+    script.say(ev.Note(step=2, text="loss is below pretraining's last since step 2"))
+    with open(run.events_file("midtrain", 1), "ab") as out:
+        out.write(b"\n".join(script.lines) + b"\n")
+    app = an_app("finished")
+    async with app.run_test(size=(120, 41)) as pilot:
+        pane = await on_charts(pilot, "midtrain")
+        lines = pane.plain.splitlines()
+        axis = next(line for line in lines if "└" in line)
+        assert "1" in axis and "2" not in axis
+        assert any(line.startswith(" 1 step 1: loss spiked to 7.20") for line in lines)
+        await pilot.resize_terminal(120, 54)
+        await until(pilot, lambda: drawn(pane) and " 2 step 2: loss is below" in pane.plain)
+        assert " 1 step 1: loss spiked to 7.20" in pane.plain
+
+
+async def test_that_tokens_are_not_known_is_said_once(a_run, an_app) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=WIDE) as pilot:
+        pane = await on_charts(pilot, "sft")
+        for unit in ("time", "step", "time"):
+            await pilot.press("m")
+            await until(pilot, lambda unit=unit: pane.look.unit == unit)
+        assert sum("tokens and FLOPs are not known" in note.message for note in app._notifications) == 1
+
+
 async def test_read_only_writes_nothing(a_run, an_app) -> None:
     run = a_run("finished")
     app = an_app("finished", readonly=True)
@@ -196,7 +225,7 @@ async def test_the_first_chart_has_the_focus_until_a_key_is_pressed(a_run, an_ap
     a_run("finished")
     app = an_app("finished", tab="train", stage="rl")
     async with app.run_test(size=WIDE) as pilot:
-        await until(pilot, lambda: "Reward" in app.main.plain)
+        await until(pilot, lambda: app.main.tab == "train" and "Reward" in app.main.plain)
         pane = app.main.panes["train"]
         whole = pane.detail
         for key, focused in (("", "reward"), ("c", "loss")):

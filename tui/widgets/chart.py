@@ -77,7 +77,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Mark:
-    """A sign on the X axis at a step."""
+    """A sign on the X axis at a step; of two in one cell the later one is seen."""
 
     step: float
     sign: str
@@ -229,8 +229,16 @@ def body(drawn: Picture, traces: Sequence[Trace], view: View, words: Words, cros
             layers = layers[:column] + bytes([CROSS]) + layers[column + 1 :]
         strips.append(Strip([Segment(labels[number], tone("faint")), *_segments(cells, layers)]))
     strips += _axis(traces, view, words, cross)
-    strips += [_line([(text, name)], view.width) for text, name in words.notes]
+    strips += [Strip([Segment(_shortened(text, view.width), tone(name))]) for text, name in words.notes]
     return strips
+
+
+def _shortened(text: str, width: int) -> str:
+    """As many of its words as there is room for."""
+    if len(text) <= width:
+        return text
+    cut = text[:width].rfind(" ", width // 2)  # a very long word is cut itself
+    return text[: cut if cut > 0 else width - 1].rstrip(" ,;:") + "…"
 
 
 def _line(parts: Sequence[tuple[str, str]], width: int) -> Strip:

@@ -32,7 +32,8 @@ STAGGER_S = 0.03
 PATIENCE_S = 1.5  # with a long run that is being read, before what there is so far is drawn
 WIDE = 70
 NOTED = "loss"  # the series whose chart bears the words of the notes
-MOST_NOTES = 3
+MOST_NOTES = 3  # in one chart alone
+TWO_NOTES = 12  # cells that a chart of the grid is high for two of them
 WORTH_SAYING = (*state.BROKEN, "stale")
 
 
@@ -98,7 +99,7 @@ class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
             self._set_alone(False)
 
     def _nothing(self) -> list[RenderableType]:
-        title = pipeline.stage(self.stage).title
+        title, readonly = pipeline.stage(self.stage).title, self.app.readonly
         if self.look.filter and self.detail and self.detail.curves:
             key = actions.find("filter", "train").first
             return empty_state(f"No chart matches {self.look.filter}", f"{key} changes the filter; empty shows all.")
@@ -113,11 +114,11 @@ class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
             return empty_state(f"{title} is queued", "Its curves appear here after its first steps.")
         if self._status.state in ("failed", "crashed"):
             words = [self._status.reason] if self._status.reason else []
-            again = f"{actions.find('resume').first} tries again; the log is in tab {_tab('log')}."
-            return empty_state(f"{title} {self._status.state} before its first step", *words, again)
-        launch = actions.find("launch").first
-        return empty_state(f"{title} has not trained yet", "Its curves appear here after its first steps.",
-                           f"{launch} launches every stage that is not done.")  # fmt: skip
+            log = f"the log is in tab {_tab('log')}."
+            words.append(log.capitalize() if readonly else f"{actions.find('resume').first} tries again; {log}")
+            return empty_state(f"{title} {self._status.state} before its first step", *words)
+        how = [] if readonly else [f"{actions.find('launch').first} launches every stage that is not done."]
+        return empty_state(f"{title} has not trained yet", "Its curves appear here after its first steps.", *how)
 
     def traces(self, series: str) -> list[Trace]:
         """The run's curve, and those of the runs laid over it."""
@@ -169,17 +170,30 @@ class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
         down = -(-len(self.charts) // columns)
         return columns, width, max(8, min(18, space // max(1, min(down, 4 if space >= 36 else 3))))
 
-    def _notes(self, one: Chart) -> list[tuple[str, str]]:
+    def _numbered(self) -> list[tuple[int, str, Any]]:
+        """The notes, oldest first: number, the sign of it on the axis, note."""
         notes = self.detail.notes if self.detail else ()
-        if one.series != NOTED or not notes:
+        return [(number, str(number + 1) if number < 9 else "+", note) for number, note in enumerate(notes)]
+
+    def _reach(self, note: Any) -> float:
+        """How high the curve is where a note belongs: of a spike and what came of it, the spike is the higher."""
+        curve = self.detail.curves.get(NOTED) if self.detail else None
+        found = curve.near(note.step) if curve else None
+        return found[1] if found else 0.0
+
+    def _notes(self, one: Chart, height: int) -> list[tuple[str, str]]:
+        """The words below a chart: of the highest note, and of the newest others while there is room."""
+        numbered = self._numbered()
+        if one.series != NOTED or not numbered:
             return []
-        first = len(notes) - (MOST_NOTES if self.alone else 1)
-        return [(f" {number + 1 if number < 9 else '+'} step {note.step:,}: {note.text}", "second")
-                for number, note in enumerate(notes) if number >= first]  # fmt: skip
+        room = MOST_NOTES if self.alone else 2 if height >= TWO_NOTES else 1
+        highest = max(numbered, key=lambda row: self._reach(row[2]))
+        newest = [row for row in numbered if row is not highest][::-1][: room - 1]
+        return [(f" {sign} step {note.step:,}: {note.text}", "second") for _, sign, note in sorted([highest, *newest])]
 
     def view_of(self, one: Chart, width: int, height: int) -> View:
         strength = self.look.strength if one.smooth else 0.0
-        return View(width, height - len(self._notes(one)), self.x_range(), self.look.unit, strength,
+        return View(width, height - len(self._notes(one, height)), self.x_range(), self.look.unit, strength,
                     one.series in self.look.logs, self.look.ys.get(one.series))  # fmt: skip
 
     # drawing --------------------------------------------------------------------------------------------------------
@@ -281,9 +295,9 @@ class TrainPane(TrainKeys, LinesView, inherit_bindings=False):
         )
         if not traces or known is None or not fits:
             return [Strip.blank(width + GAP)] * height
-        marks = tuple(Mark(note.step, str(number + 1) if number < 9 else "+", "second")
-                      for number, note in enumerate(self.detail.notes if self.detail else ()))  # fmt: skip
-        words = Words(one.title, one.series == self.look.focused, marks, tuple(self._notes(one)))
+        highest_last = sorted(self._numbered(), key=lambda row: self._reach(row[2]))  # over what shares their cell
+        marks = tuple(Mark(note.step, sign, "second") for _, sign, note in highest_last)
+        words = Words(one.title, one.series == self.look.focused, marks, tuple(self._notes(one, height)))
         share = None if self.look.cross is None else view.x.share(self.look.cross)
         cross = share if share is not None and 0 <= share <= 1 else None
         own = traces[0]

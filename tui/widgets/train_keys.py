@@ -58,7 +58,10 @@ def wrong_pattern(text: str) -> str:
 
 
 class TrainKeys(_Pane):
+    """`_without_tokens`: the stage that was said to know no tokens."""
+
     app: PicollmApp
+    _without_tokens = ""
 
     def _ready(self) -> bool:
         """Whether there is anything for a key to change; whoever presses one wants the focus to stay where it is."""
@@ -209,7 +212,8 @@ class TrainKeys(_Pane):
         look.unit = after
         look.window = look.window and Range(moved(look.window.low), moved(look.window.high))
         look.cross = None if look.cross is None else moved(look.cross)
-        if len(units) < 3:
+        if len(units) < 3 and self._without_tokens != self.stage:
+            self._without_tokens = self.stage  # once is enough
             self.app.notify("tokens and FLOPs are not known here: the events tell no tokens per second", timeout=4)
         self.redraw()
 
