@@ -101,9 +101,10 @@ def rename(app: PicollmApp, one: Summary) -> None:
     async def follow(name: str) -> None:
         runs = app.main.list_of_runs()
         if runs is not None:
-            runs.selected = str(Path(one.dir).with_name(name))
+            runs.renamed(one, name)
         if Path(one.dir) == app.reader.run_folder.dir:
             await app.open_run(name)
+            await app.main.show_tab("runs")
 
     def take(name: str | None) -> None:
         if name is not None and name != one.name:

@@ -148,13 +148,16 @@ def counts(found: Sequence[Summary], shown: Sequence[Summary], order: str, words
     if not found:
         return Text("")
     kept = [one for one in found if not one.archived]
-    active = sum(one.active for one in kept)
+    stalled = sum(one.state == "stalled" for one in kept)
+    active = sum(one.active for one in kept) - stalled
     broken = sum(one.state in BROKEN and not one.active for one in kept)
     line = text((f" {len(kept)} run{'s' * (len(kept) != 1)}", "strong"))
     if active:
         line.append(f"  ▶ {active} at work", tone("accent"))
     if active > 1:
         line.append("  ! they share this machine", tone("warn"))
+    if stalled:
+        line.append(f"  ! {stalled} stalled", tone("warn"))
     if broken:
         line.append(f"  ✗ {broken} ended early", tone("bad"))
     if len(found) > len(kept):
@@ -177,8 +180,8 @@ def _next(one: Summary) -> tuple[str, str] | None:
     return ("resume", "resumes") if one.state in BROKEN else ("launch", "launches")
 
 
-def detail(one: Summary, now: float) -> list[RenderableType]:
-    """The selected run in a few lines."""
+def detail(one: Summary, now: float, readonly: bool = False) -> list[RenderableType]:
+    """The selected run in a few lines; `readonly`: without the key that acts on it."""
     look = state.LOOKS.get(one.state, state.LOOKS["waiting"])
     if one.problem:
         return [text((f"! {one.problem}", "bad"))]
@@ -193,7 +196,7 @@ def detail(one: Summary, now: float) -> list[RenderableType]:
     line.append(f"  {one.done} of {one.stages} done", tone("faint"))
     if one.active and one.left is not None:
         line.append(f"  about {clock(one.left)} left", tone("faint"))
-    if (key := _next(one)) is not None:
+    if not readonly and (key := _next(one)) is not None:
         line.append(f"   {actions.find(key[0]).first}", tone("accent"))
         line.append(f" {key[1]}", tone("faint"))
     pairs: list[tuple[str, RenderableType | str]] = []

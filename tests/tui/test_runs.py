@@ -73,6 +73,11 @@ def test_orders_and_words() -> None:
     found = [one("b", bpb=1.2, touched=5.0, state="done"), one("a", touched=9.0, state="failed", stage="sft"),
              one("c", bpb=1.1, touched=1.0, state="running", stage="rl"), one("z", archived=True, bpb=0.5)]  # fmt: skip
 
+    still = [one(name, state="stalled") for name in "ab"]
+    assert "at work" not in table.counts(still, still, "name", "").plain
+    assert "! 2 stalled" in table.counts(still, still, "name", "").plain
+    assert "1 at work  ! 2 stalled" in table.counts([*found, *still], [], "name", "").plain
+
     def names(order: str, words: str = "") -> str:
         return "".join(one.name for one in table.arranged(found, order, words))
 
@@ -276,6 +281,21 @@ async def test_rename_archive_restore_note_delete(a_run, an_app, runs) -> None:
         await pilot.press("y")
         await until(pilot, lambda: not (runs / "finished").exists() and app.main.view.name != "finished")
         await until(pilot, lambda: app.main.tab == "runs", what="the open run went: the tabs show another one")
+
+
+async def test_renamed_the_open_run_stays_selected_in_the_list(a_run, an_app, runs) -> None:
+    for kind in ("finished", "stopped", "failed"):
+        a_run(kind)
+    app = an_app("stopped")
+    async with app.run_test(size=WIDE) as pilot:
+        await open_runs(app, pilot)
+        pane = app.main.panes["runs"]
+        await until(pilot, lambda: pane.run is not None and pane.run.name == "stopped")
+        await pilot.press("m")
+        await until(pilot, lambda: "Rename stopped" in shown(app))
+        await pilot.press("ctrl+u", *"cold", "enter")
+        await until(pilot, lambda: app.main.view.exists and app.main.view.name == "cold" and app.main.tab == "runs")
+        await until(pilot, lambda: pane.run is not None and pane.run.dir == str(runs / "cold") == pane._open)
 
 
 async def test_the_only_run_is_gone_from_the_screen_when_it_is_deleted(a_run, an_app, runs) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from rich.console import RenderableType
 from rich.text import Text
 from textual import events, on
@@ -113,6 +114,13 @@ class RunsPane(Vertical):
         self.summaries, self.known = summaries, True
         self.draw()
 
+    def renamed(self, one: Summary, name: str) -> None:
+        """Show it under its new name, selected, before the reader comes to it."""
+        folder = str(Path(one.dir).with_name(name))
+        new = msgspec.structs.replace(one, name=name, dir=folder)
+        self.selected = folder
+        self.take(tuple(new if other.dir == one.dir else other for other in self.summaries))
+
     # drawing --------------------------------------------------------------------------------------------------------
 
     @property
@@ -139,7 +147,7 @@ class RunsPane(Vertical):
         else:
             lines.show(self._empty())
         detail = self.query_one("#runs-detail", LinesView)
-        detail.show(table.detail(self.run, now) if self.run else [])
+        detail.show(table.detail(self.run, now, self.app.readonly) if self.run else [])
 
     def _nearest(self) -> str:
         """What to select when the selected run is gone: itself in another place, else what stands where it stood; at
@@ -155,6 +163,8 @@ class RunsPane(Vertical):
         if self.words:
             key = actions.find("filter", "runs").first
             return empty_state(f"No run has “{self.words}”", f"{key} changes the words; empty, they show all runs.")
+        if self.app.readonly:
+            return empty_state("No run yet", "Nothing is made or launched here: the app was started to look only.")
         return empty_state("No run yet", f"{actions.find('new', 'runs').first} makes one: a form of all settings, with "
                            "time, memory, disk and cost.", f"{actions.find('launch').first} makes the usual one "
                            "and launches it at once.")  # fmt: skip
