@@ -164,6 +164,20 @@ async def test_readonly_refuses_what_changes_a_run_and_the_footer_leaves_it_out(
         assert app.screen is app.main
 
 
+async def test_readonly_advertises_nothing_that_it_refuses(a_run, an_app) -> None:
+    a_run("failed")
+    app = an_app("failed", readonly=True)
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "✗ failed" in app.main.plain and "The idea" in app.main.plain)
+        assert "continues it" not in app.main.plain and "makes it again" not in app.main.plain
+        app.action_select_stage("pretrain")
+        for key, words in (("2", "has not trained yet"), ("4", "has printed nothing yet"), ("0", "3 of 13 done")):
+            await pilot.press(key)
+            await until(pilot, lambda words=words: words in shown(app))
+            seen = "\n".join(shown(app).splitlines()[3:])
+            assert not any(word in seen for word in ("launches", "starts it", "resumes", "tries again"))
+
+
 # how it looks ---------------------------------------------------------------------------------------------------------
 
 

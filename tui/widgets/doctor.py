@@ -50,7 +50,8 @@ class DoctorPane(LinesView):
 
     def _draw(self) -> None:
         width = self.scrollable_content_region.width or self.size.width
-        self.show(blocks(self._view, self._found, self.selected, self.now(), self._asked, width))
+        readonly = self.app.readonly
+        self.show(blocks(self._view, self._found, self.selected, self.now(), self._asked, width, readonly))
 
     def on_resize(self, event: Any) -> None:
         self._draw()
@@ -109,7 +110,13 @@ def ordered(found: Found) -> list[Any]:
 
 
 def blocks(
-    view: state.RunView, found: Found, selected: str, now: float, asked: bool = False, width: int = 100
+    view: state.RunView,
+    found: Found,
+    selected: str,
+    now: float,
+    asked: bool = False,
+    width: int = 100,
+    readonly: bool = False,
 ) -> list[RenderableType]:
     """What is wrong first, with its cure; then the rest. The selected check says what it is for."""
     checks, stage = ordered(found), view.stage("doctor")
@@ -119,12 +126,9 @@ def blocks(
         why = [f"The doctor {state.LOOKS[stage.state].word}: {stage.reason}"] if stage.state in state.BROKEN else []
         why += [found.problem] if found.problem else []
         every, launch = actions.find("check_all", "doctor").first, actions.find("launch").first
-        return empty_state(
-            "Nothing checked yet",
-            *why,
-            "The doctor looks at Python, packages, memory, disk, network and GPUs.",
-            f"{every} checks this machine now; {launch} begins the whole pipeline with it.",
-        )
+        how = [] if readonly else [f"{every} checks this machine now; {launch} begins the whole pipeline with it."]
+        looks = "The doctor looks at Python, packages, memory, disk, network and GPUs."
+        return empty_state("Nothing checked yet", *why, looks, *how)
     counts = {status: sum(check.status == status for check in checks) for status in ("fail", "warn", "ok")}
     note = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
     title = heading("Doctor", note)

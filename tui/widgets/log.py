@@ -127,8 +127,9 @@ class LogPane(Vertical):
         """What stands where lines would be."""
         if self._shown is None:
             title = pipeline.stage(self._stage).title if self._stage in pipeline.NAMES else "This stage"
-            start, menu = actions.find("start_stage").first, actions.find("logs", "log").first
-            words = [f"{title} has printed nothing yet", f"{start} starts it; {menu} lists the logs that there are."]
+            start = "" if self.app.readonly else f"{actions.find('start_stage').first} starts it; "
+            menu = actions.find("logs", "log").first
+            words = [f"{title} has printed nothing yet", f"{start}{menu} lists the logs that there are."]
         elif self._busy:
             words = ["Searching …", ""]
         elif self._only or self._level:

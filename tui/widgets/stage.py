@@ -63,7 +63,8 @@ class StagePane(LinesView):
 
     def _draw(self) -> None:
         if self._shown is not None:
-            self.show(blocks(*self._shown, explained=self.explained, width=self.scrollable_content_region.width))
+            width = self.scrollable_content_region.width
+            self.show(blocks(*self._shown, explained=self.explained, width=width, readonly=self.app.readonly))
 
     def on_resize(self, event: Resize) -> None:
         if self.scrollable_content_region.width != self._laid_width:  # being shown again is a resize, too
@@ -86,17 +87,25 @@ def _looks(view: state.RunView, name: str, detail: state.Detail | None) -> tuple
 
 
 def blocks(
-    view: state.RunView, name: str, detail: state.Detail | None, explained: bool = True, width: int = 80
+    view: state.RunView,
+    name: str,
+    detail: state.Detail | None,
+    explained: bool = True,
+    width: int = 80,
+    readonly: bool = False,
 ) -> list[RenderableType]:
-    """The whole pane, top to bottom; on a wide screen the explanation beside the rest."""
+    """The whole pane, top to bottom; on a wide screen the explanation beside the rest. `readonly`: without the keys
+    that act on the run."""
     if not view.known:
         return _problem(view)
     row, status = pipeline.stage(name), view.stage(name)
-    head = [*_problem(view), *([] if view.exists else _welcome(view))]
+    if view.gone:
+        return _gone(view)
+    head = [*_problem(view), *([] if view.exists or readonly else _welcome(view))]
     if view.stages and all(one.state in ("done", "skipped") for one in view.stages):
         head += _finished()
     head += [heading(row.title, _place(name)), text(row.purpose), Text("")]
-    facts = _facts(view, row, status, detail)
+    facts = _facts(view, row, status, detail, readonly)
     history = _history(detail, status) if detail is not None else []
     about = explanation(view, name) if explained else []
     if not about:
@@ -117,8 +126,14 @@ def _problem(view: state.RunView) -> list[RenderableType]:
     return [text(("! ", "bad"), (view.problem, "bad")), Text("")] if view.problem else []
 
 
+def _gone(view: state.RunView) -> list[RenderableType]:
+    """It was here, and somebody else took it away."""
+    return empty_state(f"The run {view.name} is gone", "It was renamed, archived or deleted elsewhere.",
+                       f"{_tab('runs')} shows the runs.")  # fmt: skip
+
+
 def _facts(
-    view: state.RunView, row: pipeline.Stage, status: StageStatus, detail: state.Detail | None
+    view: state.RunView, row: pipeline.Stage, status: StageStatus, detail: state.Detail | None, readonly: bool
 ) -> list[RenderableType]:
     """State, reason, time, what goes in and what comes out, and the next thing to do."""
     facts: list[tuple[str, RenderableType | str]] = [("State", _state(status, view.look(row.name)))]
@@ -129,7 +144,7 @@ def _facts(
     if view.notice and view.active is None:
         facts.append(("Conductor", text((view.notice, "warn"))))
     found: list[RenderableType] = [rows(facts)]
-    if view.exists:
+    if view.exists and not readonly:
         found += [Text(""), *_can_do(view, row.name)]
     return found
 
