@@ -103,7 +103,7 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
         before, view = self.main.view, message.view
         if message.view.name != Path(self.options.run).name:
             return
-        if not view.exists:
+        if not view.exists and not view.gone:
             view = self._promised(view)
         self.main.view = view
         now, then = view.active, before.active
@@ -226,7 +226,7 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
         view = self.main.view
         broken = any(status.state in BROKEN for status in view.stages)
         return {
-            "launch": view.active is None and state.totals(view).done < len(view.stages),
+            "launch": not view.gone and view.active is None and state.totals(view).done < len(view.stages),
             "stop": view.active is not None or view.conductor,
             "resume": broken and view.active is None,
             "replay_pause": self.player is not None,

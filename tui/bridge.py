@@ -186,7 +186,8 @@ class Reader(threading.Thread):
         self._stamp, self._folded_at = stamp, now
         if not run.exists():
             if not run.dir.exists() or not self._view.exists:
-                self._view = state.empty(run.name, str(run.dir))
+                gone = self._view.exists or self._view.gone
+                self._view = replace(state.empty(run.name, str(run.dir)), gone=gone)
                 return
             raise UserError(f"{run.dir / 'config.toml'} is gone; put it back, or make the run anew")
         statuses = run.statuses(self.player.now() if self.player else None)

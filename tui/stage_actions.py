@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         reader: bridge.Reader
 
         def work(self, job: Callable[[], str | None]) -> None: ...
+        def complain(self, words: str) -> None: ...
         def ask(self, title: str, lines: list[str], yes: str, job: Callable[[], str | None]) -> None: ...
 else:
     _App = object
@@ -39,6 +40,8 @@ class StageActions(_App):
     def launch(self, stages: tuple[str, ...]) -> None:
         """Ask for stages; what is stale is shown with its reason and asked about, never silently rerun."""
         view = self.main.view
+        if self._is_gone():
+            return
         wanted = {other for name in stages for other in (*pipeline.upstream(name), name)}
         stale = tuple(status for status in view.stale if status.undecided and status.name in wanted)
         if stale:
@@ -47,7 +50,9 @@ class StageActions(_App):
         self.work(partial(self._launch_or_ask, stages))
 
     def _launch_or_ask(self, stages: tuple[str, ...]) -> str | None:
-        """In a thread: the folder may know of stale stages that the screen has not shown yet."""
+        """In a thread: the folder may know of stale stages that the screen has not shown yet, or be gone."""
+        if self.main.view.exists:
+            Run(self.reader.run_folder.dir).require()
         reasons = asks.stale_reasons(self.options)
         if reasons:
             run = Run(self.reader.run_folder.dir)
@@ -68,10 +73,18 @@ class StageActions(_App):
         found: Summary | None = runs.run if runs is not None else None
         return found if found is not None and found.dir != str(self.reader.run_folder.dir) else None
 
+    def _is_gone(self) -> bool:
+        """Whether the run was taken away elsewhere, which is said: nobody asked for another one of that name."""
+        view = self.main.view
+        if view.gone:
+            runs = actions.row("show_tab.runs").first
+            self.complain(f"{view.name} is gone: renamed, archived or deleted elsewhere; {runs} shows the runs")
+        return view.gone
+
     def _on_stage(self) -> bool:
         """Whether a stage is on the screen to act on; says where to go when none is."""
         if self.main.list_of_runs() is None:
-            return True
+            return not self._is_gone()
         tab = actions.row("show_tab.stage")
         self.notify(f"choose the stage in {tab.title.removeprefix('Show ')} ({tab.first})", timeout=4)
         return False
@@ -147,6 +160,8 @@ class StageActions(_App):
     def action_resume(self) -> None:
         if self._elsewhere() is not None:
             self.action_launch()
+            return
+        if self._is_gone():
             return
         view = self.main.view
         name = self.main.stage

@@ -49,8 +49,8 @@ LOOKS: dict[str, Look] = {
 
 @dataclass(frozen=True)
 class RunView:
-    """One run as it is now; not `known`: nobody has looked yet. `problem` is why part of it could not be read; the
-    rest is the last that could. `queue`: the stages that were asked for, where
+    """One run as it is now; not `known`: nobody has looked yet; `gone`: it was there, and is not any more. `problem`
+    is why part of it could not be read; the rest is the last that could. `queue`: the stages that were asked for, where
     somebody says so. `replay`: where a replay stands, in words. `differs`: of the settings that are not as in the
     profile, what the profile has."""
 
@@ -58,6 +58,7 @@ class RunView:
     folder: str = ""
     known: bool = True
     exists: bool = False
+    gone: bool = False
     profile: str = ""
     stages: tuple[StageStatus, ...] = ()
     conductor: bool = False
@@ -185,6 +186,8 @@ def headline(view: RunView) -> tuple[str, str]:
     """One sentence on where things stand, and its tone."""
     if not view.known:
         return "reading …", "faint"
+    if view.gone:
+        return "gone: renamed, archived or deleted elsewhere", "warn"
     if not view.exists:
         return "no such run yet", "faint"
     if (front := view.active) is not None:
@@ -209,7 +212,7 @@ def headline(view: RunView) -> tuple[str, str]:
 def advice(view: RunView, name: str) -> str:
     """What a person can do next about the selected stage, naming the action whose key the screen then adds."""
     if not view.exists:
-        return "launch"
+        return "" if view.gone else "launch"
     status = view.stage(name)
     if status.state in ("stopped", "failed", "crashed"):
         return "resume"

@@ -210,8 +210,12 @@ def said(app) -> str:
 
 async def open_runs(app, pilot) -> None:
     await until(pilot, lambda: app.main.view.exists)
+    await open_list(pilot)
+
+
+async def open_list(pilot) -> None:
     await pilot.press("0")
-    await until(pilot, lambda: "runs" in app.main.panes and app.main.panes["runs"].known)
+    await until(pilot, lambda: "runs" in pilot.app.main.panes and pilot.app.main.panes["runs"].known)
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW, (60, 20)], ids=["120x40", "80x24", "60x20"])
@@ -315,6 +319,27 @@ async def test_the_only_run_is_gone_from_the_screen_when_it_is_deleted(a_run, an
         await app.main.show_tab("train")
         await until(pilot, lambda: "has not trained yet" in app.main.plain)
         assert not app.main.detail.curves
+
+
+async def test_a_run_that_was_taken_away_elsewhere_is_gone_and_not_made_anew(a_run, an_app, runs, monkeypatch) -> None:
+    run = a_run("stopped")
+    asked: list[object] = []
+    monkeypatch.setattr("picollm.run.conductor.ask", lambda *given: asked.append(given))
+    app = an_app("stopped")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        kept = shelf.archive(run)
+        await until(pilot, lambda: app.main.view.gone and "The run stopped is gone" in shown(app))
+        assert "no such run" not in shown(app) and "0 shows the runs" in shown(app)
+        for key in ("g", "s", "f", "r", "R"):
+            app.clear_notifications()
+            await pilot.press(key)
+            await until(pilot, lambda: "stopped is gone" in said(app), what=key)
+        await open_list(pilot)
+        await until(pilot, lambda: "No run is left" in shown(app))
+        assert not asked and not run.dir.exists()
+        shelf.restore(kept)
+        await until(pilot, lambda: app.main.view.exists and not app.main.view.gone)
 
 
 async def test_keys_that_launch_and_stop_mean_the_selected_run(a_run, an_app, monkeypatch) -> None:

@@ -92,6 +92,8 @@ def test_headline_says_the_worst_first() -> None:
     assert "SFT crashed" in state.headline(view(sft="crashed"))[0]
     assert state.headline(view(**dict.fromkeys(pipeline.NAMES, "done")))[0] == "finished"
     assert state.headline(state.empty("x"))[0] == "no such run yet"
+    gone = dataclasses.replace(state.empty("x"), gone=True)
+    assert state.headline(gone)[0].startswith("gone") and state.advice(gone, "doctor") == ""
 
 
 def test_of_two_that_run_the_one_in_front_is_shown() -> None:

@@ -165,9 +165,11 @@ class RunsPane(Vertical):
             return empty_state(f"No run has “{self.words}”", f"{key} changes the words; empty, they show all runs.")
         if self.app.readonly:
             return empty_state("No run yet", "Nothing is made or launched here: the app was started to look only.")
-        return empty_state("No run yet", f"{actions.find('new', 'runs').first} makes one: a form of all settings, with "
-                           "time, memory, disk and cost.", f"{actions.find('launch').first} makes the usual one "
-                           "and launches it at once.")  # fmt: skip
+        new, launch = actions.find("new", "runs").first, actions.find("launch").first
+        form = f"{new} makes one: a form of all settings, with time, memory, disk and cost."
+        if self.app.main.view.gone:
+            return empty_state("No run is left", form)
+        return empty_state("No run yet", form, f"{launch} makes the usual one and launches it at once.")
 
     # moving ---------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from tui.attempts import ended
 from tui.figures import bar, clock, metric, roughly, size
 from tui.widgets import tones
 from tui.widgets.explained import explanation, knobs
-from tui.widgets.lines import LinesView, heading, rows, text
+from tui.widgets.lines import LinesView, empty_state, heading, rows, text
 from tui.widgets.tones import tone
 
 if TYPE_CHECKING:
