@@ -30,6 +30,7 @@ TITLES = {
     "log": "Other places for metrics", "chat": "Compare and chat",
 }  # fmt: skip
 NOTHING = "nothing"
+PLANNED = "planned"
 _BOUNDS = (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than"))
 
 
@@ -101,6 +102,15 @@ class Form:
     def shown(self, key: str) -> str:
         """A value as the person would write it."""
         value = self.value(key)
+        return value if isinstance(value, str) else settings.shown(value)
+
+    def said(self, key: str, before: bool = False) -> str:
+        """A value as the form shows it: what preflight will choose is "planned". `before`: that of the profile, or of
+        the run that it was copied from."""
+        knob = settings.knobs().get(key)
+        value = self.given[key] if before else self.value(key)
+        if knob is not None and knob.auto and value == 0:
+            return PLANNED
         return value if isinstance(value, str) else settings.shown(value)
 
     def changed(self, key: str) -> bool:

@@ -15,14 +15,15 @@ ROWS: tuple[Action, ...] = (
     Action("back", ("escape",), "Leave", "Stops writing a value or finding; else leaves the form, after asking when "
            "something was changed.", short="Leave"),
     Action("next_place", ("p",), "Plan for another machine", "The time, memory and cost beside the form: for the next "
-           "machine of the table.", short="Machine", footer_key="p/P"),
+           "machine of the table.", footer_key="p/P"),
     Action("find_field", ("slash",), "Find a setting", "Shows the settings whose name or description has these words.",
            short="Find"),
     Action("everything", ("a",), "All settings or the important ones", "Shows every setting there is, or those that "
            "most people change.", short="All"),
-    Action("reset", ("u", "delete"), "Undo", "Back to what the profile, or the run that was copied, says.",
-           short="Undo"),
-    Action("next_field", ("j", "down"), "Next setting", "Goes to the setting below.", short="Move", footer_key="j/k"),
+    Action("reset", ("u", "delete"), "Undo", "Back to what the profile, or the run that was copied, says."),
+    Action("next_field", ("j", "down"), "Next setting", "Goes to the setting below."),
+    Action("help", ("f1", "question_mark"), "Help", "Lists these keys; where something is written, ? is a letter.",
+           short="Help", footer_key="?"),
     Action("previous_field", ("k", "up"), "Previous setting", "Goes to the setting above."),
     Action("previous_choice", ("left", "h"), "Previous choice", "Where the values are a list: the one before."),
     Action("previous_place", ("P",), "Plan for the machine before", "The same, the other way round."),

@@ -41,7 +41,15 @@ class HelpScreen(Dialog[None]):
 
 
 def help_blocks(tab: str) -> list[RenderableType]:
-    """This tab first, then what works everywhere, what the symbols mean, and the other tabs."""
+    """This tab first, then what works everywhere, what the symbols mean, and the other tabs.
+
+    Of a place in `MODAL`, where nothing else works, its keys alone.
+    """
+    if tab in actions.MODAL:
+        here = actions.of(tab)
+        title = actions.where(here[0])
+        return [heading(title[0].upper() + title[1:], "while something is written, keys write; esc ends that"),
+                _keys(here)]  # fmt: skip
     current = next(row for row in actions.TABS if row.name == tab)
     found: list[RenderableType] = [heading(current.title), text(current.about), Text("")]
     for paragraph in GUIDES[tab]:

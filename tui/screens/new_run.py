@@ -21,7 +21,8 @@ from picollm.run import forecast
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tui import actions, shelving
-from tui.form import Field, Form
+from tui.form import PLANNED, Field, Form
+from tui.screens.help import HelpScreen
 from tui.screens.steady import Steady
 from tui.widgets import takes, tones
 from tui.widgets.frame import OneLine
@@ -64,7 +65,7 @@ class FormView(LinesView, inherit_bindings=False):
                 if strips:
                     put(f"above {group}", "", Text)
                 put(f"title {group}", group, partial(heading, group))
-            marks = form.shown(field.key), form.changed(field.key), field.key == selected, field.key == wrong
+            marks = form.said(field.key), form.changed(field.key), field.key == selected, field.key == wrong
             put(field.key, (field, marks), partial(_line, field, *marks, width), field.key)
         if not strips:
             put("none", "", partial(text, ("No setting has these words.", "faint")))
@@ -91,8 +92,9 @@ def _line(field: Field, value: str, changed: bool, chosen: bool, wrong: bool, wi
     line.append("‹ " if field.choices and chosen else "  ", tone("accent"))
     line.append(value or "–", tone("bad" if wrong else "second" if changed else "plain" if value else "faint"))
     line.append(" ›" if field.choices and chosen else "", tone("accent"))
-    note = field.unit if value else field.about
-    if value and width >= WORDY:
+    known = value not in ("", PLANNED)
+    note = field.unit if known else field.about
+    if known and width >= WORDY:
         note = f"{field.unit}  {field.about}" if field.unit else field.about
     line.append(f"  {note}" if note else "", tone("faint"))
     line.append("  * changed" if changed else "", tone("second"))
@@ -101,6 +103,11 @@ def _line(field: Field, value: str, changed: bool, chosen: bool, wrong: bool, wi
     if chosen:
         line.stylize(tone("selected"))
     return line
+
+
+def _wide(row: actions.Action) -> int:
+    """Cells that a key and its word take in the last line."""
+    return len(row.first) + len(row.short) + 3
 
 
 class NewRunScreen(Steady, ModalScreen[str | None]):
@@ -171,8 +178,10 @@ class NewRunScreen(Steady, ModalScreen[str | None]):
         self.query_one("#form-title", OneLine).set_line(line)
         self._draw_about()
         keys = text((" ", "plain"))
-        for row in actions.of("form"):
-            if row.short and keys.cell_len + len(row.first) + len(row.short) + 1 <= self.size.width:
+        *others, help_key = sorted((row for row in actions.of("form") if row.short), key=lambda row: row.base == "help")
+        room = self.size.width - _wide(help_key)
+        for row in [*others, help_key]:
+            if row is help_key or keys.cell_len + _wide(row) <= room:
                 keys.append(row.first, tone("accent"))
                 keys.append(f" {row.short}  ", tone("faint"))
         keys.rstrip()
@@ -193,7 +202,7 @@ class NewRunScreen(Steady, ModalScreen[str | None]):
             where = field.key if "." in field.key and field.key != "run.profile" else ""
             if self.form.changed(field.key):
                 origin = self.form.base or f"profile {self.form.profile}"
-                before = _shown(self.form.given[field.key])
+                before = self.form.said(field.key, before=True)
                 blocks.append(text((f"{where}  {origin} has ", "faint"), (before, "faint")))
             elif where:
                 kind = {"result": "decides what is made", "how": "decides how it is made, not what",
@@ -273,8 +282,8 @@ class NewRunScreen(Steady, ModalScreen[str | None]):
     # actions --------------------------------------------------------------------------------------------------------
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """While something is written, keys write; only leaving works."""
-        return action == "back" or not self.writing
+        """While something is written, keys write; only leaving and help work."""
+        return action in ("back", "help") or not self.writing
 
     def select(self, key: str) -> None:
         self._leaving = False
@@ -362,6 +371,9 @@ class NewRunScreen(Steady, ModalScreen[str | None]):
             return
         self.app.work(partial(shelving.make, self.form, go), lambda: self.dismiss(self.form.name))
 
+    def action_help(self) -> None:
+        self.app.push_screen(HelpScreen("form"))
+
     def action_back(self) -> None:
         if self.writing:
             if self.writing == FIND:
@@ -376,9 +388,3 @@ class NewRunScreen(Steady, ModalScreen[str | None]):
             self._draw_about()
         else:
             self.dismiss(None)
-
-
-def _shown(value: Any) -> str:
-    from picollm.run.config import shown
-
-    return value if isinstance(value, str) else shown(value)
