@@ -33,7 +33,7 @@ PATIENCE_S = 1.5  # with a long run that is being read, before what there is so 
 WIDE = 70
 NOTED = "loss"  # the series whose chart bears the words of the notes
 MOST_NOTES = 3  # in one chart alone
-TWO_NOTES = 12  # cells that a chart of the grid is high for two of them
+TWO_NOTES = 10  # cells that a chart of the grid is high for two of them
 WORTH_SAYING = (*state.BROKEN, "stale")
 
 
