@@ -51,8 +51,7 @@ class StageActions(_App):
 
     def _launch_or_ask(self, stages: tuple[str, ...]) -> str | None:
         """In a thread: the folder may know of stale stages that the screen has not shown yet, or be gone."""
-        if self.main.view.exists:
-            Run(self.reader.run_folder.dir).require()
+        self._require()
         reasons = asks.stale_reasons(self.options)
         if reasons:
             run = Run(self.reader.run_folder.dir)
@@ -64,14 +63,21 @@ class StageActions(_App):
     def _ask_redo(self, stale: tuple[state.StageStatus, ...], stages: tuple[str, ...]) -> None:
         lines = [f"{pipeline.stage(status.name).title}: {status.reason}" for status in stale]
         again = tuple(status.name for status in stale)
-        self.ask("Made with other settings", [*lines, "", "Make these again? Their checkpoints are not used."],
-                 "makes them again", partial(asks.redo, self.options, again, stages))  # fmt: skip
+        job = partial(self._require, partial(asks.redo, self.options, again, stages))
+        lines += ["", "Make these again? Their checkpoints are not used."]
+        self.ask("Made with other settings", lines, "makes them again", job)
 
     def _elsewhere(self) -> Summary | None:
         """The run selected in Runs, when the other tabs show another one: what is asked for there is asked of it."""
         runs = self.main.list_of_runs()
         found: Summary | None = runs.run if runs is not None else None
         return found if found is not None and found.dir != str(self.reader.run_folder.dir) else None
+
+    def _require(self, job: Callable[[], str | None] = lambda: None) -> str | None:
+        """In a thread: `job`, unless the run that is shown was taken away meanwhile. Raises `UserError`."""
+        if self.main.view.exists or self.main.view.gone:
+            Run(self.reader.run_folder.dir).require()
+        return job()
 
     def _is_gone(self) -> bool:
         """Whether the run was taken away elsewhere, which is said: nobody asked for another one of that name."""
@@ -114,7 +120,7 @@ class StageActions(_App):
         if missing:
             titles = ", ".join(pipeline.stage(other).title for other in missing)
             self.ask(title, [f"It needs what is not done yet: {titles}."], "runs these first, then it",
-                     partial(asks.launch, self.options, (*missing, name)))  # fmt: skip
+                     partial(self._require, partial(asks.launch, self.options, (*missing, name))))  # fmt: skip
             return
         self.launch((name,))
 
@@ -186,6 +192,7 @@ class StageActions(_App):
             lines = [f"{title} starts over; its checkpoints are not used."]
             if later:
                 lines.append(f"What was made from it may become stale: {', '.join(later)}.")
-            self.ask(f"{title} again?", lines, "makes it again", partial(asks.redo, self.options, (name,), ()))
+            self.ask(f"{title} again?", lines, "makes it again",
+                     partial(self._require, partial(asks.redo, self.options, (name,), ())))  # fmt: skip
         else:
             self.notify("nothing to redo here", timeout=3)

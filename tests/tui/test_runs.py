@@ -327,8 +327,12 @@ async def test_a_run_that_was_taken_away_elsewhere_is_gone_and_not_made_anew(a_r
     monkeypatch.setattr("picollm.run.conductor.ask", lambda *given: asked.append(given))
     app = an_app("stopped")
     async with app.run_test(size=WIDE) as pilot:
-        await until(pilot, lambda: app.main.view.exists)
+        await until(pilot, lambda: app.main.view.exists and app.main.view.stage(app.main.stage).state == "stopped")
+        await pilot.press("R")
+        await until(pilot, lambda: "starts over" in shown(app))
         kept = shelf.archive(run)
+        await pilot.press("y")
+        await until(pilot, lambda: "no run in" in said(app))
         await until(pilot, lambda: app.main.view.gone and "The run stopped is gone" in shown(app))
         assert "no such run" not in shown(app) and "0 shows the runs" in shown(app)
         for key in ("g", "s", "f", "r", "R"):
