@@ -469,8 +469,8 @@ def test_one_stage_asked_for_while_another_runs_comes_next_and_is_waited_for_alo
     first = start("run", "--run", "r")
     until(lambda: run.status("chat_eval").step)
     other = start("run", "--run", "r", "--only", "tokenizer_eval")
-    until(lambda: any((run.dir / "conductor" / "requests").glob("*.json")))
-    until(lambda: not any((run.dir / "conductor" / "requests").glob("*.json")))
+    queues = lambda: [e.stages for e in ev.read_events(run.conductor_events) if isinstance(e, ev.Queue)]  # noqa: E731
+    until(lambda: any("tokenizer_eval" in stages for stages in queues()), what="the conductor hears it")
     release(run, "chat_eval")
     out, err = other.communicate(timeout=30)
     assert "done: 1 of 1 stages" in out and err == ""

@@ -278,7 +278,9 @@ async def test_no_color_sends_no_colour(a_run, monkeypatch) -> None:
     from tui import asks
 
     monkeypatch.setenv("NO_COLOR", "1")
-    app = PicollmApp(asks.Options(run="finished"), look=preferences.chosen())
+    look = preferences.chosen()
+    look.toured = True
+    app = PicollmApp(asks.Options(run="finished"), look=look)
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: "✓ SFT" in shown(app))
         for strip in app.screen._compositor.render_strips():
