@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAKE = """
 import hashlib, json, os, signal, sys, time
 from picollm.run.errors import StopRequested, UserError
+from picollm.run.folder import write_atomic
 from picollm.run.stage import Outcome, main
 
 def work(ctx):
@@ -76,7 +77,7 @@ def work(ctx):
     if "kill" in last:
         os.kill(os.getpid(), last["kill"])
     if ctx.name == "preflight":
-        (ctx.run.dir / "plan.json").write_text(json.dumps(
+        write_atomic(ctx.run.dir / "plan.json", json.dumps(
             {"values": {"model.depth": 4, "pretrain.steps": 50}, "seconds": {"pretrain": 12.5},
              "choices": {"precision": "bf16"}, "figures": {"precision": {"fp32": 900.0, "bf16": 1400.0}}}))
     if ctx.name == "doctor":
@@ -100,7 +101,7 @@ def lead(ctx, seconds):
 def make(ctx, do):
     made = ctx.run.dir / do.get("outside", "made") / ctx.name
     made.parent.mkdir(exist_ok=True)
-    made.write_text(json.dumps(ctx.inputs, sort_keys=True) + do.get("salt", ""))
+    write_atomic(made, json.dumps(ctx.inputs, sort_keys=True) + do.get("salt", ""))
     return {"made": ctx.relative(made)}, {"made": hashlib.sha256(made.read_bytes()).hexdigest()}
 
 def go(name):
