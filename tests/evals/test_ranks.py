@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,32 +13,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def launch(world: int) -> dict:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.evals.ranks"],
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "WORLD_SIZE": str(world),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            },
-        )
-        for rank in range(world)
-    ]
-    try:
-        out, _ = processes[0].communicate(timeout=120)
-        assert all(process.wait(timeout=60) == 0 for process in processes)
-    finally:
-        for process in processes:
-            process.kill()
-    return json.loads(out)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "tests.evals.ranks"], cwd=ROOT, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import subprocess
 import sys
@@ -29,9 +31,11 @@ def wishes(**launching: Any) -> settings.Config:
 
 
 def free_port() -> int:
-    """With the one after it: torchrun's, and ours."""
-    with socket.create_server(("", 0)) as server:
-        return int(server.getsockname()[1])
+    """With the one after it: torchrun's, and ours. Below those that the kernel hands out to whoever asks meanwhile."""
+    while True:
+        port = random.randrange(12000, 32000, 2)
+        with contextlib.suppress(OSError), socket.create_server(("", port)), socket.create_server(("", port + 1)):
+            return port
 
 
 # who and where --------------------------------------------------------------------------------------------------------
@@ -110,7 +114,7 @@ class Meeting(threading.Thread):
 def knock(run: Run, port: int, node: int, count: int = 2) -> Any:
     """As node `node` does, until node 0 opens."""
     place = nodes.Place(count, node, "127.0.0.1", port)
-    return until(lambda: nodes.knock(place, run))
+    return until(lambda: nodes.knock(place, run), what=f"nobody listens at {port + 1}")
 
 
 def test_all_are_told_the_attempt_and_go_together(run: Run) -> None:
