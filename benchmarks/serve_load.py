@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from picollm.run import config, launch
+from picollm.run import config, event_file, launch
 from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
@@ -67,7 +67,9 @@ def random_run(folder: Path) -> Run:
     made = {"tokenizer": ("tokenizer", "tokenizer", tok.hash), "sft": ("checkpoint", str(info.path), info.hash)}
     for stage, (key, path, content) in made.items():
         run.stage_dir(stage).mkdir(parents=True)
-        ev.append(run.events_file(stage, 1), ev.Finished(seconds=1.0, paths={key: path}, artifacts={key: content}))
+        event_file.append(
+            run.events_file(stage, 1), ev.Finished(seconds=1.0, paths={key: path}, artifacts={key: content})
+        )
     return run
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from types import FrameType
 
-from picollm.run import conductor, lease, serving
+from picollm.run import conductor, event_file, lease, serving
 from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import ACTIVE, Run, StageStatus
@@ -51,14 +51,14 @@ class Follower:
         self.floor = {name: number - (name in active) for name, number in self.before.items()}
         """What ends above this number ended while we followed: what runs when we come counts."""
         self.shown: dict[str, tuple[int, str]] = {}
-        self.readers: dict[tuple[str, int], ev.EventReader] = {}
+        self.readers: dict[tuple[str, int], event_file.EventReader] = {}
         self.metrics: dict[str, dict[str, float | None]] = {}
         self.last_word: ev.Conductor | None = None
         self.stops = 0
         self.stopping = False
         self.called_off = False
         self.hung_up = False
-        self._conductor_events = ev.EventReader(run.conductor_events, _size(run))
+        self._conductor_events = event_file.EventReader(run.conductor_events, _size(run))
         self._next_progress = time.monotonic() + PROGRESS_EVERY_S
 
     def follow(self) -> int:
@@ -189,7 +189,7 @@ class Follower:
         if key not in self.readers:
             file = self.run.events_file(*key)
             seen = status.attempt <= self.before.get(status.name, 0)
-            self.readers[key] = ev.EventReader(file, file.stat().st_size if seen and file.exists() else 0)
+            self.readers[key] = event_file.EventReader(file, file.stat().st_size if seen and file.exists() else 0)
         while events := self.readers[key].poll():
             for event in events:
                 if isinstance(event, ev.Metrics):
@@ -231,7 +231,7 @@ class Follower:
         return self._conductor_gave_up()
 
     def _failure_code(self, status: StageStatus) -> int:
-        for event in reversed(ev.tail_events(self.run.events_file(status.name, status.attempt))):
+        for event in reversed(event_file.tail_events(self.run.events_file(status.name, status.attempt))):
             if isinstance(event, ev.Failed):
                 return USERS if event.code == 2 else OURS
         return OURS

@@ -18,8 +18,8 @@ import typer
 
 from picollm.cli_follow import DONE, OURS, STOPPED, USERS, duration
 from picollm.cli_show import existing
+from picollm.run import event_file, lease, pipeline
 from picollm.run import events as ev
-from picollm.run import lease, pipeline
 from picollm.run.folder import ACTIVE, Run, StageStatus
 
 POLL_S = 0.5
@@ -50,12 +50,12 @@ class Watcher:
     def __init__(self, run: Run, stage: str | None, *, begin: bool, every: float, as_json: bool) -> None:
         self.run, self.every, self.as_json = run, every, as_json
         self.names = (stage,) if stage else pipeline.NAMES
-        self.readers: dict[tuple[str, int], ev.EventReader] = {}
+        self.readers: dict[tuple[str, int], event_file.EventReader] = {}
         self.metrics: dict[str, dict[str, float | None]] = {}
         self.said_at: dict[str, float] = {}
         self.states: dict[str, tuple[int, str]] = {}
         self.codes: dict[str, int] = {}
-        self._conductor = ev.EventReader(run.conductor_events, 0 if begin else _size(run.conductor_events))
+        self._conductor = event_file.EventReader(run.conductor_events, 0 if begin else _size(run.conductor_events))
         if not begin:
             for name in self.names:
                 for attempt in run.attempts(name):
@@ -97,16 +97,16 @@ class Watcher:
         asked = any((self.run.dir / "conductor" / "requests").glob("*.json"))
         return asked or lease.is_held(self.run.conductor_lock) or any(status.state in ACTIVE for status in statuses)
 
-    def _reader(self, stage: str, attempt: int) -> ev.EventReader:
+    def _reader(self, stage: str, attempt: int) -> event_file.EventReader:
         key = stage, attempt
         if key not in self.readers:
-            self.readers[key] = ev.EventReader(self.run.events_file(*key))
+            self.readers[key] = event_file.EventReader(self.run.events_file(*key))
         return self.readers[key]
 
     def _news(self) -> Iterator[tuple[str, int, Any]]:
         """What was said since we last looked, of all stages, by time."""
 
-        def of(stage: str, attempt: int, reader: ev.EventReader) -> Iterator[tuple[float, int, str, int, Any]]:
+        def of(stage: str, attempt: int, reader: event_file.EventReader) -> Iterator[tuple[float, int, str, int, Any]]:
             number, latest = 0, 0.0
             while events := reader.poll():
                 for event in events:
@@ -172,7 +172,7 @@ class Watcher:
         return code
 
     def _failure_code(self, status: StageStatus) -> int:
-        tail = ev.tail_events(self.run.events_file(status.name, status.attempt))
+        tail = event_file.tail_events(self.run.events_file(status.name, status.attempt))
         failed = next((event for event in reversed(tail) if isinstance(event, ev.Failed)), None)
         return USERS if failed is not None and failed.code == 2 else OURS
 

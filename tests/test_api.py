@@ -14,7 +14,7 @@ import torch
 
 from picollm import Model, load
 from picollm.model.gpt import GPT
-from picollm.run import config
+from picollm.run import config, event_file
 from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
@@ -48,7 +48,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Run:
             done[stage] = ({"checkpoint": ev_path(run, info.path)}, {"checkpoint": info.hash})
     for stage, (paths, artifacts) in done.items():
         run.stage_dir(stage).mkdir(parents=True)
-        ev.append(run.events_file(stage, 1), ev.Finished(seconds=1.0, paths=paths, artifacts=artifacts))
+        event_file.append(run.events_file(stage, 1), ev.Finished(seconds=1.0, paths=paths, artifacts=artifacts))
     return run
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from picollm import cli
-from picollm.run import conductor, lease, pipeline, recheck
+from picollm.run import conductor, event_file, lease, pipeline, recheck
 from picollm.run import config as settings
 from picollm.run import events as ev
 from picollm.run.errors import UserError
@@ -469,7 +469,7 @@ def test_one_stage_asked_for_while_another_runs_comes_next_and_is_waited_for_alo
     first = start("run", "--run", "r")
     until(lambda: run.status("chat_eval").step)
     other = start("run", "--run", "r", "--only", "tokenizer_eval")
-    queues = lambda: [e.stages for e in ev.read_events(run.conductor_events) if isinstance(e, ev.Queue)]  # noqa: E731
+    queues = lambda: [e.stages for e in event_file.read_events(run.conductor_events) if isinstance(e, ev.Queue)]  # noqa: E731
     until(lambda: any("tokenizer_eval" in stages for stages in queues()), what="the conductor hears it")
     release(run, "chat_eval")
     out, err = other.communicate(timeout=30)

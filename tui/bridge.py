@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from textual.message import Message
 
 from picollm.run import config as settings
+from picollm.run import event_file, lease, pipeline
 from picollm.run import events as ev
-from picollm.run import lease, pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, folder_of
 from picollm.run.planned import Plan
@@ -125,7 +125,7 @@ class Reader(threading.Thread):
         self._doctor: DoctorReader | None = None
         self._over: tuple[str, ...] = ()
         self._others: dict[str, StageReader] = {}
-        self._machine = ev.EventReader(self.run_folder.machine_file)
+        self._machine = event_file.EventReader(self.run_folder.machine_file)
         self.machine_wanted = self.doctor_wanted = False
         """Set by the panes that show them: they are read from then on."""
         self._readings: list[ev.Machine] = []
@@ -237,7 +237,7 @@ class Reader(threading.Thread):
 
     def _conductor_says(self) -> str:
         """The conductor's last word when it is a complaint."""
-        for event in reversed(ev.tail_events(self.run_folder.conductor_events, 8 << 10)):
+        for event in reversed(event_file.tail_events(self.run_folder.conductor_events, 8 << 10)):
             if isinstance(event, ev.Conductor):
                 return event.text if event.what in ("failed", "ignored", "crashed", "stalled") else ""
         return ""

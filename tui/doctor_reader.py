@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from picollm.run import event_file, lease, recheck
 from picollm.run import events as ev
-from picollm.run import lease, recheck
 from picollm.run.folder import Run
 from tui.stage_reader import StageReader
 
@@ -12,7 +12,7 @@ class DoctorReader:
     def __init__(self, run: Run) -> None:
         self._stage = StageReader(run, "doctor")
         self._run = run
-        self._again: ev.EventReader | None = None
+        self._again: event_file.EventReader | None = None
         self._events: list[ev.AnyEvent] = []
         self._sent: recheck.Found | None = None
 
@@ -21,7 +21,7 @@ class DoctorReader:
         changed = self._stage.poll()
         place = recheck.folder(self._run.dir)
         if self._again is None or self._again.path.parent != place:
-            self._again, self._events = ev.EventReader(place / "events.jsonl"), []
+            self._again, self._events = event_file.EventReader(place / "events.jsonl"), []
             changed = True
         new = self._again.poll()
         self._events += new

@@ -20,8 +20,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from picollm.run import events as ev
-from picollm.run import lease, pipeline, serving
+from picollm.run import event_file, lease, pipeline, serving
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tui.figures import clock
@@ -225,7 +224,7 @@ def _recorded(run: Run) -> list[Path]:
 
 
 def _span(file: Path) -> tuple[float, float] | None:
-    ends = [event.time for event in (*ev.head_events(file, 4096)[:1], *ev.tail_events(file)[-1:])]
+    ends = [event.time for event in (*event_file.head_events(file, 4096)[:1], *event_file.tail_events(file)[-1:])]
     return (min(ends), max(ends)) if ends else None
 
 

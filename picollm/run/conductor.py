@@ -19,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
+from picollm.run import event_file, launch, lease, pipeline
 from picollm.run import events as ev
-from picollm.run import launch, lease, pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import ACTIVE, Run, StageStatus, write_atomic
 from picollm.run.machine import MachineRecorder
@@ -64,7 +64,7 @@ def stop(run: Run, kill: bool = False) -> list[str]:
         ask(run, Request(stop=True))
     elif _withdraw_requests(run):
         # Whoever follows must hear of it, and a conductor that came meanwhile may have read what we withdrew.
-        ev.append(run.conductor_events, ev.Conductor(what="stopped", pid=os.getpid()))
+        event_file.append(run.conductor_events, ev.Conductor(what="stopped", pid=os.getpid()))
         if lease.is_held(run.conductor_lock):
             ask(run, Request(stop=True))
     asked = []
@@ -347,11 +347,11 @@ class Conductor:
         if self.goals != self.told:
             self.told = list(self.goals)
             with contextlib.suppress(OSError):
-                ev.append(self.run.conductor_events, ev.Queue(stages=self.told))
+                event_file.append(self.run.conductor_events, ev.Queue(stages=self.told))
 
     def _say(self, what: str, text: str = "") -> None:
         with contextlib.suppress(OSError):
-            ev.append(self.run.conductor_events, ev.Conductor(what=what, text=text, pid=os.getpid()))
+            event_file.append(self.run.conductor_events, ev.Conductor(what=what, text=text, pid=os.getpid()))
 
 
 def _later(name: str) -> tuple[str, ...]:

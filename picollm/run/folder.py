@@ -17,8 +17,8 @@ import msgspec
 import platformdirs
 
 from picollm.run import config as settings
+from picollm.run import event_file, lease
 from picollm.run import events as ev
-from picollm.run import lease
 from picollm.run.errors import UserError
 from picollm.run.planned import Inherited, Origin, Plan, apply_plan, inputs_of, with_whole_paths
 from picollm.run.status import ACTIVE, STATES, StageStatus, status_of, statuses_of
@@ -320,7 +320,7 @@ class Run:
     def ready(self, name: str, attempt: int) -> ev.Ready | None:
         """What an attempt said could be used while it went on; None when it said nothing of the kind."""
         try:
-            event = ev.decode(self.ready_file(name, attempt).read_bytes())
+            event = event_file.decode(self.ready_file(name, attempt).read_bytes())
         except OSError:
             return None
         return event if isinstance(event, ev.Ready) else None
@@ -338,9 +338,9 @@ class Run:
         stamp = _stamp(file)
         kept = self._ends.get(file)
         if kept is None or stamp is None or kept[0] != stamp:
-            begun = kept is not None and _grew(kept[0], stamp, ev.HEAD_BYTES)
-            head = kept[1] if kept is not None and begun else ev.head_events(file)
-            kept = self._ends[file] = stamp, head, ev.tail_events(file)
+            begun = kept is not None and _grew(kept[0], stamp, event_file.HEAD_BYTES)
+            head = kept[1] if kept is not None and begun else event_file.head_events(file)
+            kept = self._ends[file] = stamp, head, event_file.tail_events(file)
         return kept[1], kept[2]
 
     def output(self, name: str, key: str) -> Path:

@@ -12,8 +12,8 @@ from itertools import groupby, islice, pairwise
 from operator import itemgetter, le, lt
 from typing import Any
 
+from picollm.run import event_file, pipeline
 from picollm.run import events as ev
-from picollm.run import pipeline
 from picollm.run.folder import Run, StageStatus
 
 
@@ -90,7 +90,7 @@ class StageHistory:
         self._before = 0.0
         self._last_time = 0.0
         self._attempt = 0
-        self._reader: ev.EventReader | None = None
+        self._reader: event_file.EventReader | None = None
 
     def poll(self) -> bool:
         """Read at most 4 MB of new events; True when there may be something new to draw."""
@@ -106,7 +106,7 @@ class StageHistory:
             if following is None:
                 return changed
             self._attempt = following
-            self._reader = ev.EventReader(self.run.events_file(self.name, following), without=ev.Progress)
+            self._reader = event_file.EventReader(self.run.events_file(self.name, following), without=ev.Progress)
             changed = True
 
     def read_all(self) -> StageHistory:

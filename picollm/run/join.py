@@ -16,8 +16,8 @@ from types import FrameType
 from typing import Any
 
 from picollm.run import config as settings
+from picollm.run import event_file, launch, lease, nodes
 from picollm.run import events as ev
-from picollm.run import launch, lease, nodes
 from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run
 
@@ -41,7 +41,7 @@ class Joiner:
         self.ask_at = 0.0
         self.stage = ""
         self.child: subprocess.Popen[bytes] | None = None
-        self._conductor = ev.EventReader(run.conductor_events)
+        self._conductor = event_file.EventReader(run.conductor_events)
         self._conductor.poll()  # what was said before we came is history
         self._exited: set[tuple[str, int]] = set()
         self._last: tuple[str, float] = "", 0.0

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from picollm.run import config as settings
+from picollm.run import event_file, lease, nodes, pipeline, sinks
 from picollm.run import events as ev
-from picollm.run import lease, nodes, pipeline, sinks
 from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run, write_atomic
 from picollm.run.machine import visible_gpus
@@ -159,10 +159,10 @@ class _Launcher:
         try:
             argv, environment = self._command(config, attempt)
         except StopRequested:
-            ev.append(run.events_file(name, attempt), ev.Stopped())
+            event_file.append(run.events_file(name, attempt), ev.Stopped())
             return 0
         except UserError as error:
-            ev.append(run.events_file(name, attempt), ev.Failed(error=str(error), code=2))
+            event_file.append(run.events_file(name, attempt), ev.Failed(error=str(error), code=2))
             raise
         if not self.lock.share():
             raise UserError(f"{run.name}: stage '{name}' is being started by somebody else")
@@ -189,7 +189,7 @@ class _Launcher:
             if not shown or shown[-1][0] != missing or time.monotonic() - shown[-1][1] > SIGN_EVERY_S:
                 shown.append((missing, time.monotonic()))
                 awaited = f"wait for node {', '.join(map(str, missing))}"
-                ev.append(run.events_file(name, attempt), ev.Phase(name=awaited))
+                event_file.append(run.events_file(name, attempt), ev.Phase(name=awaited))
 
         task = nodes.task(run, name, attempt, nproc, self.fresh)
         met = nodes.gather(place, run, task, look, run.stop_file(name).exists)
@@ -199,7 +199,7 @@ class _Launcher:
     def _say(self, event: ev.Event) -> None:
         """A full disk must not make us leave a stage alone."""
         try:
-            ev.append(self.run.conductor_events, event)
+            event_file.append(self.run.conductor_events, event)
         except OSError as error:
             print(f"events: cannot write {self.run.conductor_events}: {error}", file=sys.stderr, flush=True)
 
@@ -245,7 +245,7 @@ def dump_stack(run: Run, name: str) -> bool:
 
 def _newest_events(run: Run, name: str) -> list[ev.AnyEvent]:
     attempts = run.attempts(name)
-    return ev.head_events(run.events_file(name, attempts[-1])) if attempts else []
+    return event_file.head_events(run.events_file(name, attempts[-1])) if attempts else []
 
 
 def _identities(run: Run, name: str) -> list[lease.Identity]:
@@ -253,7 +253,7 @@ def _identities(run: Run, name: str) -> list[lease.Identity]:
     attempt = max(run.attempts(name), default=0)
     launched = [
         _identity(event)
-        for event in ev.tail_events(run.conductor_events)
+        for event in event_file.tail_events(run.conductor_events)
         if isinstance(event, ev.Launched) and (event.stage, event.attempt) == (name, attempt)
     ]
     started = [_identity(event) for event in _newest_events(run, name) if isinstance(event, ev.Started)]

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from picollm.run import event_file
 from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import picollm_home, write_atomic
@@ -155,7 +156,7 @@ class MachineRecorder:
         while not stopping.wait(EVERY_S):
             try:
                 self.thin()
-                ev.append(self.file, reader.read())
+                event_file.append(self.file, reader.read())
             except (OSError, UserError, psutil.Error) as error:  # a full disk, mostly: the run goes on unrecorded
                 if str(error) != said:
                     said = str(error)

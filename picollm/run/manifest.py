@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from picollm.run import config as settings
-from picollm.run import estimate, failures, gpus, machine, pipeline
+from picollm.run import estimate, event_file, failures, gpus, machine, pipeline
 from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
@@ -219,7 +219,7 @@ def _machine(run: Run, histories: dict[str, StageHistory]) -> dict[str, Any]:
     said = [started.machine for name in pipeline.CHECKPOINT_FOLDERS for started in reversed(histories[name].started)]
     trained = next((one for one in said if one), None)
     facts = trained or machine.described()
-    readings = [event for event in ev.read_events(run.machine_file) if isinstance(event, ev.Machine)]
+    readings = [event for event in event_file.read_events(run.machine_file) if isinstance(event, ev.Machine)]
     cards: list[dict[str, Any]] = []
     for index, gpu in enumerate(facts["gpus"] if trained or not readings else readings[-1].gpus):
         over = [reading.gpus[index] for reading in readings if index < len(reading.gpus)]

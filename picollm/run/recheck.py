@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from picollm.run import config as settings
+from picollm.run import event_file, launch, lease
 from picollm.run import events as ev
-from picollm.run import launch, lease
 from picollm.run.checks import CHECKS, run_checks
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, picollm_home, runs_folder
@@ -59,18 +59,18 @@ def make(run_dir: Path, names: Sequence[str], profile: str = "") -> Iterator[ev.
         if file.exists() and file.stat().st_size > LIMIT_BYTES:
             file.unlink()
         run = Run(run_dir)
-        ev.append(file, ev.Phase(name=",".join(names or CHECKS)))
+        event_file.append(file, ev.Phase(name=",".join(names or CHECKS)))
         if run.exists():
             config = run.config()
         else:
             run, config = Run(runs_folder()), settings.load(profile or None)
         for verdict in run_checks(run, config, names):
             made = ev.Check(**msgspec.structs.asdict(verdict))
-            ev.append(file, made)
+            event_file.append(file, made)
             yield made
-        ev.append(file, ev.Finished(seconds=round(time.monotonic() - begun, 3)))
+        event_file.append(file, ev.Finished(seconds=round(time.monotonic() - begun, 3)))
     except UserError as error:
-        ev.append(file, ev.Failed(error=str(error), code=2))
+        event_file.append(file, ev.Failed(error=str(error), code=2))
         raise
     finally:
         lock.release()

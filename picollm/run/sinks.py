@@ -23,8 +23,8 @@ from typing import Any, Protocol
 import msgspec
 
 from picollm.run import config as settings
+from picollm.run import event_file, lease, pipeline
 from picollm.run import events as ev
-from picollm.run import lease, pipeline
 from picollm.run.errors import UserError
 from picollm.run.folder import Run, write_atomic
 
@@ -116,7 +116,7 @@ class Follower:
         for stage in pipeline.NAMES:
             for attempt in self.run.attempts(stage):
                 file = self.run.events_file(stage, attempt)
-                reader = ev.EventReader(file, self.offsets.get(_key(stage, attempt), 0))
+                reader = event_file.EventReader(file, self.offsets.get(_key(stage, attempt), 0))
                 while events := reader.poll():
                     found = True
                     with self.in_time():
@@ -231,7 +231,7 @@ def warn(run: Run, name: str, text: str) -> None:
     for stage in reversed(pipeline.NAMES):
         attempts = run.attempts(stage)
         if attempts and lease.is_held(run.lock_file(stage)):
-            ev.append(run.events_file(stage, attempts[-1]), ev.Warning(text=text))
+            event_file.append(run.events_file(stage, attempts[-1]), ev.Warning(text=text))
             return
 
 

@@ -29,8 +29,8 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
+from picollm.run import event_file, failure, lease, machine, pipeline
 from picollm.run import events as ev
-from picollm.run import failure, lease, machine, pipeline
 from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run, write_atomic
 from picollm.run.planned import fingerprint
@@ -62,7 +62,7 @@ class StageContext:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.inputs = run.inputs(name, self.config)
         self.fingerprint = fingerprint(msgspec.to_builtins(self.inputs))
-        self._writer = ev.EventWriter(run.events_file(name, attempt)) if self.rank == 0 else None
+        self._writer = event_file.EventWriter(run.events_file(name, attempt)) if self.rank == 0 else None
         self._begun = time.monotonic() - _age(run.config_file(name, attempt))
         self._next_progress = 0.0
         self._led = 0
@@ -113,7 +113,7 @@ class StageContext:
         if self.rank == 0:
             event = ev.Ready(paths=dict(paths), artifacts=dict(artifacts))
             self.emit(event)
-            write_atomic(self.run.ready_file(self.name, self.attempt), ev.encode(event, event.seq))
+            write_atomic(self.run.ready_file(self.name, self.attempt), event_file.encode(event, event.seq))
 
     def resumed(self, step: int, path: str = "") -> None:
         """Points after `step` of earlier attempts are superseded from here on."""
@@ -271,13 +271,13 @@ def _fail(where: StageContext | Run, name: str, attempt: int, text: str, code: i
         return code
     event = ev.Failed(error=text, hint="" if code == 2 else f"see {run.console_file(name, attempt).name}", code=code)
     file = run.events_file(name, attempt)
-    if any(isinstance(said, ev.TERMINAL) for said in ev.tail_events(file)):
+    if any(isinstance(said, ev.TERMINAL) for said in event_file.tail_events(file)):
         return code
     if isinstance(where, StageContext):
         where.emit(event)
         return code
     with contextlib.suppress(OSError):
-        ev.append(file, event)
+        event_file.append(file, event)
     return code
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import msgspec
 
 from picollm.run import config as settings
+from picollm.run import event_file, lease, pipeline
 from picollm.run import events as ev
-from picollm.run import lease, pipeline
 
 if TYPE_CHECKING:
     from picollm.run.folder import Run
@@ -144,7 +144,7 @@ def asked_for(run: Run) -> tuple[str, ...] | None:
     has said nothing yet."""
     if not lease.is_held(run.conductor_lock):
         return None
-    for event in reversed(ev.tail_events(run.conductor_events, 16 << 10)):
+    for event in reversed(event_file.tail_events(run.conductor_events, 16 << 10)):
         if isinstance(event, ev.Queue):
             return tuple(event.stages)
         if isinstance(event, ev.Conductor) and event.what == "started":  # what stands before is another one's
@@ -230,7 +230,7 @@ def _stale_reasons(
 
 def _cause(run: Run, name: str, attempt: int) -> str:
     """What the launcher saw of a process that left no terminal event."""
-    for event in reversed(ev.tail_events(run.conductor_events)):
+    for event in reversed(event_file.tail_events(run.conductor_events)):
         if isinstance(event, ev.Exited) and (event.stage, event.attempt) == (name, attempt):
             if event.code < 0:
                 return f"killed by {signal_name(-event.code)}; start it again to resume"

@@ -22,8 +22,8 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from picollm.run import event_file, failure
 from picollm.run import events as ev
-from picollm.run import failure
 from picollm.run.folder import Run
 from picollm.run.status import signal_name
 
@@ -71,10 +71,10 @@ class Node:
         failed = failure.verdict(found, self.hosts, run.config().launch.timeout)
         if failed.code != 2:
             failed.hint = f"see {run.console_file(self.stage, self.attempt).name}"
-        ends = [said for said in ev.tail_events(file) if isinstance(said, ev.TERMINAL)]
+        ends = [said for said in event_file.tail_events(file) if isinstance(said, ev.TERMINAL)]
         # torchrun asks rank 0 to end when another one failed, and it may say that it stopped.
         if not ends or (isinstance(ends[-1], ev.Stopped) and not all(word.echo for word in found)):
-            ev.append(file, failed)
+            event_file.append(file, failed)
         print(f"error: {failed.error}", file=sys.stderr, flush=True)
         return failed.code
 

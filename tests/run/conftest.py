@@ -22,8 +22,8 @@ import psutil
 import pytest
 
 from picollm.run import config as settings
+from picollm.run import event_file, lease, pipeline
 from picollm.run import events as ev
-from picollm.run import lease, pipeline
 from picollm.run.folder import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,7 +166,7 @@ def lines(*events: ev.Event, start: float = 1_000_000.0, every: float = 1.0) -> 
     """Events as a file holds them, `every` seconds apart."""
     out = b""
     for number, event in enumerate(events):
-        event.v, event.seq, event.time = ev.VERSION, number + 1, start + number * every
+        event.v, event.seq, event.time = event_file.VERSION, number + 1, start + number * every
         out += msgspec.json.encode(event) + b"\n"
     return out
 

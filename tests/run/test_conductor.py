@@ -11,7 +11,7 @@ import time
 import msgspec
 import pytest
 
-from picollm.run import conductor, launch, lease, pipeline
+from picollm.run import conductor, event_file, launch, lease, pipeline
 from picollm.run import events as ev
 from picollm.run.conductor import Request
 from picollm.run.errors import UserError
@@ -23,7 +23,7 @@ LONG = {"steps": 4000, "sleep": 0.01}
 
 
 def words(run: Run) -> list[str]:
-    return [event.what for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Conductor)]
+    return [event.what for event in event_file.read_events(run.conductor_events) if isinstance(event, ev.Conductor)]
 
 
 def conduct(run: Run) -> subprocess.Popen[bytes]:
@@ -33,7 +33,7 @@ def conduct(run: Run) -> subprocess.Popen[bytes]:
 
 
 def conductor_pid(run: Run) -> int:
-    return [event.pid for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Conductor)][-1]
+    return [event.pid for event in event_file.read_events(run.conductor_events) if isinstance(event, ev.Conductor)][-1]
 
 
 def ended(run: Run) -> bool:
@@ -49,7 +49,7 @@ def test_what_is_needed_first_goes_first(run: Run) -> None:
     ask(run, "preflight", "doctor")
     until(lambda: ended(run))
     assert state(run, "doctor") == state(run, "preflight") == "done" and words(run)[-1] == "finished"
-    starts = [event.stage for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Launched)]
+    starts = [event.stage for event in event_file.read_events(run.conductor_events) if isinstance(event, ev.Launched)]
     assert starts == ["doctor", "preflight"] and run.config().model.depth == 4
 
 
@@ -63,7 +63,7 @@ def test_what_was_asked_for_is_told_until_it_is_done(run: Run) -> None:
     script(run, doctor={})
     ask(run, "doctor")
     until(lambda: ended(run))
-    told = [event.stages for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Queue)]
+    told = [event.stages for event in event_file.read_events(run.conductor_events) if isinstance(event, ev.Queue)]
     assert told == [["doctor", "preflight"], [], ["doctor"], []]
 
 
@@ -100,7 +100,7 @@ def test_a_stage_that_cannot_start_has_a_reason(run: Run) -> None:
     run.stage_dir("doctor").write_text("a file where a folder should be")
     conductor.ask(run, Request(stages=["doctor"]))
     until(lambda: ended(run))
-    last = [event for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Conductor)]
+    last = [event for event in event_file.read_events(run.conductor_events) if isinstance(event, ev.Conductor)]
     assert any("did not start: error: cannot start 'doctor'" in event.text for event in last)
 
 
@@ -239,7 +239,7 @@ def test_settings_broken_while_it_conducts_end_it_with_the_line(run: Run) -> Non
     good = (run.dir / "config.toml").read_text()
     (run.dir / "config.toml").write_text(good + "\n[sftt]\n")
     until(lambda: not lease.is_held(run.conductor_lock))
-    last = [event for event in ev.read_events(run.conductor_events) if isinstance(event, ev.Conductor)][-1]
+    last = [event for event in event_file.read_events(run.conductor_events) if isinstance(event, ev.Conductor)][-1]
     assert last.what == "failed" and "unknown table [sftt]" in last.text
     (run.dir / "config.toml").write_text(good)
     release(run, "doctor")

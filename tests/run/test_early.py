@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from picollm.data.waiting import Upstream
-from picollm.run import conductor
+from picollm.run import conductor, event_file
 from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
@@ -23,7 +23,7 @@ GOES_ON = {"steps": 3, "ready": 3, "hold": True}
 
 def ready(run: Run, name: str, attempt: int = 1) -> None:
     """Forge the word of a stage that it can be used."""
-    run.ready_file(name, attempt).write_bytes(ev.encode(ev.Ready(artifacts={"made": f"hash of {name}"}), 2))
+    run.ready_file(name, attempt).write_bytes(event_file.encode(ev.Ready(artifacts={"made": f"hash of {name}"}), 2))
 
 
 def test_training_starts_on_what_is_there_and_nothing_is_stale_afterwards(run: Run) -> None:
@@ -44,7 +44,7 @@ def test_training_starts_on_what_is_there_and_nothing_is_stale_afterwards(run: R
     assert {statuses[name].state for name in TO_BASE_EVAL} == {"done"}
     assert not any(status.usable for status in statuses.values())
     assert [len(run.attempts(name)) for name in TO_BASE_EVAL] == [1] * 5
-    said = [event for event in ev.read_events(run.events_file("dataset", 1)) if isinstance(event, ev.Ready)]
+    said = [event for event in event_file.read_events(run.events_file("dataset", 1)) if isinstance(event, ev.Ready)]
     assert said[0].artifacts == run.finished("dataset").artifacts
 
 
@@ -67,7 +67,7 @@ def test_a_stage_that_cannot_start_early_waits(run: Run) -> None:
     script(run, pretrain={"steps": 40, "sleep": 0.02, "ready": 2})
     ask(run, "pretrain", "base_eval")
     until(lambda: ended(run), seconds=60)
-    evaluated, pretrained = ev.head_events(run.events_file("base_eval", 1))[0], run.finished("pretrain")
+    evaluated, pretrained = event_file.head_events(run.events_file("base_eval", 1))[0], run.finished("pretrain")
     assert state(run, "base_eval") == "done" and pretrained and evaluated.time >= pretrained.time
 
 
@@ -87,7 +87,7 @@ def test_stop_stops_both_and_resume_goes_on_with_both(run: Run) -> None:
     conductor.ask(run, request)
     until(lambda: ended(run), seconds=60)
     assert [state(run, name) for name in EARLY] == ["done"] * 4
-    assert any(isinstance(event, ev.Resumed) for event in ev.head_events(run.events_file("tokenizer", 2)))
+    assert any(isinstance(event, ev.Resumed) for event in event_file.head_events(run.events_file("tokenizer", 2)))
 
 
 def test_when_the_one_behind_fails_the_one_in_front_says_so_and_the_run_ends(run: Run) -> None:
@@ -123,7 +123,7 @@ def test_what_was_made_from_other_content_waits_to_be_made_again(run: Run) -> No
     statuses = {status.name: status for status in run.statuses()}
     assert statuses["pretrain"].state == "done"  # the same content as before
     word = ev.Ready(artifacts={"made": "another hash"})
-    run.ready_file("tokenizer", 2).write_bytes(ev.encode(word, 2))
+    run.ready_file("tokenizer", 2).write_bytes(event_file.encode(word, 2))
     statuses = {status.name: status for status in run.statuses()}
     assert statuses["pretrain"].state == "stale" and statuses["pretrain"].pending
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from picollm.run import event_file, failure, launch
 from picollm.run import events as ev
-from picollm.run import failure, launch
 from picollm.run.errors import StopRequested, UserError
 from picollm.run.failure import Word
 from picollm.run.folder import Run
@@ -71,7 +71,7 @@ def failed_under_torchrun(run: Run, **ranks: Any) -> ev.Failed:
     run.set(["launch.nproc=2"])
     script(run, pretrain={"ranks": ranks})
     code = launch.start_launcher(run, "pretrain").wait(90)
-    events = list(ev.read_events(run.events_file("pretrain", 1)))
+    events = list(event_file.read_events(run.events_file("pretrain", 1)))
     found = [event for event in events if isinstance(event, ev.TERMINAL)][-1]
     assert run.status("pretrain").state == "failed"
     assert isinstance(found, ev.Failed) and code == found.code

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from picollm.run import config as settings
+from picollm.run import event_file, launch
 from picollm.run import events as ev
-from picollm.run import launch
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tests.run.conftest import script, until
@@ -65,5 +65,7 @@ def test_a_stage_waits_for_room_and_its_events_survive(small_disk: Path) -> None
     until(lambda: "trying again" in run.console_file("doctor", 1).read_text() or run.status("doctor").step > seen + 40)
     ballast.unlink()
     assert child.wait(60) == 0 and child_pid
-    steps = [event.step for event in ev.read_events(run.events_file("doctor", 1)) if isinstance(event, ev.Metrics)]
+    steps = [
+        event.step for event in event_file.read_events(run.events_file("doctor", 1)) if isinstance(event, ev.Metrics)
+    ]
     assert steps == list(range(1, 401)) and run.status("doctor").state == "done"

@@ -11,8 +11,8 @@ import time
 import psutil
 import pytest
 
+from picollm.run import event_file, launch, lease, pipeline
 from picollm.run import events as ev
-from picollm.run import launch, lease, pipeline
 from picollm.run.folder import Run
 from tests.run.conftest import lines, release, script, started, state, until, write_attempt
 
@@ -28,7 +28,7 @@ def begin(run: Run, name: str = "doctor", fresh: bool = False) -> subprocess.Pop
 
 
 def conducted(run: Run) -> list[ev.AnyEvent]:
-    return list(ev.read_events(run.conductor_events))
+    return list(event_file.read_events(run.conductor_events))
 
 
 def test_a_stage_from_start_to_done(run: Run) -> None:
@@ -37,7 +37,7 @@ def test_a_stage_from_start_to_done(run: Run) -> None:
     assert (found.state, found.attempt, found.step) == ("done", 1, 1)
     assert "console line of doctor" in run.console_file("doctor", 1).read_text()
     assert run.config_file("doctor", 1).exists() and run.output("doctor", "made").exists()
-    first = ev.head_events(run.events_file("doctor", 1))[0]
+    first = event_file.head_events(run.events_file("doctor", 1))[0]
     assert (
         isinstance(first, ev.Started) and first.predicted_s == pipeline.stage("doctor").typical_s
     )  # there is no plan yet
@@ -101,7 +101,7 @@ def test_a_polite_signal_is_a_saved_stop_and_the_next_attempt_resumes(run: Run, 
     step = int((run.dir / "doctor.saved").read_text())
     script(run, doctor={"steps": step + 2})
     assert launch.start_launcher(run, "doctor").wait(20) == 0
-    resumed = [event for event in ev.read_events(run.events_file("doctor", 2)) if isinstance(event, ev.Resumed)]
+    resumed = [event for event in event_file.read_events(run.events_file("doctor", 2)) if isinstance(event, ev.Resumed)]
     assert resumed[0].step == step
 
 
@@ -136,8 +136,8 @@ def test_a_reused_pid_is_never_signalled(run: Run) -> None:
     who = lease.identify(child.pid)
     forged = who._replace(start_ticks=who.start_ticks - 100)._asdict()
     write_attempt(run, "doctor", lines(started(run, "doctor", **forged)))
-    ev.append(run.conductor_events, ev.Launched(stage="doctor", attempt=1, **forged))
-    ev.append(run.conductor_events, ev.Launched(stage="doctor", attempt=1, pid=child.pid))
+    event_file.append(run.conductor_events, ev.Launched(stage="doctor", attempt=1, **forged))
+    event_file.append(run.conductor_events, ev.Launched(stage="doctor", attempt=1, pid=child.pid))
     lock = lease.Lock(run.lock_file("doctor"))
     lock.share()
     try:
@@ -192,7 +192,7 @@ def test_settings_broken_before_the_stage_reads_them_are_its_last_word(run: Run)
         [sys.executable, "-m", "stages.doctor", "--run", str(run.dir), "--attempt", "1"], env=launch.child_environment()
     )
     assert code == 2
-    (event,) = ev.read_events(run.events_file("doctor", 1))
+    (event,) = event_file.read_events(run.events_file("doctor", 1))
     assert isinstance(event, ev.Failed) and "config.toml:1: unknown table" in event.error
 
 

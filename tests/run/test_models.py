@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from picollm.run import endpoint, models, stream
+from picollm.run import endpoint, event_file, models, stream
 from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
@@ -28,7 +28,7 @@ def test_finished_ones_and_checkpoints_in_the_order_they_were_made(run: Run) -> 
     (run.dir / "base_checkpoints" / ".saving-500").mkdir()
     checkpoint(run, "mid_checkpoints", 50)
     run.stage_dir("pretrain").mkdir(parents=True, exist_ok=True)
-    ev.append(run.events_file("pretrain", 1), ev.Finished(seconds=1, paths={"checkpoint": last}, artifacts={}))
+    event_file.append(run.events_file("pretrain", 1), ev.Finished(seconds=1, paths={"checkpoint": last}, artifacts={}))
     found = models.models(run)
     assert [each.name for each in found] == ["base@100", "base@200", "base", "mid@50"]
     assert [each.step for each in found] == [100, 200, 300, 50]

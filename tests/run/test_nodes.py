@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from picollm.run import config as settings
+from picollm.run import event_file, launch, nodes
 from picollm.run import events as ev
-from picollm.run import launch, nodes
 from picollm.run.errors import StopRequested, UserError
 from picollm.run.folder import Run
 from tests.run.conftest import script, state, until
@@ -234,7 +234,7 @@ def two_nodes(run: Run) -> None:
 
 
 def conductor_says(run: Run, what: str) -> None:
-    ev.append(run.conductor_events, ev.Conductor(what=what))
+    event_file.append(run.conductor_events, ev.Conductor(what=what))
 
 
 @pytest.mark.slow
@@ -245,7 +245,7 @@ def test_a_stage_on_two_nodes_from_meeting_to_done(run: Run) -> None:
     script(run, pretrain={"steps": 20, "sleep": 0.05})
     other = joined(run)
     assert launch.start_launcher(run, "pretrain").wait(90) == 0 and state(run, "pretrain") == "done"
-    first = next(e for e in ev.read_events(run.events_file("pretrain", 1)) if isinstance(e, ev.Started))
+    first = next(e for e in event_file.read_events(run.events_file("pretrain", 1)) if isinstance(e, ev.Started))
     assert first.world == 4
     assert launch.start_launcher(run, "doctor").wait(30) == 0  # runs on node 0 alone
     conductor_says(run, "finished")

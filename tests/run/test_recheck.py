@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from picollm.run import config as settings
+from picollm.run import event_file, recheck
 from picollm.run import events as ev
-from picollm.run import recheck
 from picollm.run.checks import CHECKS
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
@@ -22,7 +22,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def found(run_dir: Path, alive: bool = False) -> recheck.Found:
-    return recheck.newest([], ev.read_events(recheck.folder(run_dir) / "events.jsonl"), alive)
+    return recheck.newest([], event_file.read_events(recheck.folder(run_dir) / "events.jsonl"), alive)
 
 
 def test_one_check_in_a_process_touches_no_stage(run: Run) -> None:

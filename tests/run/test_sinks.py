@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from picollm.run import config, lease, sinks
+from picollm.run import config, event_file, lease, sinks
 from picollm.run import events as ev
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
@@ -34,7 +34,7 @@ class Stage:
         self.say(ev.Started(stage="pretrain", attempt=attempt, pid=1, host="h", boot_id="b", start_ticks=1))
 
     def say(self, event: ev.Event) -> None:
-        ev.append(self.file, event)
+        event_file.append(self.file, event)
 
     def steps(self, first: int, last: int, loss: float) -> None:
         for step in range(first, last + 1):

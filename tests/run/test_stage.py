@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from picollm.run import event_file, failure, stage
 from picollm.run import events as ev
-from picollm.run import failure, stage
 from picollm.run.errors import StopRequested
 from picollm.run.folder import Run
 
@@ -30,7 +30,7 @@ def test_work_without_steps_shows_life_and_hears_a_stop(run: Run, monkeypatch: p
     with pytest.raises(StopRequested):
         list(items)
     ctx.close()
-    told = [event for event in ev.read_events(run.events_file("pretrain", 1)) if isinstance(event, ev.Progress)]
+    told = [event for event in event_file.read_events(run.events_file("pretrain", 1)) if isinstance(event, ev.Progress)]
     assert told[0].step == 0 and told[0].steps == 5 * stage.WATCH_EVERY
 
 
@@ -41,4 +41,4 @@ def test_one_of_several_ranks_leaves_a_word_and_no_event(run: Run, monkeypatch: 
     assert [(word.rank, word.world, word.error) for word in failure.words(run, "pretrain", 1)] == [
         (rank, 2, "the cause")
     ]
-    assert not any(isinstance(event, ev.Failed) for event in ev.read_events(run.events_file("pretrain", 1)))
+    assert not any(isinstance(event, ev.Failed) for event in event_file.read_events(run.events_file("pretrain", 1)))

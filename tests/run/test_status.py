@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from picollm.data import hub
 from picollm.run import config as settings
+from picollm.run import event_file, lease, pipeline, planned
 from picollm.run import events as ev
-from picollm.run import lease, pipeline, planned
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tests.run.conftest import lines, make_done, started, state, write_attempt
@@ -90,9 +90,9 @@ def test_crashed_names_the_signal_and_grows_no_older(run: Run) -> None:
     found = status(run, ev.Progress(step=3, steps=9), now=T + 10_000)
     assert found.state == "crashed" and found.seconds == 1 and found.eta is None
     assert "nobody saw how" in found.reason
-    ev.append(run.conductor_events, ev.Exited(stage="pretrain", attempt=1, code=-9))
+    event_file.append(run.conductor_events, ev.Exited(stage="pretrain", attempt=1, code=-9))
     assert "SIGKILL" in run.status("pretrain").reason
-    ev.append(run.conductor_events, ev.Exited(stage="pretrain", attempt=1, code=7))
+    event_file.append(run.conductor_events, ev.Exited(stage="pretrain", attempt=1, code=7))
     assert run.status("pretrain").reason == "exit code 7 without a last word; see attempt-001.console.log"
 
 
@@ -123,8 +123,8 @@ def test_the_state_of_a_long_file_reads_little_of_it(run: Run, monkeypatch: pyte
     end = lines(ev.Progress(step=9, steps=9), ev.Finished(seconds=2.0))
     write_attempt(run, "pretrain", lines(started(run, "pretrain")) + metric * 1_000_000 + end)
     decoded: list[int] = []
-    decode = ev.decode
-    monkeypatch.setattr(ev, "decode", lambda line: decoded.append(len(line)) or decode(line))
+    decode = event_file.decode
+    monkeypatch.setattr(event_file, "decode", lambda line: decoded.append(len(line)) or decode(line))
     assert run.status("pretrain").state == "done"
     assert sum(decoded) < 1 << 20
 
@@ -133,7 +133,7 @@ def test_what_did_not_change_is_not_read_again(run: Run, monkeypatch: pytest.Mon
     make_done(run, "dataset", "tokenizer")
     run.statuses()
     with monkeypatch.context() as patch:
-        patch.setattr(ev, "decode", lambda line: pytest.fail("an event was read again"))
+        patch.setattr(event_file, "decode", lambda line: pytest.fail("an event was read again"))
         patch.setattr(settings, "file_values", lambda file: pytest.fail("settings were read again"))
         assert {found.name: found.state for found in run.statuses()}["tokenizer"] == "done"
     file = run.dir / "config.toml"
@@ -267,7 +267,7 @@ def test_what_was_made_before_there_was_a_knob_is_as_with_its_default(run: Run, 
         known = {knob.key: knob.default for knob in ADDED
                  if knob.key.partition(".")[0] in tables and knob.key not in unknown}  # fmt: skip
         make_done(run, name)
-        finished = ev.tail_events(run.events_file(name, 1))[-1]
+        finished = event_file.tail_events(run.events_file(name, 1))[-1]
         then = started(run, name, inputs=now[name] | known)
         write_attempt(run, name, lines(then, finished))
     # What a stage was given by others was forged in order, so only settings could make anything stale.
@@ -362,7 +362,7 @@ def test_runs_are_listed_newest_first_whatever_lies_beside_them(runs: Path, run:
     (runs / "a file").write_text("")
     (runs / "no run").mkdir()
     other = Run.create("other", settings.load(environ={}))
-    ev.append(run.conductor_events, ev.Conductor(what="started"))
+    event_file.append(run.conductor_events, ev.Conductor(what="started"))
     assert [found.name for found in Run.all()] in (["r", "other"], ["other", "r"])
     import os
 
@@ -400,10 +400,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(runs: Path) -> None:
 def test_the_beginning_of_an_attempt_that_grows_is_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [ev.Metrics(step=step, values={"loss": 1.0}) for step in range(2000)]
     file = write_attempt(run, "doctor", lines(started(run, "doctor"), *many))
-    assert file.stat().st_size > ev.HEAD_BYTES
+    assert file.stat().st_size > event_file.HEAD_BYTES
     read = []
-    real = ev.head_events
-    monkeypatch.setattr(ev, "head_events", lambda path: read.append(path) or real(path))
+    real = event_file.head_events
+    monkeypatch.setattr(event_file, "head_events", lambda path: read.append(path) or real(path))
     first = run.ends("doctor", 1)
     with open(file, "ab") as out:
         out.write(lines(ev.Stopped(step=2000)))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from picollm.run import conductor, pipeline
+from picollm.run import conductor, event_file, pipeline
 from picollm.run import config as settings
 from picollm.run import events as ev
 from picollm.run.folder import Run
@@ -112,9 +112,14 @@ def test_the_cable_is_pulled_and_put_back(hosts: Hosts, prepared: Run) -> None:
     first, second = hosts.start(0, *train), hosts.start(1, *join)
     said, joined = first.communicate(timeout=300)[0], second.communicate(timeout=60)[0]
     assert first.returncode == 0 and second.returncode == 0, said + joined
-    resumed = [event for event in ev.read_events(run.events_file("pretrain", 2)) if isinstance(event, ev.Resumed)]
+    resumed = [
+        event for event in event_file.read_events(run.events_file("pretrain", 2)) if isinstance(event, ev.Resumed)
+    ]
     assert 0 < resumed[0].step <= reached and run.status("pretrain").state == "done"
     worlds = [
-        e.world for n in (1, 2) for e in ev.head_events(run.events_file("pretrain", n)) if isinstance(e, ev.Started)
+        e.world
+        for n in (1, 2)
+        for e in event_file.head_events(run.events_file("pretrain", n))
+        if isinstance(e, ev.Started)
     ]
     assert worlds == [2, 2]

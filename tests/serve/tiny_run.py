@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from picollm.model.gpt import GPT
-from picollm.run import config, pipeline
+from picollm.run import config, event_file, pipeline
 from picollm.run import events as ev
 from picollm.run.folder import Run
 from picollm.run.scaling import shape_for
@@ -35,4 +35,4 @@ def finished(run: Run, stage: str, paths: dict[str, str], artifacts: dict[str, s
     """One more attempt of the stage, which made these."""
     run.stage_dir(stage).mkdir(parents=True, exist_ok=True)
     attempt = max(run.attempts(stage), default=0) + 1
-    ev.append(run.events_file(stage, attempt), ev.Finished(seconds=1.0, paths=paths, artifacts=artifacts))
+    event_file.append(run.events_file(stage, attempt), ev.Finished(seconds=1.0, paths=paths, artifacts=artifacts))

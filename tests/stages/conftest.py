@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from picollm.run import event_file, serving
 from picollm.run import events as ev
-from picollm.run import serving
 from picollm.run.folder import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +63,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 def step_of(run: Run, stage: str) -> int:
     """The last step the newest attempt reported."""
     attempts = run.attempts(stage)
-    events = ev.tail_events(run.events_file(stage, attempts[-1])) if attempts else []
+    events = event_file.tail_events(run.events_file(stage, attempts[-1])) if attempts else []
     return max((event.step for event in events if isinstance(event, ev.Metrics)), default=0)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from picollm.data.shards import Tokens
 from picollm.infer.engine import Engine
-from picollm.run import config
+from picollm.run import config, event_file
 from picollm.run import events as ev
 from picollm.run import stage as stages_of
 from picollm.run.errors import StopRequested, UserError
@@ -204,4 +204,4 @@ def test_a_path_that_is_wrong_or_damaged_stops_before_anything_is_measured(bench
     (bench.bundle / "eval_data" / "symbols" / "repeat.jsonl").write_text("{}")
     with pytest.raises(UserError, match=r"repeat.jsonl, line 1: 'context' is missing"):
         bench.attempt(run, 1)
-    assert not any(isinstance(event, ev.Eval) for event in ev.read_events(run.events_file("base_eval", 1)))
+    assert not any(isinstance(event, ev.Eval) for event in event_file.read_events(run.events_file("base_eval", 1)))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from picollm.run import config, failures, pipeline
+from picollm.run import config, event_file, failures, pipeline
 from picollm.run import events as ev
 from picollm.run import stage as stages_of
 from picollm.run.errors import StopRequested, UserError
@@ -183,7 +183,11 @@ def test_a_stop_is_heard_while_a_task_is_asked(bench: Bench) -> None:
 
 def test_progress_counts_items(bench: Bench) -> None:
     bench.attempt(1)
-    told = [event for event in ev.read_events(bench.run.events_file("chat_eval", 1)) if isinstance(event, ev.Progress)]
+    told = [
+        event
+        for event in event_file.read_events(bench.run.events_file("chat_eval", 1))
+        if isinstance(event, ev.Progress)
+    ]
     assert (told[-1].step, told[-1].steps) == (64, 64)
 
 

@@ -13,6 +13,7 @@ import pytest
 from picollm.data.hub import SOURCES
 from picollm.data.hub_text import HubText, open_text
 from picollm.data.pydocs import documents
+from picollm.run import event_file
 from picollm.run import events as ev
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
@@ -133,7 +134,7 @@ def test_killed_while_downloading(place: Place) -> None:
     wait_for(lambda: (run.status("dataset").phase if run.attempts("dataset") else "") == "download", 60, "downloading")
     store = place.folder / "home" / "hub" / "verified"
     wait_for(lambda: len(list(store.glob("*.json"))) == 3, 60, "the other three files")
-    pid = next(e.pid for e in ev.head_events(run.events_file("dataset", 1)) if isinstance(e, ev.Started))
+    pid = next(e.pid for e in event_file.head_events(run.events_file("dataset", 1)) if isinstance(e, ev.Started))
     os.kill(pid, signal.SIGKILL)
     process.wait(timeout=30)
     assert run.status("dataset").state == "crashed"
@@ -173,7 +174,7 @@ def test_rows_of_tasks_that_cannot_be_had_or_used_are_known_before_training(plac
     assert f"cannot get {file} of openai/gsm8k" in reason and "404 not found" in reason
     place.hub.faults.clear()
     place.do(run, "dataset")
-    said = [e.text for e in ev.tail_events(run.events_file("dataset", 2)) if isinstance(e, ev.Warning)]
+    said = [e.text for e in event_file.tail_events(run.events_file("dataset", 2)) if isinstance(e, ev.Warning)]
     assert said == [f"gsm8k: 1 of 20 rows cannot be used: {file} row 5: answer has no number after ####"]
     tasks = run.finished("dataset").summary["tasks"]  # type: ignore[union-attr]
     assert tasks.keys() == {"gsm8k", "gsm8k:rows=5"}, "each with its settings"

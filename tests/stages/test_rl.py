@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from picollm.run import event_file, launch
 from picollm.run import events as ev
-from picollm.run import launch
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
 from tests.stages.conftest import Workplace, step_of, wait_for
@@ -94,5 +94,5 @@ def test_fewer_questions_than_ranks(workplace: Workplace, smoke: Run) -> None:
     run = workplace.copy(smoke, "rl-few")
     run.set(["rl.questions=1", "launch.nproc=2"])
     assert workplace.launch(run, "rl", fresh=True).wait(timeout=200) == 2
-    said = [event for event in ev.tail_events(run.events_file("rl", run.attempts("rl")[-1]))]
+    said = [event for event in event_file.tail_events(run.events_file("rl", run.attempts("rl")[-1]))]
     assert any(isinstance(event, ev.Failed) and "fewer than the 2 ranks" in event.error for event in said)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from picollm.run import config, memory, plan, scaling
+from picollm.run import config, event_file, memory, plan, scaling
 from picollm.run import events as ev
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
@@ -31,7 +31,7 @@ def ctx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageContext:
     run = Run.create("r", config.load(sets=SETS, environ={}))
     train_tokenizer(["some text"], 300).save(run.dir / "tokenizer")
     run.stage_dir("tokenizer").mkdir(parents=True)
-    ev.append(run.events_file("tokenizer", 1), ev.Finished(seconds=1.0, paths={"tokenizer": "tokenizer"}))
+    event_file.append(run.events_file("tokenizer", 1), ev.Finished(seconds=1.0, paths={"tokenizer": "tokenizer"}))
     return StageContext(run, "sft", 1)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from picollm.run import event_file
 from picollm.run import events as ev
 from tests.tui.conftest import WIDE, until
 from tui import state, timeline
@@ -157,7 +158,7 @@ async def test_keys_change_the_history_and_whose_processes(a_run, an_app) -> Non
     run = a_run("finished")
     with open(run.machine_file, "ab") as file:
         late = reading(time.time(), gpus=[H100], processes=[{"pid": 1, "name": "somebody", "cpu": 50.0}])
-        file.write(ev.encode(late, 99))
+        file.write(event_file.encode(late, 99))
     app = an_app("finished", tab="machine")
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: "somebody" in app.main.plain and "curves: 10 min" in app.main.plain)

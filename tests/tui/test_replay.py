@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from picollm.run import events as ev
-from picollm.run import serving
+from picollm.run import event_file, serving
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
@@ -74,10 +73,10 @@ def test_half_of_an_attempt_has_said_half(player) -> None:
 def test_hours_in_which_nothing_ran_are_passed_over(a_run, monkeypatch) -> None:
     run = a_run("stopped")
     file = run.events_file("rl", 1)
-    later = [ev.decode(line) for line in file.read_bytes().splitlines()]
+    later = [event_file.decode(line) for line in file.read_bytes().splitlines()]
     with open(run.events_file("rl", 2), "wb") as out:
         for event in later:
-            out.write(ev.encode(event, event.seq).replace(b'"time":', b'"time":9'))  # some centuries on
+            out.write(event_file.encode(event, event.seq).replace(b'"time":', b'"time":9'))  # some centuries on
     player = Player(run, speed=1000.0)
     player.start()
     try:
