@@ -93,7 +93,7 @@ class Follower:
             alive = lease.is_held(self.run.conductor_lock)
             statuses = {status.name: status for status in self.run.statuses()}
             self._show(statuses)
-            self._listen()
+            heard = self._listen()
             if alive:
                 asked = time.monotonic()
                 others = any(s.state in ACTIVE for name, s in statuses.items() if name not in self.request.stages)
@@ -108,6 +108,8 @@ class Follower:
                     return self._verdict(statuses)
                 elif ended:
                     return self._conductor_gave_up()
+                elif heard:
+                    pass  # by somebody who came after we had looked for one
                 elif conductors < MOST_CONDUCTORS:
                     conductors += 1
                     self._say("the conductor is gone; another one takes over")
@@ -203,12 +205,14 @@ class Follower:
                 elif isinstance(event, ev.Phase):
                     self._say(f"{status.name:14} {event.name} …")
 
-    def _listen(self) -> None:
-        for event in self._conductor_events.poll():
-            if isinstance(event, ev.Conductor):
-                self.last_word = event
-                if event.what in ("stopped", "launched"):
-                    self.called_off = event.what == "stopped"
+    def _listen(self) -> bool:
+        """Whether a conductor has said anything since we last listened."""
+        words = [event for event in self._conductor_events.poll() if isinstance(event, ev.Conductor)]
+        for word in words:
+            self.last_word = word
+            if word.what in ("stopped", "launched"):
+                self.called_off = word.what == "stopped"
+        return bool(words)
 
     def _verdict(self, statuses: dict[str, StageStatus]) -> int:
         unfinished = [statuses[name] for name in self.request.stages if statuses[name].state != "done"]

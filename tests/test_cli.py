@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from picollm import cli
+from picollm import cli, cli_follow
 from picollm.run import conductor, event_file, lease, pipeline, recheck
 from picollm.run import config as settings
 from picollm.run import events as ev
@@ -461,6 +461,27 @@ def test_the_follower_replaces_a_killed_conductor(run: Run) -> None:
     out, err = child.communicate(timeout=30)
     assert child.returncode == 0, err
     assert "another one takes over" in out and run.attempts("report") == [1]
+
+
+def test_a_conductor_that_comes_as_another_leaves_is_no_reason_to_ask_again(run: Run, monkeypatch: Any) -> None:
+    """Each of two who ask starts one; the second may find that all is over, and says so."""
+    make_done(run, *(name for name in pipeline.NAMES if name != "report"))
+    asked: list[conductor.Request] = []
+    monkeypatch.setattr(conductor, "ask", lambda run, request: asked.append(request))
+    says = iter([("started",), ("finished",)])
+
+    def is_held(path: Path) -> bool:
+        """Looked at before the second one took it; what that one says stands there as soon as we have looked."""
+        if path == run.conductor_lock:
+            for what in next(says, ()):
+                event_file.append(run.conductor_events, ev.Conductor(what=what))
+        return False
+
+    follower = cli_follow.Follower(run, conductor.Request(stages=["report"]))
+    write_attempt(run, "report", lines(started(run, "report"), ev.Failed(error="no ink", code=2)))
+    event_file.append(run.conductor_events, ev.Conductor(what="failed"))
+    monkeypatch.setattr(lease, "is_held", is_held)
+    assert follower.follow() == 2 and asked == [conductor.Request(stages=["report"])]
 
 
 def test_one_stage_asked_for_while_another_runs_comes_next_and_is_waited_for_alone(run: Run) -> None:

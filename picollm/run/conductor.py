@@ -149,9 +149,8 @@ class Conductor:
         self.running: dict[str, int] = {}
         self.failed = False
         self.stopping = False
-        self.again: set[str] = (
-            set()
-        )  # was being stopped, or had ended and not yet left, when it was asked for once more
+        self.again: set[str] = set()
+        """Was being stopped, or had ended and not yet left, when it was asked for once more."""
         self.dumped: set[tuple[str, int]] = set()
         self.mended: set[str] = set()
         self.children: dict[str, subprocess.Popen[bytes]] = {}
