@@ -62,7 +62,7 @@ def an_app() -> Iterator[Callable[..., PicollmApp]]:
             raise error
 
 
-async def until(pilot, condition: Callable[[], bool], seconds: float = 8.0, what: str = "") -> None:
+async def until(pilot, condition: Callable[[], bool], seconds: float = 60.0, what: str = "") -> None:
     """Wait for a condition, looking every few milliseconds."""
     end = time.monotonic() + seconds
     while not _holds(condition):

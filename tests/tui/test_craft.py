@@ -387,6 +387,7 @@ async def test_a_pane_that_is_being_replaced_may_fail_once_more(a_run, an_app) -
                 old.render_line(0)
             except ZeroDivisionError as error:
                 app._handle_exception(error)
+        await until(pilot, lambda: not old.is_attached)  # before that, looking at the screen draws it, too
         await until(pilot, lambda: "ZeroDivisionError" in shown(app))
         try:
             old.render_line(0)
