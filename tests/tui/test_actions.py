@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from textual.command import CommandList
 
 from tests.tui.conftest import shown, until
 from tui import actions, palette
@@ -72,16 +73,26 @@ async def test_help_opens_and_closes(a_run, an_app) -> None:
         await until(pilot, lambda: "Everywhere" not in shown(app))
 
 
+async def choose(pilot, words: str) -> None:
+    """Search the palette and take what stands first."""
+    await pilot.press("ctrl+p")
+    await until(pilot, lambda: "Launch the whole pipeline" in shown(pilot.app))
+    await pilot.press(*words)
+    found = pilot.app.screen.query_one(CommandList)
+
+    def first() -> bool:
+        return found.highlighted is not None and words in found.get_option_at_index(found.highlighted).hit.text
+
+    await until(pilot, first)
+    await pilot.press("enter")
+
+
 async def test_palette_runs_an_action(a_run, an_app) -> None:
     a_run("finished")
     app = an_app("finished")
     async with app.run_test(size=(120, 40)) as pilot:
         await until(pilot, lambda: app.main.view.exists)
-        await pilot.press("ctrl+p")
-        await until(pilot, lambda: "Launch the whole pipeline" in shown(app))
-        await pilot.press(*"Go to Midtrain")
-        await pilot.pause(0.4)
-        await pilot.press("enter")
+        await choose(pilot, "Go to Midtrain")
         await until(pilot, lambda: app.main.stage == "midtrain")
 
 
@@ -90,11 +101,6 @@ async def test_palette_does_what_belongs_to_another_tab(a_run, an_app) -> None:
     app = an_app("finished")
     async with app.run_test(size=(120, 40)) as pilot:
         await until(pilot, lambda: app.main.view.exists)
-        await pilot.press("ctrl+p")
-        await until(pilot, lambda: "Launch the whole pipeline" in shown(app))
-        await pilot.press(*"New run")
-        await until(pilot, lambda: "A form of all settings" in shown(app))
-        await pilot.pause(0.4)
-        await pilot.press("enter")
+        await choose(pilot, "New run")
         await until(pilot, lambda: "What it takes" in shown(app), what="the form of a new run, out of Pipeline")
         assert app.main.tab == "runs"
