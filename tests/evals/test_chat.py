@@ -159,7 +159,7 @@ def test_long_questions_are_read_few_at_a_time(monkeypatch):
 def test_answers_are_judged_side_by_side_and_stay_in_their_order():
     class Slow(Capitals):
         def score(self, example, answer_text):
-            gate.wait(timeout=30)  # passes only when two are judged at once
+            gate.wait(timeout=60)  # passes only when two are judged at once
             return super().score(example, answer_text)
 
     gate = threading.Barrier(2)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def launch(world: int) -> dict:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.evals.ranks"], cwd=ROOT, capture_output=True, text=True, timeout=180
+        [sys.executable, *launcher, "-m", "tests.evals.ranks"], cwd=ROOT, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

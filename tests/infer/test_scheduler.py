@@ -218,7 +218,8 @@ def test_threads_share_one_engine() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
+        assert not thread.is_alive()
     for k in range(6):
         assert engine.generate([[256, 65 + k]], how, seeds=[k])[0].ids == answers[k]
 

@@ -160,10 +160,10 @@ def test_refused(expression: str) -> None:
     ],
 )
 def test_bombs_are_refused_at_once(bomb: str) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()  # of this thread alone: a machine that stands still is no bomb
     value = calculate(bomb)
     assert value is None or len(value) <= 64
-    assert time.perf_counter() - start < 20  # unbounded, the worst of them takes hours
+    assert time.thread_time() - start < 20  # unbounded, the worst of them takes hours
 
 
 @given(st.text(max_size=60))

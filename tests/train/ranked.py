@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch.distributed as dist
 
 from picollm.train.device import Ranks
 
+PATIENCE_S = 250.0  # less than a test may take, so that the rank that hangs is named
+
 
 def on_ranks(world: int, work: Callable[[Ranks], Any], folder: Path) -> list[Any]:
     """What `work(ranks)` returned on each rank. Fails with the traceback of a rank that failed."""
@@ -24,8 +27,9 @@ def on_ranks(world: int, work: Callable[[Ranks], Any], folder: Path) -> list[Any
     processes = [context.Process(target=_rank, args=(rank, world, work, store), daemon=True) for rank in range(world)]
     for process in processes:
         process.start()
+    end = time.monotonic() + PATIENCE_S
     for process in processes:
-        process.join(timeout=90)
+        process.join(timeout=max(0.0, end - time.monotonic()))
     for process in processes:
         if process.is_alive():
             process.kill()

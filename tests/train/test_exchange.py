@@ -42,7 +42,7 @@ def check(tmp_path: Path, world: int, how: str) -> list[str]:
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", script, how],
-        cwd=root, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, timeout=120,
+        cwd=root, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return sorted(done.stdout.splitlines())

@@ -120,6 +120,7 @@ def test_reading_changes_no_weight() -> None:
 
 def test_a_long_reading_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, told = a_reader(one(), some())
+    monkeypatch.setattr("picollm.train.session.SIGN_S", 3600.0)
     reader.read(4)
     assert not told.phases
     monkeypatch.setattr("picollm.train.session.SIGN_S", 0.0)

@@ -309,7 +309,7 @@ def ranked(folder: Path, world: int, stop_at: int = 0) -> list[str]:
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, *launcher, str(script), str(folder), str(stop_at)], cwd=root, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": root}, timeout=120,
+        env={**os.environ, "PYTHONPATH": root}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()
