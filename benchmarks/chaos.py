@@ -151,10 +151,13 @@ def main() -> None:
     options = parser.parse_args()
     dice, count = random.Random(options.seed), Counter[str]()
     with tempfile.TemporaryDirectory() as place:
-        twin, begun = Path(place) / "undisturbed", time.monotonic()
-        if kill(attempt(twin, options.ranks), 600, dice):
-            raise SystemExit("the undisturbed training does not come to an end")
-        expected, longest = made(twin), LONGEST * (time.monotonic() - begun)
+        took = []
+        for name in ("undisturbed", "again"):  # twice: if the machine stood still, the other one says how long it takes
+            twin, begun = Path(place) / name, time.monotonic()
+            if kill(attempt(twin, options.ranks), 600, dice):
+                raise SystemExit("the undisturbed training does not come to an end")
+            took.append(time.monotonic() - begun)
+        expected, longest = made(twin), LONGEST * min(took)
         while count["kills"] < options.kills:
             folder = Path(place) / f"run-{count['trainings']}"
             while kill(
