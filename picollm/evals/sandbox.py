@@ -34,7 +34,8 @@ MEMORY = 512 * 2**20  # bytes of address space, of the program and of its tests 
 OUTPUT = 64 * 2**10  # bytes of stdout and stderr together
 FILES = 4 * 2**20  # bytes of one file, and of the writable folder
 MAX_FILES = 64  # in the writable folder
-PROBE_TIMEOUT = 20.0  # seconds
+PROBE_TIMEOUT = 60.0  # seconds; generous, since what is found here holds for the life of the process
+END_PATIENCE = 10.0  # seconds for the keeper to end what it started, before it is ended itself
 TICK = 0.05  # seconds between two looks at the writable folder, where the kernel does not bound it
 
 _FLAGS = ("-s", "-S", "-P", "-u", "-X", "utf8", "-c")  # the standard library alone, nothing held back in a buffer
@@ -210,7 +211,7 @@ def _end(keeper: subprocess.Popen[bytes]) -> None:
     """All three processes are gone when this returns: the keeper ends its children and waits for them, or is ended."""
     keeper.terminate()
     try:
-        keeper.wait(2)
+        keeper.wait(END_PATIENCE)
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(keeper.pid, signal.SIGKILL)

@@ -460,9 +460,17 @@ def test_the_program_dies_with_whoever_started_it(level: str, tmp_path: Path) ->
             family = psutil.Process(maker.pid).children(recursive=True)
         assert len(family) == 3
         maker.send_signal(signal.SIGKILL)
-    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family):
+    deadline = time.monotonic() + SLOW
+    while any(lives(process) for process in family):
         assert time.monotonic() < deadline, "a process outlived its maker"
         time.sleep(0.05)
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two questions
+        return False
 
 
 # -------------------------------------------------------------------------------------------------- what there is here
