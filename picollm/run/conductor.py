@@ -29,6 +29,8 @@ from picollm.run.structs import complete
 POLL_S = 0.1
 CALM_POLL_S = 0.4
 """While a stage runs, which needs the cores more than we do."""
+PATIENCE_S = 5.0
+"""So long a conductor that comes waits for one that may be leaving; longer while nobody has read what is asked."""
 
 
 @complete
@@ -158,8 +160,9 @@ class Conductor:
     def conduct(self) -> int:
         """Returns 0 when every goal is done, 1 when one failed, 3 when stopped, 4 when another conductor is at work."""
         lock = lease.Lock(self.run.conductor_lock)
-        if not lock.exclusive(patience=5.0):
-            return 4
+        while not lock.exclusive(patience=PATIENCE_S):
+            if not self._requests():  # if there are, whoever holds it may have read its last: it is leaving
+                return 4
         over = threading.Event()
         recorder = MachineRecorder(self.run.machine_file, self.run.dir)
         thread = threading.Thread(target=recorder.record, args=(over,), daemon=True)

@@ -3,7 +3,8 @@
 A package called `stages` is written into a temporary folder and put first on the children's PYTHONPATH. What a stage
 does is read from `<run>/fake.json`: {"pretrain": {"steps": 50, "sleep": 0.05}, "sft": {"error": "no luck"}}. One with
 "ready": n can be used from step n on; one with "rest": stage waits for the rest of that stage's work; with
-"hold": true it works until `release` lets it end, one with "deaf": true hears no stop before that.
+"hold": true it works until `release` lets it end, one with "deaf": true hears no stop before that, and the steps of
+one with "cut": true end there.
 "ranks": {"1": …} adds to what rank 1 does.
 """
 
@@ -24,7 +25,7 @@ import pytest
 from picollm.run import config as settings
 from picollm.run import event_file, lease, pipeline
 from picollm.run import events as ev
-from picollm.run.folder import Run
+from picollm.run.folder import Run, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,6 +66,8 @@ def work(ctx):
         if ctx.stop_requested():
             saved.write_text(str(step))
             raise StopRequested(step)
+        if do.get("cut") and (ctx.run.dir / f"{ctx.name}.released").exists():
+            break
     while do.get("hold") and not (ctx.run.dir / f"{ctx.name}.released").exists():
         time.sleep(0.02)
         ctx.raise_if_stopped()
@@ -140,7 +143,7 @@ def run(runs: Path) -> Run:
 
 def script(run: Run, **stages: dict[str, Any]) -> None:
     """What the fake stages of `run` do."""
-    (run.dir / "fake.json").write_text(json.dumps(stages))
+    write_atomic(run.dir / "fake.json", json.dumps(stages))
 
 
 def release(run: Run, name: str) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -15,11 +16,11 @@ from picollm.run import conductor, event_file, launch, lease, pipeline
 from picollm.run import events as ev
 from picollm.run.conductor import Request
 from picollm.run.errors import UserError
-from picollm.run.folder import Run
+from picollm.run.folder import Run, write_atomic
 from picollm.run.status import asked_for
 from tests.run.conftest import lines, make_done, release, script, started, state, until, write_attempt
 
-LONG = {"steps": 4000, "sleep": 0.01}
+LONG = {"steps": 100_000, "sleep": 0.01}
 
 
 def words(run: Run) -> list[str]:
@@ -80,7 +81,7 @@ def test_done_is_not_made_again_unless_asked(run: Run) -> None:
 @pytest.mark.slow
 def test_the_whole_pipeline(run: Run) -> None:
     ask(run, *pipeline.NAMES)
-    until(lambda: ended(run), seconds=90)
+    until(lambda: ended(run), seconds=240)
     assert {status.state for status in run.statuses()} == {"done"}
 
 
@@ -114,7 +115,7 @@ def test_stop_saves_and_drops_what_was_to_come(run: Run) -> None:
 
 
 def test_stop_twice_kills(run: Run) -> None:
-    script(run, doctor={"steps": 2, "sleep": 60})
+    script(run, doctor={"steps": 3, "deaf": True})
     ask(run, "doctor")
     until(lambda: run.status("doctor").phase == "train")
     conductor.stop(run)
@@ -144,7 +145,7 @@ def test_stop_without_a_conductor_withdraws_what_nobody_has_read(run: Run, monke
     monkeypatch.setattr(launch, "spawn_detached", lambda *args: None)
     conductor.ask(run, Request(stages=["doctor"]))
     conductor.stop(run)
-    assert conduct(run).wait(20) == 0 and run.attempts("doctor") == []
+    assert conduct(run).wait(60) == 0 and run.attempts("doctor") == []
 
 
 def test_going_on_while_it_is_still_stopping(run: Run) -> None:
@@ -207,7 +208,7 @@ def test_two_conductors_cannot_own_one_run(run: Run) -> None:
     lock = lease.Lock(run.conductor_lock)
     assert lock.exclusive()
     try:
-        assert conduct(run).wait(30) == 4
+        assert conduct(run).wait(60) == 4
         assert words(run) == []
     finally:
         lock.release()
@@ -221,6 +222,23 @@ def test_a_request_while_the_conductor_is_leaving_is_served(run: Run) -> None:
     time.sleep(1.0)
     lock.release()
     until(lambda: state(run, "doctor") == "done")
+
+
+def test_a_conductor_that_leaves_slowly_is_waited_for_as_long_as_something_is_asked(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conductor, "PATIENCE_S", 0.02)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "spawn_detached", lambda *args: None)
+        ask(run, "doctor")
+    lock = lease.Lock(run.conductor_lock)
+    assert lock.exclusive()
+    with ThreadPoolExecutor() as pool:
+        coming = pool.submit(conductor.Conductor(run).conduct)
+        with pytest.raises(TimeoutError):
+            coming.result(timeout=1)
+        lock.release()
+        assert coming.result(timeout=60) == 0 and state(run, "doctor") == "done"
 
 
 def test_a_broken_request_is_put_aside(run: Run) -> None:
@@ -237,11 +255,11 @@ def test_settings_broken_while_it_conducts_end_it_with_the_line(run: Run) -> Non
     ask(run, "doctor")
     until(lambda: run.status("doctor").step)
     good = (run.dir / "config.toml").read_text()
-    (run.dir / "config.toml").write_text(good + "\n[sftt]\n")
+    write_atomic(run.dir / "config.toml", good + "\n[sftt]\n")
     until(lambda: not lease.is_held(run.conductor_lock))
     last = [event for event in event_file.read_events(run.conductor_events) if isinstance(event, ev.Conductor)][-1]
     assert last.what == "failed" and "unknown table [sftt]" in last.text
-    (run.dir / "config.toml").write_text(good)
+    write_atomic(run.dir / "config.toml", good)
     release(run, "doctor")
     until(lambda: state(run, "doctor") == "done")
 

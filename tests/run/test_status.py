@@ -257,7 +257,10 @@ ADDED = [knob for knob in settings.knobs().values() if knob.added]
 
 
 @given(unknown=st.sets(st.sampled_from([knob.key for knob in ADDED])))
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=20)
+@hypothesis.settings(
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+    max_examples=20,
+)
 def test_what_was_made_before_there_was_a_knob_is_as_with_its_default(run: Run, unknown: set[str]) -> None:
     """Whether an attempt wrote the default down or did not know the knob; and neither changes a fingerprint."""
     now = {name: run.inputs(name) for name in pipeline.NAMES}
