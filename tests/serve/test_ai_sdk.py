@@ -57,7 +57,7 @@ def environment(server: Running) -> dict[str, str]:
 def test_whole_and_streamed(server: Running, folder: Path) -> None:
     assert NODE
     done = subprocess.run([NODE, "ask.mjs"], cwd=folder, env=environment(server), capture_output=True, text=True,
-                          timeout=60)  # fmt: skip
+                          timeout=240)  # fmt: skip
     assert done.returncode == 0, done.stderr
     whole, streamed = (json.loads(line) for line in done.stdout.splitlines())
     assert whole["text"] == streamed["text"] == "It is 42 ☃." and whole["finish"] == streamed["finish"] == "stop"
@@ -72,10 +72,10 @@ def test_the_frontend(server: Running, folder: Path) -> None:
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
-        assert "<form>" in httpx.get(address).text
-        answer = httpx.post(f"{address}/ask", json=[{"role": "user", "content": "hi"}], timeout=30)
+        assert "<form>" in httpx.get(address, timeout=60).text
+        answer = httpx.post(f"{address}/ask", json=[{"role": "user", "content": "hi"}], timeout=60)
         assert answer.text == "It is 42 ☃."
-        refused = httpx.post(f"{address}/ask", json=[{"role": "user", "content": "z" * 500}], timeout=30)
+        refused = httpx.post(f"{address}/ask", json=[{"role": "user", "content": "z" * 500}], timeout=60)
         assert "shorten it" in refused.text
     finally:
         process.kill()

@@ -19,17 +19,18 @@ from picollm.serve.hub import ModelHub as Hub
 from picollm.serve.hub import Unavailable
 from tests.infer.fakes import ByteTokenizer, scripted_engine, tiny_model
 from tests.run.conftest import until
-from tests.serve.running import Running
+from tests.serve.running import PATIENCE_S, Brake, Running
 
 HI = [{"role": "user", "content": "hi"}]
-Make = Callable[..., Running]
+Make = Callable[..., tuple[Running, Brake]]
 
 
 @pytest.fixture
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
-    started: list[Running] = []
+    """Starts servers of the model "slow", which makes as many steps as `allowed` and then waits for its brake."""
+    started: list[tuple[Running, Brake]] = []
 
-    def make(pause_s: float = 0.02, **limits: Any) -> Running:
+    def make(allowed: int = 1_000_000, pause_s: float = 0.0, **limits: Any) -> tuple[Running, Brake]:
         slow = scripted_engine(list(b"abcdefghij" * 10), prompt_tokens=6)
         real = slow.model.hidden
 
@@ -41,11 +42,13 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
         hub = ModelHub()
         hub.add("slow", slow)
         hub.add("tiny", Engine(tiny_model(), ByteTokenizer(), live=False))
-        started.append(Running(hub, tmp_path_factory.mktemp("s"), limits=Limits(**limits)))
+        brake = Brake(slow, allowed)
+        started.append((Running(hub, tmp_path_factory.mktemp("s"), limits=Limits(**limits)), brake))
         return started[-1]
 
     yield make
-    for running in started:
+    for running, brake in started:
+        brake.release()
         running.end()
 
 
@@ -54,65 +57,105 @@ def ask(server: Running, **body: Any) -> httpx.Response:
         return client.post("/v1/chat/completions", json={"model": "slow", "messages": HI, "temperature": 0, **body})
 
 
-def test_a_full_queue_answers_429_and_a_long_wait_503(start: Make) -> None:
-    server = start(answers=1, waiting=1, wait_s=0.5)
+def later(server: Running, answers: list[httpx.Response], **body: Any) -> threading.Thread:
+    """Ask, and put the answer with the others when it comes."""
+    thread = threading.Thread(target=lambda: answers.append(ask(server, **body)))
+    thread.start()
+    return thread
+
+
+def test_a_full_queue_answers_429(start: Make) -> None:
+    server, brake = start(allowed=0, answers=1, waiting=1)
+    gate, answers = server.app.state.gate, list[httpx.Response]()
+    threads = [later(server, answers, max_tokens=100)]
+    until(lambda: gate.active == 1)
+    threads.append(later(server, answers, max_tokens=3))
+    until(lambda: gate.waiting == 1)
+    refused(ask(server, max_tokens=3), 429)
+    brake.release()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert [answer.status_code for answer in answers] == [200, 200]
+    counted(server, 200, 429)
+
+
+def test_a_long_wait_answers_503(start: Make) -> None:
+    server, brake = start(allowed=0, answers=1, wait_s=0.3)
     answers: list[httpx.Response] = []
-    threads = [threading.Thread(target=lambda: answers.append(ask(server, max_tokens=100))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.2)
-    for thread in threads:
-        thread.join(20)
-    assert sorted(answer.status_code for answer in answers) == [200, 429, 503]
-    for answer in answers:
-        if answer.status_code != 200:
-            assert int(answer.headers["retry-after"]) >= 1 and answer.json()["error"]["message"]
+    first = later(server, answers, max_tokens=100)
+    until(lambda: server.app.state.gate.active == 1)
+    refused(ask(server, max_tokens=3), 503)
+    brake.release()
+    first.join(PATIENCE_S)
+    assert answers[0].status_code == 200
     assert ask(server, max_tokens=3).json()["choices"][0]["message"]["content"] == "abc"
-    text = server.client().get("/metrics").text
-    for status in (200, 429, 503):
+    counted(server, 200, 503)
+
+
+def refused(answer: httpx.Response, status: int) -> None:
+    assert answer.status_code == status
+    assert int(answer.headers["retry-after"]) >= 1 and answer.json()["error"]["message"]
+
+
+def counted(server: Running, *statuses: int) -> None:
+    with server.client() as client:
+        text = client.get("/metrics").text
+    for status in statuses:
         assert f'picollm_requests_total{{path="/v1/chat/completions",status="{status}"}}' in text
 
 
 def test_an_answer_that_takes_too_long_ends(start: Make) -> None:
-    server = start(answer_s=0.5)
+    server, brake = start(allowed=1, answer_s=0.5)
     answer = ask(server, max_tokens=100)
     assert answer.status_code == 503 and "longer than 0.5 s" in answer.json()["error"]["message"]
-    with server.client() as client:
-        body = {"model": "slow", "messages": HI, "max_tokens": 100, "stream": True}
-        with client.stream("POST", "/v1/chat/completions", json=body) as stream:
+    body = {"model": "slow", "messages": HI, "max_tokens": 100, "stream": True}
+
+    def streamed() -> list[str]:
+        """Nothing when the machine was too slow to begin in time."""
+        brake.allow(8)
+        with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as stream:
             lines = [line for line in stream.iter_lines() if line]
-    assert stream.status_code == 200 and "longer than 0.5 s" in lines[-1] and len(lines) > 3
-    assert ask(server, max_tokens=3).status_code == 200
+        assert stream.status_code in (200, 503)
+        return lines if '"content":"a' in "".join(lines) else []
+
+    assert "longer than 0.5 s" in until(streamed)[-1]
+    brake.release()
+    until(lambda: ask(server, max_tokens=3).status_code == 200)
     until(lambda: not server.hub.worker.busy and server.app.state.gate.active == 0)
 
 
 def test_a_request_that_does_not_arrive_is_given_up(start: Make) -> None:
-    server = start(body_s=0.3)
+    server, _ = start(body_s=0.3)
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(10)
+        sock.settimeout(PATIENCE_S)
         sock.connect(str(server.uds))
         sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert sock.recv(1000).startswith(b"HTTP/1.1 408")
-    assert ask(server, max_tokens=2).status_code == 200
+    until(lambda: ask(server, max_tokens=2).status_code == 200)
 
 
 def test_a_client_that_leaves_the_queue_frees_its_place(start: Make) -> None:
-    server = start(answers=1, waiting=1)
-    gate = server.app.state.gate
-    first = threading.Thread(target=ask, args=(server,), kwargs={"max_tokens": 60})
-    first.start()
-    with pytest.raises(httpx.ReadTimeout), server.client() as client:
-        client.post("/v1/chat/completions", json={"model": "slow", "messages": HI}, timeout=0.3)
-    end = time.monotonic() + 5
-    while gate.waiting and time.monotonic() < end:
-        time.sleep(0.02)
-    assert gate.waiting == 0
-    first.join(20)
-    assert ask(server, max_tokens=2).status_code == 200 and gate.active == 0
+    server, brake = start(allowed=0, answers=1, waiting=1)
+    gate, answers = server.app.state.gate, list[httpx.Response]()
+    first = later(server, answers, max_tokens=60)
+    until(lambda: gate.active == 1)
+    body = json.dumps({"model": "slow", "messages": HI}).encode()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(server.uds))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        sock.sendall(head.encode() + body)
+        until(lambda: gate.waiting == 1)
+    until(lambda: gate.waiting == 0)
+    assert gate.active == 1
+    brake.release()
+    first.join(PATIENCE_S)
+    assert answers[0].status_code == 200
+    assert ask(server, max_tokens=2).status_code == 200
+    until(lambda: gate.active == 0)
 
 
 def test_clients_that_leave_at_any_moment_leave_nothing_behind(start: Make) -> None:
-    server = start(pause_s=0.005, answers=2, waiting=100)
+    server, _ = start(pause_s=0.005, answers=2, waiting=100)
     for k in range(40):
         body = json.dumps({"model": "slow", "messages": HI, "max_tokens": 50, "stream": bool(k % 2), "n": 1 + k % 3})
         with socket.socket(socket.AF_UNIX) as sock:
@@ -122,15 +165,13 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(start: Make) -> N
             )
             sock.sendall(body.encode()[: None if k % 5 else 9])
             time.sleep(0.003 * (k % 4))
-    gate, end = server.app.state.gate, time.monotonic() + 20
-    while (gate.active or gate.waiting or server.hub.worker.busy) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert (gate.active, gate.waiting, server.hub.worker.busy) == (0, 0, 0)
+    gate = server.app.state.gate
+    until(lambda: (gate.active, gate.waiting, server.hub.worker.busy) == (0, 0, 0))
     assert ask(server, max_tokens=3).json()["choices"][0]["message"]["content"] == "abc"
 
 
 def test_one_bad_request_harms_no_other(start: Make) -> None:
-    server = start(pause_s=0.005)
+    server, _ = start(pause_s=0.005)
     broken = Engine(tiny_model(), ByteTokenizer(), live=False)
 
     def explode(*args: Any) -> Any:
@@ -150,12 +191,12 @@ def test_one_bad_request_harms_no_other(start: Make) -> None:
     assert [ask(server, model="broken").status_code for _ in range(5)] == [500] * 5
     assert ask(server, model="gone").status_code == 404 and ask(server, n=0).status_code == 400
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE_S)
     assert good == [("abcdefghij" * 4)] * 4
 
 
 def test_metrics_count_tokens_loads_and_times(start: Make) -> None:
-    server = start(pause_s=0.0)
+    server, _ = start()
     server.hub.add("lazy", lambda: Engine(tiny_model(), ByteTokenizer(), live=False))
     for _ in range(2):
         assert ask(server, n=2, max_tokens=5).status_code == 200

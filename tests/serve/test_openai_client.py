@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from picollm.infer.engine import Engine
 from picollm.serve.api import Limits, ModelHub
 from tests.infer.fakes import ByteTokenizer, scripted_engine, tiny_model
-from tests.serve.running import Running
+from tests.serve.running import PATIENCE_S, Brake, Running
 
 openai = pytest.importorskip("openai")
 
@@ -24,6 +25,7 @@ HI: list[Any] = [{"role": "user", "content": "hi"}]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     hub = ModelHub()
     hub.add("script", scripted_engine(CALL, prompt_tokens=6), stage="sft")
+    hub.add("held", scripted_engine(CALL, prompt_tokens=6))
     hub.add("demo/base", lambda: Engine(tiny_model(1), TOK, live=False), stage="pretrain")
     running = Running(hub, tmp_path_factory.mktemp("s"), limits=Limits(answers=3, waiting=1))
     yield running
@@ -32,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture
 def client(server: Running) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.tcp}/v1", api_key="secret", max_retries=0, timeout=30) as client:
+    with openai.OpenAI(base_url=f"{server.tcp}/v1", api_key="secret", max_retries=0, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -111,7 +113,7 @@ def test_extra_fields_of_ours(client: Any) -> None:
 
 
 def test_models(client: Any) -> None:
-    assert [model.id for model in client.models.list()] == ["script", "demo/base"]
+    assert [model.id for model in client.models.list()] == ["script", "held", "demo/base"]
     assert client.models.retrieve("demo/base").owned_by == "picollm"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gone")
@@ -134,31 +136,35 @@ def test_errors_are_the_exceptions_of_the_client(client: Any, server: Running) -
     assert gone.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="script", input="x")
-    wrong = openai.OpenAI(base_url=f"{server.tcp}/v1", api_key="wrong", max_retries=0)
+    wrong = openai.OpenAI(base_url=f"{server.tcp}/v1", api_key="wrong", max_retries=0, timeout=PATIENCE_S)
     with pytest.raises(openai.AuthenticationError) as denied:
         wrong.models.list()
     assert denied.value.code == "invalid_api_key"
 
 
 async def test_the_async_client_and_a_full_queue(server: Running) -> None:
-    import asyncio
-
+    brake = Brake(server.hub.engine("held"))
     async with openai.AsyncOpenAI(base_url=f"{server.tcp}/v1", api_key="secret", max_retries=0) as client:
 
         async def ask() -> str:
-            done = await client.chat.completions.create(model="script", messages=HI, temperature=0, n=3)
+            done = await client.chat.completions.create(model="held", messages=HI, temperature=0, n=3)
             return done.choices[0].message.content
 
-        found = await asyncio.gather(*(ask() for _ in range(8)), return_exceptions=True)
+        asked = [asyncio.ensure_future(ask()) for _ in range(8)]
+        try:  # one is at work and one waits; nobody ends before all others were turned away
+            async with asyncio.timeout(PATIENCE_S):
+                while sum(one.done() for one in asked) < 6:
+                    await asyncio.sleep(0.02)
+        finally:
+            brake.release()
+        found = await asyncio.gather(*asked, return_exceptions=True)
     refused = [one for one in found if isinstance(one, openai.RateLimitError)]
-    assert refused and all(one == "It is 42 ☃." for one in found if one not in refused)
-    assert refused[0].response.headers["retry-after"] and len(refused) <= 6
+    assert len(refused) == 6 and all(one == "It is 42 ☃." for one in found if one not in refused)
+    assert refused[0].response.headers["retry-after"]
 
 
 async def test_with_its_retries_nobody_is_turned_away(server: Running) -> None:
-    import asyncio
-
-    async with openai.AsyncOpenAI(base_url=f"{server.tcp}/v1", api_key="secret", max_retries=5) as client:
+    async with openai.AsyncOpenAI(base_url=f"{server.tcp}/v1", api_key="secret", max_retries=30) as client:
         asked = [client.chat.completions.create(model="script", messages=HI, temperature=0) for _ in range(6)]
         done = await asyncio.gather(*asked)
     assert all(one.choices[0].message.content == "It is 42 ☃." for one in done)
