@@ -28,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 FORMAT = 1
-CREATE_PATIENCE_S = 2.0
+CREATE_PATIENCE_S = 20.0  # for who makes the same run; it is there at once, on most days
 
 
 def picollm_home() -> Path:
@@ -106,7 +106,10 @@ class Run:
         alone = lease.Lock(run.conductor_lock)
         try:
             # Of two who make the same run at once, the first one's settings count.
-            if not alone.exclusive(patience=CREATE_PATIENCE_S) or run.exists():
+            end = time.monotonic() + CREATE_PATIENCE_S
+            while not (free := alone.exclusive()) and not run.exists() and time.monotonic() < end:
+                time.sleep(0.02)
+            if not free or run.exists():
                 raise known
             write_atomic(run.dir / "prompts.txt", "\n".join(DEFAULT_PROMPTS) + "\n")
             run.save_config(config)

@@ -22,7 +22,7 @@ import psutil
 
 INHERITED = "PICOLLM_LOCK_FD"
 """Environment variable: the number under which a stage finds its launcher's open lock."""
-ASK_PATIENCE_S = 0.25  # holding a turn takes microseconds; longer means that somebody was halted while asking
+ASK_PATIENCE_S = 2.0  # holding a turn takes microseconds; longer means that somebody was halted while asking
 
 
 class Identity(NamedTuple):

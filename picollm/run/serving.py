@@ -102,12 +102,12 @@ def stop_serving(run: Run) -> bool:
     who = lease.Identity(address.pid, address.host, address.boot_id, address.start_ticks)
     if not lease.signal_process(who, signal.SIGTERM):
         return False
-    end = time.monotonic() + STOP_PATIENCE_S
-    while lease.is_held(serve_folder(run) / "lock"):
-        if time.monotonic() >= end:
+    for kill in (False, True):
+        end = time.monotonic() + STOP_PATIENCE_S
+        if kill:
             lease.kill_tree(who)
-            break
-        time.sleep(0.05)
+        while lease.is_held(serve_folder(run) / "lock") and time.monotonic() < end:
+            time.sleep(0.05)
     return True
 
 

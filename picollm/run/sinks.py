@@ -31,6 +31,8 @@ from picollm.run.folder import Run, write_atomic
 LOOK_EVERY_S = 1.0
 IDLE_S = 3.0
 """Nothing runs and nothing new for this long: the end."""
+ASKED_S = 2.0
+"""Our lock may be held by somebody who only asks for a moment whether it is."""
 FLUSH_S = 5
 PATIENCE_S = 600.0
 """A sink that takes longer than this over one call is given up."""
@@ -271,13 +273,15 @@ def serve(run: Run, name: str, patience: float = PATIENCE_S) -> int:
     """Follow the run until nothing runs; 0, or 1 when the sink failed, which was then said in the run."""
     lock = lease.Lock(_lock(run, name))
     # A stage that starts while we end sees our lock and starts nobody, so after letting go we look once more.
-    while lock.exclusive():
+    while lock.exclusive(patience=ASKED_S):
         try:
             Follower(run, name, deadline(run, name, patience)).follow()
         except ModuleNotFoundError as error:
             warn(run, name, f"{error.name} is not installed; pip install 'picollm-tui[{name}]', or set log.{name} off")
             return 1
         except Exception as error:  # theirs, of any kind: it must cost no more than a line
+            if not run.exists():
+                return 0  # deleted while we read it, and nothing may be written there
             hint = "; log.wandb = offline needs no account" if name == "wandb" else ""
             warn(run, name, f"{type(error).__name__}: {str(error)[:300] or 'no reason given'}{hint}")
             return 1

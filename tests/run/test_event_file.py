@@ -4,7 +4,6 @@ import errno
 import math
 import os
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from picollm.run import event_file
 from picollm.run import events as ev
+from tests.run.conftest import until
 
 
 def texts(path: Path) -> list[str]:
@@ -155,7 +155,7 @@ def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path, monkeypatch: pytes
     full.set()
     for number in range(20):
         writer.write(ev.Message(text=f"m{number}"))
-    time.sleep(0.2)
+    until(lambda: full.hit)  # type: ignore[attr-defined]
     assert texts(path) == []
     full.clear()
     writer.close()

@@ -10,7 +10,7 @@ import pytest
 from picollm.run import neighbours
 from picollm.run.neighbours import Neighbours
 
-BUSY = "import time\nend = time.time() + 60\nwhile time.time() < end: pass"
+BUSY = "import time\nend = time.time() + 600\nwhile time.time() < end: pass"
 
 
 def spend(process: subprocess.Popen[bytes], seconds: float) -> None:
@@ -33,7 +33,7 @@ def test_a_busy_stranger_is_named_and_our_own_child_is_not(monkeypatch: pytest.M
         spend(stranger, 0.3)
         spend(child, 0.3)
         monkeypatch.setattr(neighbours, "MOST", 1000)
-        monkeypatch.setattr(neighbours, "BUSY_SHARE", 0.001)  # on a machine where everybody is busy, too
+        monkeypatch.setattr(neighbours, "BUSY_SHARE", 1e-6)  # on a machine where everybody is busy, too
         text = found.busiest()
         assert f"(pid {stranger.pid}, " in text and "% of a core" in text
         assert f"(pid {child.pid}, " not in text
@@ -44,7 +44,7 @@ def test_a_busy_stranger_is_named_and_our_own_child_is_not(monkeypatch: pytest.M
 
 
 def test_own_processes_are_the_ancestors_and_what_the_launcher_started() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         found = neighbours._own_pids()
         assert {os.getpid(), os.getppid(), child.pid} <= found

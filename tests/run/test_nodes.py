@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,7 +91,7 @@ def test_what_is_not_said_is_asked_for(launching: dict, environ: dict, joining: 
 class Meeting(threading.Thread):
     """Node 0's side, waiting for `count` - 1 others."""
 
-    def __init__(self, run: Run, port: int, count: int = 2, patience: float = 20.0) -> None:
+    def __init__(self, run: Run, port: int, count: int = 2, patience: float = 120.0) -> None:
         super().__init__(daemon=True)
         self.run_, self.place = run, nodes.Place(count, 0, "127.0.0.1", port)
         self.task = nodes.task(run, "pretrain", 1, nproc=3, fresh=False)
@@ -107,7 +108,7 @@ class Meeting(threading.Thread):
             self.result = error
 
     def ended(self) -> Any:
-        self.join(30)
+        self.join(150)
         return self.result
 
 
@@ -120,10 +121,11 @@ def knock(run: Run, port: int, node: int, count: int = 2) -> Any:
 def test_all_are_told_the_attempt_and_go_together(run: Run) -> None:
     port = free_port()
     meeting = Meeting(run, port, count=3)
-    late = threading.Timer(1.0, knock, (run, port, 2, 3))
-    late.start()
-    task, met = knock(run, port, 1, 3)
-    late.join()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(knock, run, port, 1, 3)
+        until(lambda: [2] in meeting.missing)
+        knock(run, port, 2, 3)
+        task, met = first.result(60)
     assert (task.stage, task.attempt, task.nproc) == ("pretrain", 1, 3)
     assert met.hosts == meeting.ended().hosts == [socket.gethostname()] * 3 and met.address == "127.0.0.1"
     assert [1, 2] in meeting.missing and [2] in meeting.missing
@@ -141,11 +143,18 @@ def test_a_run_folder_that_is_not_shared_is_refused_on_both_sides(
     assert "node 1 on" in str(meeting.ended()) and "is not shared" in str(meeting.ended())
 
 
-def test_who_does_not_come_is_named_to_those_who_came(run: Run) -> None:
+def test_who_does_not_come_is_named_to_those_who_came(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later, sleep=time.sleep)
+    monkeypatch.setattr(nodes, "time", clock)
     port = free_port()
-    meeting = Meeting(run, port, count=3, patience=2.0)
-    with pytest.raises(UserError, match=r"node 0: node 2 of 3 did not come to 127\.0\.0\.1"):
-        knock(run, port, 1, 3)
+    meeting = Meeting(run, port, count=3)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(knock, run, port, 1, 3)
+        until(lambda: [2] in meeting.missing)
+        later = meeting.task.patience
+        with pytest.raises(UserError, match=r"node 0: node 2 of 3 did not come to 127\.0\.0\.1"):
+            first.result(60)
     assert "start picollm launch --join --run r there" in str(meeting.ended())
 
 
@@ -156,13 +165,13 @@ def test_who_goes_away_meanwhile_is_awaited_again(run: Run) -> None:
     leaving = threading.Event()
     place = nodes.Place(3, 1, "127.0.0.1", port)
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(nodes.knock, place, run, leaving.is_set)
+        first = pool.submit(until, lambda: nodes.knock(place, run, leaving.is_set))
         until(lambda: [2] in meeting.missing)
         leaving.set()  # as by a signal, while it waits for the third
-        assert isinstance(first.exception(timeout=10), StopRequested)
+        assert isinstance(first.exception(timeout=60), StopRequested)
         until(lambda: meeting.missing[-1] == [1, 2])
         again, other = (pool.submit(knock, run, port, node, 3) for node in (1, 2))
-        assert again.result(30)[1].hosts == other.result(30)[1].hosts == meeting.ended().hosts
+        assert again.result(60)[1].hosts == other.result(60)[1].hosts == meeting.ended().hosts
 
 
 def test_a_stop_at_node_0_is_a_stop_for_those_who_came(run: Run) -> None:
@@ -172,7 +181,7 @@ def test_a_stop_at_node_0_is_a_stop_for_those_who_came(run: Run) -> None:
         first = pool.submit(knock, run, port, 1, 3)
         until(lambda: [2] in meeting.missing)
         run.request_stop("pretrain")
-        assert isinstance(first.exception(timeout=20), StopRequested)
+        assert isinstance(first.exception(timeout=60), StopRequested)
     assert isinstance(meeting.ended(), StopRequested)
 
 
@@ -203,12 +212,19 @@ def test_strangers_at_the_door_and_a_stop_meanwhile(run: Run) -> None:
     assert isinstance(meeting.ended(), StopRequested)
 
 
-def test_a_taken_port_and_an_unknown_host_are_one_line(run: Run) -> None:
+def test_a_taken_port_is_one_line(run: Run) -> None:
     port = free_port()
     with socket.create_server(("", port + 1)):
         assert f"port {port + 1} cannot be opened" in str(Meeting(run, port).ended())
+
+
+def test_a_host_that_nobody_knows_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(UserError, match=r"'no-such-host\.invalid' is not known here"):
-        nodes.knock(nodes.Place(2, 1, "no-such-host.invalid", port), run)
+        nodes.knock(nodes.Place(2, 1, "no-such-host.invalid", 29500), run)
 
 
 def test_gloo_uses_the_network_they_met_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,12 +260,12 @@ def test_a_stage_on_two_nodes_from_meeting_to_done(run: Run) -> None:
     run.set(["launch.nproc=2"])
     script(run, pretrain={"steps": 20, "sleep": 0.05})
     other = joined(run)
-    assert launch.start_launcher(run, "pretrain").wait(90) == 0 and state(run, "pretrain") == "done"
+    assert launch.start_launcher(run, "pretrain").wait(240) == 0 and state(run, "pretrain") == "done"
     first = next(e for e in event_file.read_events(run.events_file("pretrain", 1)) if isinstance(e, ev.Started))
     assert first.world == 4
-    assert launch.start_launcher(run, "doctor").wait(30) == 0  # runs on node 0 alone
+    assert launch.start_launcher(run, "doctor").wait(60) == 0  # runs on node 0 alone
     conductor_says(run, "finished")
-    said = other.communicate(timeout=30)[0]
+    said = other.communicate(timeout=60)[0]
     assert other.returncode == 0 and "pretrain: attempt 1, 2 ranks here" in said and "the run finished" in said
     assert "console line of pretrain" in (run.stage_dir("pretrain") / "attempt-001.node-1.console.log").read_text()
 
@@ -258,12 +274,12 @@ def test_a_stage_on_two_nodes_from_meeting_to_done(run: Run) -> None:
 def test_a_rank_that_fails_on_the_other_machine_is_named(run: Run) -> None:
     pytest.importorskip("torch")
     two_nodes(run)
-    script(run, pretrain={"ranks": {"0": {"steps": 3000, "sleep": 0.02}, "1": {"last": {"bug": "boom"}}}})
+    script(run, pretrain={"ranks": {"0": {"hold": True}, "1": {"last": {"bug": "boom"}}}})
     other = joined(run)
     child = launch.start_launcher(run, "pretrain")
-    assert child.wait(90) == 1  # the fakes exchange nothing: without a word about it rank 0 would go on
+    assert child.wait(240) == 1  # the fakes exchange nothing: without a word about it rank 0 would go on
     conductor_says(run, "failed")
-    assert other.wait(40) == 1
+    assert other.wait(90) == 1
     found = run.status("pretrain")
     assert (
         found.state == "failed" and found.reason.startswith("rank 1 of 2 on ") and "RuntimeError: boom" in found.reason
@@ -274,11 +290,11 @@ def test_a_rank_that_fails_on_the_other_machine_is_named(run: Run) -> None:
 def test_a_signal_to_the_other_machine_saves_and_stops_on_both(run: Run) -> None:
     pytest.importorskip("torch")
     two_nodes(run)
-    script(run, pretrain={"steps": 3000, "sleep": 0.02})
+    script(run, pretrain={"steps": 100_000, "sleep": 0.02})
     other, child = joined(run), launch.start_launcher(run, "pretrain")
     until(lambda: run.status("pretrain").step, seconds=60)
     other.terminate()
-    assert child.wait(60) == 0 and state(run, "pretrain") == "stopped"
+    assert child.wait(120) == 0 and state(run, "pretrain") == "stopped"
     said = other.communicate(timeout=60)[0]
     assert other.returncode == 3 and "warning" not in said
 
@@ -286,7 +302,7 @@ def test_a_signal_to_the_other_machine_saves_and_stops_on_both(run: Run) -> None
 def test_a_launcher_whose_nodes_do_not_come_fails_in_one_line(run: Run) -> None:
     two_nodes(run)
     run.set(["launch.timeout=0.02"])
-    assert launch.start_launcher(run, "pretrain").wait(30) == 2
+    assert launch.start_launcher(run, "pretrain").wait(60) == 2
     found = run.status("pretrain")
     assert found.state == "failed" and found.reason.startswith("node 1 of 2 did not come to 127.0.0.1")
     assert found.phase == "wait for node 1"
@@ -296,7 +312,7 @@ def test_without_a_sign_of_node_0_the_others_give_up(run: Run) -> None:
     two_nodes(run)
     run.set(["launch.timeout=0.03"])
     other = joined(run)
-    said = other.communicate(timeout=30)[0]
+    said = other.communicate(timeout=60)[0]
     assert other.returncode == 2 and "no sign of node 0 at 127.0.0.1" in said
 
 
@@ -304,6 +320,5 @@ def test_a_signal_ends_the_waiting(run: Run) -> None:
     two_nodes(run)
     other = joined(run)
     assert other.stdout is not None and "waits for node 0" in other.stdout.readline()
-    time.sleep(0.2)
     other.terminate()
-    assert other.wait(20) == 3
+    assert other.wait(60) == 3

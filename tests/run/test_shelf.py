@@ -14,6 +14,7 @@ from picollm.run import knowledge, lease, overview, pipeline, serving, shelf
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from tests.fixtures import make_runs
+from tests.run.conftest import until
 
 
 @pytest.fixture
@@ -197,15 +198,15 @@ def test_a_small_budget_says_what_it_has_not_read(runs: Path) -> None:
     few = overview.Overview()
     found, complete = few.look(0)
     assert not complete and len(found) == len(make_runs.KINDS) and not any(summary.read for summary in found)
-    for _ in range(50):
-        found, complete = few.look(0.02)
-        if complete:
-            break
+    until(lambda: few.look(0.02)[1])
+    found, complete = few.look(60)
     assert complete and all(summary.read for summary in found)
 
 
-def test_a_run_that_goes_while_it_is_read(runs: Path) -> None:
+def test_a_run_that_goes_while_it_is_read(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread deletes and restores while another one looks: no exception, and in the end all are there."""
+    monkeypatch.setattr(shelf, "PATIENCE_S", 60.0)  # whoever looks may have to wait for a core with a lock in hand
+    monkeypatch.setattr(lease, "ASK_PATIENCE_S", 60.0)
     over = threading.Event()
 
     def churn() -> None:

@@ -64,7 +64,7 @@ def follow(run: Run, name: str, path: Path | None = None, patience: int = 60, **
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=90)
+    said, _ = process.communicate(timeout=240)
     return process.returncode, said
 
 
@@ -161,7 +161,7 @@ def test_wandb_online_without_an_account_is_one_warning_and_no_prompt(run: Run) 
 
 
 FAKE = """
-import sys, time
+import os, sys, time
 class Settings:
     def __init__(self, **how): pass
 class Run:
@@ -211,7 +211,7 @@ def test_a_sink_that_hangs_is_given_up_on_a_full_disk_too(run: Run, monkeypatch:
     monkeypatch.setattr(sinks, "warn", full)
     monkeypatch.setattr(os, "_exit", lambda code: given_up.set())
     with sinks.deadline(run, "wandb", 0.01)():
-        assert given_up.wait(10)
+        assert given_up.wait(60)
 
 
 def test_a_package_that_is_not_there_is_named_with_its_extra(run: Run, tmp_path: Path) -> None:
@@ -236,11 +236,14 @@ def test_a_second_process_leaves_the_first_alone(run: Run, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_the_launcher_starts_the_sinks_of_a_stage(run: Run, tmp_path: Path) -> None:
     """A real stage, doctor, with a sink that hangs: it ends as ever, and what it measured is in the files."""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(fake(tmp_path / "fake", init="time.sleep(20)")), str(ROOT)])}
+    goes_on = tmp_path / "goes on"
+    hangs = fake(tmp_path / "fake", init=f"while not os.path.exists({str(goes_on)!r}): time.sleep(0.05)")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(hangs), str(ROOT)])}
     argv = [sys.executable, "-m", "picollm.run.launch", "--run", str(run.dir), "--stage", "doctor"]
-    subprocess.run(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
-    assert run.status("doctor").state in ("done", "failed")
-    assert lease.is_held(run.dir / "log" / "wandb.lock"), "the sink was started, and nobody waited for it"
+    subprocess.run(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=240)
+    assert run.status("doctor").state in ("done", "failed"), "nobody waited for the sink"
+    until(lambda: lease.is_held(run.dir / "log" / "wandb.lock"), what="the sink was started")
+    goes_on.touch()
     until(lambda: not lease.is_held(run.dir / "log" / "wandb.lock"))
     until(lambda: not lease.is_held(run.dir / "log" / "tensorboard.lock"))
     assert (run.dir / "log" / "wandb.places.json").is_file()
