@@ -22,6 +22,8 @@ from tests.run.conftest import until
 
 ROOT = Path(__file__).resolve().parents[2]
 BOTH = ["log.tensorboard=true", "log.wandb=offline"]
+NICE_S = 240
+"""A sink lets everybody else go first."""
 
 
 class Stage:
@@ -51,7 +53,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return Run.create("r", config.load(sets=BOTH, environ={}))
 
 
-def follow(run: Run, name: str, path: Path | None = None, patience: int = 60, **env: str) -> subprocess.Popen[str]:
+def follow(run: Run, name: str, path: Path | None = None, patience: int = NICE_S, **env: str) -> subprocess.Popen[str]:
     """The sink's process; `path` comes first among its modules."""
     paths = os.pathsep.join([*([str(path)] if path else []), str(ROOT)])
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
@@ -64,7 +66,7 @@ def follow(run: Run, name: str, path: Path | None = None, patience: int = 60, **
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate(timeout=NICE_S)
     return process.returncode, said
 
 
@@ -112,7 +114,7 @@ def test_tensorboard_gets_the_figures_and_drops_what_a_resume_superseded(run: Ru
     stage.steps(1, 4, 10.0)
     stage.say(ev.Eval(name="val", step=4, values={"bpb": 1.5}))
     process = follow(run, "tensorboard")
-    until(lambda: (run.dir / "log" / "tensorboard.places.json").is_file())
+    until(lambda: (run.dir / "log" / "tensorboard.places.json").is_file(), NICE_S)
     stage.lock.release()
     assert ended(process)[0] == 0
     assert scalars(run)["loss"] == [(1, 9.0), (2, 8.0), (3, 7.0), (4, 6.0)]
@@ -185,8 +187,12 @@ def fake(folder: Path, init: str = "pass", log: str = "pass") -> Path:
 @pytest.mark.parametrize(
     ("broken", "said", "patience"),
     [
-        ({"init": "raise RuntimeError('the moon is full\\nand more')"}, "RuntimeError: the moon is full and more", 60),
-        ({"log": "raise OSError('disc gone')"}, "OSError: disc gone", 60),
+        (
+            {"init": "raise RuntimeError('the moon is full\\nand more')"},
+            "RuntimeError: the moon is full and more",
+            NICE_S,
+        ),
+        ({"log": "raise OSError('disc gone')"}, "OSError: disc gone", NICE_S),
         ({"init": "time.sleep(3600)"}, "no answer for 2 s", 2),
         ({"log": "time.sleep(3600)"}, "no answer for 2 s", 2),
     ],
@@ -227,7 +233,7 @@ def test_a_package_that_is_not_there_is_named_with_its_extra(run: Run, tmp_path:
 def test_a_second_process_leaves_the_first_alone(run: Run, tmp_path: Path) -> None:
     stage, place = Stage(run), fake(tmp_path / "fake")
     first = follow(run, "wandb", place)
-    until(lambda: lease.is_held(run.dir / "log" / "wandb.lock"))
+    until(lambda: lease.is_held(run.dir / "log" / "wandb.lock"), NICE_S)
     assert ended(follow(run, "wandb", place))[0] == 0 and first.poll() is None
     stage.end()
     assert ended(first)[0] == 0
@@ -242,17 +248,17 @@ def test_the_launcher_starts_the_sinks_of_a_stage(run: Run, tmp_path: Path) -> N
     argv = [sys.executable, "-m", "picollm.run.launch", "--run", str(run.dir), "--stage", "doctor"]
     subprocess.run(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=240)
     assert run.status("doctor").state in ("done", "failed"), "nobody waited for the sink"
-    until(lambda: lease.is_held(run.dir / "log" / "wandb.lock"), what="the sink was started")
+    until(lambda: lease.is_held(run.dir / "log" / "wandb.lock"), NICE_S, what="the sink was started")
     goes_on.touch()
-    until(lambda: not lease.is_held(run.dir / "log" / "wandb.lock"))
-    until(lambda: not lease.is_held(run.dir / "log" / "tensorboard.lock"))
+    until(lambda: not lease.is_held(run.dir / "log" / "wandb.lock"), NICE_S)
+    until(lambda: not lease.is_held(run.dir / "log" / "tensorboard.lock"), NICE_S)
     assert (run.dir / "log" / "wandb.places.json").is_file()
 
 
 def test_a_run_that_is_deleted_stays_deleted(run: Run, tmp_path: Path) -> None:
     stage = Stage(run)
     process = follow(run, "wandb", fake(tmp_path / "fake"))
-    until(lambda: (run.dir / "log" / "wandb.places.json").is_file())
+    until(lambda: (run.dir / "log" / "wandb.places.json").is_file(), NICE_S)
     shutil.rmtree(run.dir)
     assert ended(process)[0] == 0 and not run.dir.exists()
     stage.lock.release()
