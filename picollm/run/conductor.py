@@ -163,6 +163,9 @@ class Conductor:
         while not lock.exclusive(patience=PATIENCE_S):
             if not self._requests():  # if there are, whoever holds it may have read its last: it is leaving
                 return 4
+        if not self._requests() and not any(lease.is_held(self.run.lock_file(name)) for name in pipeline.NAMES):
+            lock.release()  # the one before us did what we were started for, and had the last word
+            return 0
         over = threading.Event()
         recorder = MachineRecorder(self.run.machine_file, self.run.dir)
         thread = threading.Thread(target=recorder.record, args=(over,), daemon=True)

@@ -241,6 +241,12 @@ def test_a_conductor_that_leaves_slowly_is_waited_for_as_long_as_something_is_as
         assert coming.result(timeout=60) == 0 and state(run, "doctor") == "done"
 
 
+def test_a_conductor_that_comes_when_all_is_done_leaves_the_last_word_to_the_one_before(run: Run) -> None:
+    event_file.append(run.conductor_events, ev.Conductor(what="failed", text="no ink"))
+    assert conductor.Conductor(run).conduct() == 0 and words(run) == ["failed"]
+    assert not lease.is_held(run.conductor_lock)
+
+
 def test_a_broken_request_is_put_aside(run: Run) -> None:
     requests = run.dir / "conductor" / "requests"
     requests.mkdir(parents=True)
