@@ -13,11 +13,28 @@ from pathlib import Path
 
 import pytest
 
-from picollm.run import event_file, serving
+from picollm.run import event_file, launch, lease, serving
 from picollm.run import events as ev
 from picollm.run.folder import Run
 
 ROOT = Path(__file__).resolve().parents[2]
+WAIT_S = 600.0
+"""For what takes seconds; longer only where something hangs. A busy machine may stand still for a while."""
+
+# Every Python process of a held stage runs this first. Whoever looks at a training from outside is slower than it is.
+HOLD = """
+import os, time
+if "HOLD_AT" in os.environ:
+    from picollm.run.stage import StageContext
+    tell = StageContext.metrics
+
+    def metrics(self, step, values):
+        tell(self, step, values)
+        while step == int(os.environ["HOLD_AT"]) and not self.stop_requested():
+            time.sleep(0.02)
+
+    StageContext.metrics = metrics
+"""
 
 
 class Workplace:
@@ -25,23 +42,33 @@ class Workplace:
 
     def __init__(self, folder: Path) -> None:
         self.runs, self.home = folder / "runs", folder / "home"
+        (folder / "hold").mkdir()
+        (folder / "hold" / "sitecustomize.py").write_text(HOLD)
         kept = {key: value for key, value in os.environ.items() if not re.match(r"PICOLLM_|RANK$|WORLD_SIZE$", key)}
         self.env = kept | {
             "PICOLLM_RUNS": str(self.runs),
             "PICOLLM_HOME": str(self.home),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{folder / 'hold'}{os.pathsep}{ROOT}",
             "XDG_RUNTIME_DIR": str(folder),
             "TMPDIR": str(folder),
         }
 
-    def picollm(self, *words: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    def picollm(self, *words: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "picollm.cli", *words]
         return subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=timeout)
 
-    def launch(self, run: Run, stage: str, fresh: bool = False) -> subprocess.Popen[bytes]:
+    def launch(self, run: Run, stage: str, fresh: bool = False, hold: int = 0) -> subprocess.Popen[bytes]:
+        """With `hold`, training waits once it has told of that step, until it is asked to stop or killed."""
         argv = [sys.executable, "-m", "picollm.run.launch", "--run", str(run.dir), "--stage", stage]
         argv += ["--fresh"] if fresh else []
-        return subprocess.Popen(argv, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        env = self.env | ({"HOLD_AT": str(hold)} if hold else {})
+        return subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def kill(self, process: subprocess.Popen[bytes], run: Run, stage: str) -> None:
+        """Kill a stage, and wait until nothing of it is left."""
+        assert launch.kill_stage(run, stage)
+        process.wait(WAIT_S)
+        wait_for(lambda: not lease.is_held(run.lock_file(stage)), WAIT_S, "the last of its processes to end")
 
     def run(self, name: str) -> Run:
         return Run(self.runs / name)

@@ -19,9 +19,9 @@ from picollm.run.folder import Run
 from picollm.run.history import StageHistory
 from tests import published
 from tests.hub import LoopbackHub, parquet
-from tests.stages.conftest import Workplace, wait_for
+from tests.stages.conftest import WAIT_S, Workplace, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SOURCE = SOURCES["climbmix"]
 PER_FILE = 120
@@ -36,7 +36,10 @@ class Place:
 
     def __init__(self, folder: Path, hub: LoopbackHub) -> None:
         self.work, self.hub, self.folder = Workplace(folder), hub, folder
-        self.work.env |= hub.environment(folder / "hf", TOKEN) | {"HF_HUB_DOWNLOAD_TIMEOUT": "500"}
+        self.work.env |= hub.environment(folder / "hf", TOKEN) | {
+            "HF_HUB_DOWNLOAD_TIMEOUT": "500",
+            "HF_HUB_ETAG_TIMEOUT": "500",
+        }
         texts = [document.text[:200] for document in documents()]  # two files have less than 30 steps read
         for place, number in enumerate((0, 1, 2, 6542)):
             data = parquet(texts[place * PER_FILE : (place + 1) * PER_FILE])
@@ -52,7 +55,7 @@ class Place:
 
     def do(self, run: Run, *stages: str) -> None:
         for stage in stages:
-            code = self.work.launch(run, stage).wait(timeout=200)
+            code = self.work.launch(run, stage).wait(WAIT_S)
             assert code == 0, (stage, run.status(stage).reason)
 
     def parquet_requests(self) -> int:
@@ -81,17 +84,19 @@ def test_training_begins_with_the_first_files_and_waits_for_the_rest(place: Plac
     place.hub.fault(SOURCE.name(2), "slow", times=None, seconds=500)
     run = place.make("first")
     dataset = place.work.launch(run, "dataset")
-    wait_for(lambda: run.attempts("dataset") != [] and run.ready("dataset", 1) is not None, 60, "the first files")
+    wait_for(lambda: run.attempts("dataset") != [] and run.ready("dataset", 1) is not None, WAIT_S, "the first files")
     tokenizer = place.work.launch(run, "tokenizer")
-    wait_for(lambda: run.attempts("tokenizer") != [] and run.ready("tokenizer", 1) is not None, 60, "the first shards")
+    wait_for(
+        lambda: run.attempts("tokenizer") != [] and run.ready("tokenizer", 1) is not None, WAIT_S, "the first shards"
+    )
     place.do(run, "tokenizer_eval")
     pretrain = place.work.launch(run, "pretrain")
-    wait_for(lambda: phase(run, "pretrain") == "wait for data", 90, "pretrain to wait")
+    wait_for(lambda: phase(run, "pretrain") == "wait for data", WAIT_S, "pretrain to wait")
     assert run.status("dataset").state == "running" and run.status("tokenizer").state == "running"
     run.request_stop("pretrain")
-    assert pretrain.wait(timeout=60) == 0 and run.status("pretrain").state == "stopped"
+    assert pretrain.wait(WAIT_S) == 0 and run.status("pretrain").state == "stopped"
     place.hub.release()
-    assert dataset.wait(timeout=60) == 0 and tokenizer.wait(timeout=60) == 0
+    assert dataset.wait(WAIT_S) == 0 and tokenizer.wait(WAIT_S) == 0
     assert run.ready("tokenizer", 1).artifacts == run.finished("tokenizer").artifacts  # type: ignore[union-attr]
     place.do(run, "pretrain")
     assert len(losses(run)) == 30
@@ -131,12 +136,14 @@ def test_killed_while_downloading(place: Place) -> None:
     place.hub.fault(SOURCE.name(1), "slow", times=1, seconds=500)
     run = place.make("killed", "data.first_shards=3")
     process = place.work.launch(run, "dataset")
-    wait_for(lambda: (run.status("dataset").phase if run.attempts("dataset") else "") == "download", 60, "downloading")
+    wait_for(
+        lambda: (run.status("dataset").phase if run.attempts("dataset") else "") == "download", WAIT_S, "downloading"
+    )
     store = place.folder / "home" / "hub" / "verified"
-    wait_for(lambda: len(list(store.glob("*.json"))) == 3, 60, "the other three files")
+    wait_for(lambda: len(list(store.glob("*.json"))) == 3, WAIT_S, "the other three files")
     pid = next(e.pid for e in event_file.head_events(run.events_file("dataset", 1)) if isinstance(e, ev.Started))
     os.kill(pid, signal.SIGKILL)
-    process.wait(timeout=30)
+    process.wait(WAIT_S)
     assert run.status("dataset").state == "crashed"
     place.do(run, "dataset")
     assert place.hub.asked(SOURCE.name(0)) == 1 and place.hub.asked(SOURCE.name(1)) == 2
@@ -147,16 +154,16 @@ def test_who_waits_is_told_when_the_one_before_fails(place: Place) -> None:
     place.hub.fault(SOURCE.name(2), "slow", times=None, seconds=500)
     run = place.make("failing")
     dataset = place.work.launch(run, "dataset")
-    wait_for(lambda: run.attempts("dataset") != [] and run.ready("dataset", 1) is not None, 60, "the first files")
+    wait_for(lambda: run.attempts("dataset") != [] and run.ready("dataset", 1) is not None, WAIT_S, "the first files")
     tokenizer = place.work.launch(run, "tokenizer")
-    wait_for(lambda: run.attempts("tokenizer") != [] and phase(run, "tokenizer") == "wait for data", 60, "the wait")
+    wait_for(lambda: run.attempts("tokenizer") != [] and phase(run, "tokenizer") == "wait for data", WAIT_S, "the wait")
     place.hub.fault(SOURCE.name(2), "missing", times=None, method="")
     place.hub.faults[SOURCE.name(2)].pop(0)
     run.request_stop("dataset")
-    assert dataset.wait(timeout=60) == 0
-    assert tokenizer.wait(timeout=60) == 2
+    assert dataset.wait(WAIT_S) == 0
+    assert tokenizer.wait(WAIT_S) == 2
     assert "shard_00002.parquet is missing and the dataset stage has ended (stopped" in run.status("tokenizer").reason
-    assert place.work.launch(run, "dataset").wait(timeout=60) == 2
+    assert place.work.launch(run, "dataset").wait(WAIT_S) == 2
     reason = run.status("dataset").reason
     assert "cannot get shard_00002.parquet" in reason and "404 not found" in reason
     assert TOKEN not in place.said()
@@ -169,7 +176,7 @@ def test_rows_of_tasks_that_cannot_be_had_or_used_are_known_before_training(plac
     file = "main/train-00000-of-00001.parquet"
     place.hub.fault(file, "missing", times=None, method="")
     run = place.make("tasks", 'sft.mixture={ gsm8k = 20, "gsm8k:rows=5" = 5 }')
-    assert place.work.launch(run, "dataset").wait(timeout=200) == 2
+    assert place.work.launch(run, "dataset").wait(WAIT_S) == 2
     reason = run.status("dataset").reason
     assert f"cannot get {file} of openai/gsm8k" in reason and "404 not found" in reason
     place.hub.faults.clear()

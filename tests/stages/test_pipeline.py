@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from picollm.run import pipeline
+from picollm.run import pipeline, serving
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
-from tests.stages.conftest import Workplace
+from tests.stages.conftest import WAIT_S, Workplace
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_every_stage_is_done_and_the_manifest_holds_real_values(smoke: Run) -> None:
@@ -71,7 +71,7 @@ def test_a_wrong_identity_checksum_stops_before_training(workplace: Workplace, s
     run = workplace.copy(smoke, "checksum")
     rows = run.output("identity", "rows")
     rows.write_text(rows.read_text().replace("picollm", "somebody"))
-    assert workplace.launch(run, "sft").wait(timeout=120) == 2
+    assert workplace.launch(run, "sft").wait(WAIT_S) == 2
     status = run.status("sft")
     assert status.state == "failed" and "checksum" in status.reason and str(rows) in status.reason
 
@@ -79,8 +79,8 @@ def test_a_wrong_identity_checksum_stops_before_training(workplace: Workplace, s
 def test_another_tokenizer_is_refused(workplace: Workplace, smoke: Run) -> None:
     run = workplace.copy(smoke, "tokenizer")
     run.set(["tokenizer.vocab_size=900"])
-    assert workplace.launch(run, "tokenizer").wait(timeout=120) == 0
-    assert workplace.launch(run, "base_eval").wait(timeout=120) == 2
+    assert workplace.launch(run, "tokenizer").wait(WAIT_S) == 0
+    assert workplace.launch(run, "base_eval").wait(WAIT_S) == 2
     assert "tokenizer" in run.status("base_eval").reason
 
 
@@ -90,6 +90,7 @@ def test_chat_and_compare_answer(workplace: Workplace, smoke: Run) -> None:
     compare = workplace.picollm("compare", "--run", "smoke")
     assert compare.returncode == 0, compare.stderr
     assert "Why is the sky blue?" in compare.stdout
+    serving.stop_serving(smoke)  # else it ends by itself, while others look whether something changes in this run
 
 
 def test_your_own_text(workplace: Workplace, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
 from stages import preflight
-from tests.stages.conftest import Workplace
+from tests.stages.conftest import WAIT_S, Workplace
 
 
 def test_only_what_will_be_read_counts_as_text(tmp_path: Path) -> None:
@@ -80,13 +80,13 @@ def test_own_files_that_are_good_pass(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_three_ranks_measure_exchange_and_step_together(workplace: Workplace) -> None:
     sets = ("--set", "launch.nproc=3", "--set", "pretrain.steps=2")
     made = workplace.picollm("run", "--profile", "smoke", "--run", "three", *sets, "--only", "doctor")
     assert made.returncode == 0, made.stdout + made.stderr
     run = workplace.run("three")
-    assert workplace.launch(run, "preflight").wait(timeout=500) == 0, run.status("preflight").reason
+    assert workplace.launch(run, "preflight").wait(WAIT_S) == 0, run.status("preflight").reason
     made_plan = run.plan()
     assert made_plan is not None and made_plan.notes["world"] == 3 and made_plan.notes["memory_bytes"] > 2**28
     assert set(made_plan.figures["exchange"]) == {"world", "small_us", "algorithm_gb_s", "bus_gb_s"}
@@ -95,6 +95,6 @@ def test_three_ranks_measure_exchange_and_step_together(workplace: Workplace) ->
     history = StageHistory(run, "preflight").read_all()
     assert {"compute", "attention", "rows at a time", "decoding"} <= {choice.what for choice in history.choices}
     assert {check.name: check.status for check in history.checks} == {"training memory": "ok", "disk": "ok"}
-    assert workplace.launch(run, "preflight").wait(timeout=500) == 0
+    assert workplace.launch(run, "preflight").wait(WAIT_S) == 0
     again = run.plan()
     assert again == made_plan  # the same wishes: kept, not measured again

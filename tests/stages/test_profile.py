@@ -19,7 +19,7 @@ def files(run: Run) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "rl"])
 def test_a_stage_of_a_run(workplace: Workplace, smoke: Run, stage: str, tmp_path: Path) -> None:
     before = files(smoke)
@@ -36,7 +36,7 @@ def test_a_stage_of_a_run(workplace: Workplace, smoke: Run, stage: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_two_ranks_have_something_to_exchange(workplace: Workplace, smoke: Run) -> None:
     run = workplace.copy(smoke, "profiled")
     run.set(["launch.nproc=2"])
@@ -46,7 +46,7 @@ def test_two_ranks_have_something_to_exchange(workplace: Workplace, smoke: Run) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_profile_without_a_run_leaves_none(workplace: Workplace, smoke: Run) -> None:
     before = sorted(workplace.runs.iterdir())
     done = workplace.picollm("profile", "--profile", "smoke", "--steps", "2")

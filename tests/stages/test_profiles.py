@@ -16,7 +16,7 @@ from tests.evals.bundle import write_bundle, zip_bundle
 from tests.hub import LoopbackHub, parquet
 from tests.stages.conftest import Workplace
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PER_FILE = 150
 MIXTURE = (
@@ -73,7 +73,7 @@ def place(tmp_path: Path) -> Iterator[Workplace]:
 @pytest.mark.parametrize("profile", MORE)
 def test_a_profile_from_text_to_report(place: Workplace, profile: str) -> None:
     sets = [w for key, value in (MINIATURE | MORE[profile]).items() for w in ("--set", f"{key}={value}")]
-    done = place.picollm("run", "--profile", profile, "--run", "mini", *sets, timeout=850)
+    done = place.picollm("run", "--profile", profile, "--run", "mini", *sets, timeout=1700)
     assert done.returncode == 0, done.stdout + done.stderr
     run = place.run("mini")
     assert [status.state for status in run.statuses()] == ["done"] * len(pipeline.NAMES)

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from picollm.run import launch
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
-from tests.stages.conftest import Workplace, step_of, wait_for
+from tests.stages.conftest import WAIT_S, Workplace, step_of, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS = {"pretrain": 20, "midtrain": 10, "sft": 10, "rl": 3}
 
@@ -32,13 +31,12 @@ def tensors(run: Run, stage: str) -> dict[str, bytes]:
 @pytest.mark.parametrize("stage", STEPS)
 def test_killed_and_resumed_equals_undisturbed(workplace: Workplace, smoke: Run, stage: str) -> None:
     run = workplace.copy(smoke, f"killed-{stage}")
-    process = workplace.launch(run, stage, fresh=True)
+    process = workplace.launch(run, stage, fresh=True, hold=STEPS[stage] - 1)
     after = random.randrange(1, STEPS[stage])
-    wait_for(lambda: len(run.attempts(stage)) == 2 and step_of(run, stage) >= after, 120, f"step {after}")
-    assert launch.kill_stage(run, stage)
-    process.wait(timeout=30)
+    wait_for(lambda: len(run.attempts(stage)) == 2 and step_of(run, stage) >= after, WAIT_S, f"step {after}")
+    workplace.kill(process, run, stage)
     assert run.status(stage).state == "crashed" and "SIGKILL" in run.status(stage).reason
-    assert workplace.launch(run, stage).wait(timeout=300) == 0
+    assert workplace.launch(run, stage).wait(WAIT_S) == 0
     resumed = StageHistory(run, stage).read_all()
     assert resumed.series["loss"].steps == list(range(1, STEPS[stage] + 1))
     assert tensors(run, stage) == tensors(smoke, stage)
@@ -47,12 +45,12 @@ def test_killed_and_resumed_equals_undisturbed(workplace: Workplace, smoke: Run,
 @pytest.mark.parametrize("stage", ["pretrain", "rl"])
 def test_stopped_and_resumed_equals_undisturbed(workplace: Workplace, smoke: Run, stage: str) -> None:
     run = workplace.copy(smoke, f"stopped-{stage}")
-    process = workplace.launch(run, stage, fresh=True)
-    wait_for(lambda: len(run.attempts(stage)) == 2 and step_of(run, stage) >= 1, 120, "a step")
+    process = workplace.launch(run, stage, fresh=True, hold=STEPS[stage] - 2)
+    wait_for(lambda: len(run.attempts(stage)) == 2 and step_of(run, stage) >= 1, WAIT_S, "a step")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(WAIT_S) == 0
     assert run.status(stage).state == "stopped"
-    assert workplace.launch(run, stage).wait(timeout=300) == 0
+    assert workplace.launch(run, stage).wait(WAIT_S) == 0
     assert tensors(run, stage) == tensors(smoke, stage)
 
 
@@ -64,7 +62,7 @@ def test_killed_after_its_last_checkpoint_it_says_all_that_it_would_have(workpla
     kept = [line for line in file.read_text().splitlines() if '"finished"' not in line and "identity_check" not in line]
     file.write_text("\n".join(kept) + "\n")
     assert run.finished("sft") is None
-    assert workplace.launch(run, "sft").wait(timeout=300) == 0
+    assert workplace.launch(run, "sft").wait(WAIT_S) == 0
     after = run.finished("sft")
     assert after is not None and after.summary["identity"] == before.summary["identity"]
     assert after.artifacts == before.artifacts
@@ -75,14 +73,13 @@ def test_killed_after_its_last_checkpoint_it_says_all_that_it_would_have(workpla
 def test_two_ranks_killed_and_resumed(workplace: Workplace, smoke: Run, stage: str) -> None:
     twin = workplace.copy(smoke, f"ranks-{stage}")
     twin.set(["launch.nproc=2"])
-    assert workplace.launch(twin, stage, fresh=True).wait(timeout=600) == 0
+    assert workplace.launch(twin, stage, fresh=True).wait(WAIT_S) == 0
     run = workplace.copy(smoke, f"ranks-killed-{stage}")
     run.set(["launch.nproc=2"])
-    process = workplace.launch(run, stage, fresh=True)
-    wait_for(lambda: len(run.attempts(stage)) == 2 and step_of(run, stage) >= 2, 200, "two steps")
-    assert launch.kill_stage(run, stage)
-    process.wait(timeout=60)
-    assert workplace.launch(run, stage).wait(timeout=600) == 0
+    process = workplace.launch(run, stage, fresh=True, hold=STEPS[stage] - 1)
+    wait_for(lambda: len(run.attempts(stage)) == 2 and step_of(run, stage) >= 2, WAIT_S, "two steps")
+    workplace.kill(process, run, stage)
+    assert workplace.launch(run, stage).wait(WAIT_S) == 0
     assert tensors(run, stage) == tensors(twin, stage)
     one = StageHistory(smoke, stage).read_all().series["loss"].values
     two = StageHistory(run, stage).read_all().series["loss"].values
@@ -103,15 +100,15 @@ def held_out_losses(run: Run, stage: str) -> tuple[float, float]:
 def test_saved_at_two_ranks_resumed_at_another_number(workplace: Workplace, smoke: Run, resumed: int) -> None:
     run = workplace.copy(smoke, f"two-to-{resumed}")
     run.set(["launch.nproc=2"])
-    process = workplace.launch(run, "pretrain", fresh=True)
-    wait_for(lambda: len(run.attempts("pretrain")) == 2 and step_of(run, "pretrain") >= 3, 200, "three steps")
+    process = workplace.launch(run, "pretrain", fresh=True, hold=STEPS["pretrain"] - 2)
+    wait_for(lambda: len(run.attempts("pretrain")) == 2 and step_of(run, "pretrain") >= 3, WAIT_S, "three steps")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 0
+    assert process.wait(WAIT_S) == 0
     assert run.status("pretrain").state == "stopped"
     saved = StageHistory(run, "pretrain").read_all().series["loss"].steps[-1]
     assert 3 <= saved < STEPS["pretrain"]
     run.set([f"launch.nproc={resumed}"])
-    assert workplace.launch(run, "pretrain").wait(timeout=300) == 0
+    assert workplace.launch(run, "pretrain").wait(WAIT_S) == 0
     losses = StageHistory(run, "pretrain").read_all().series["loss"]
     assert losses.steps == list(range(1, STEPS["pretrain"] + 1))
     undisturbed = StageHistory(smoke, "pretrain").read_all().series["loss"].values
@@ -122,12 +119,12 @@ def test_saved_at_two_ranks_resumed_at_another_number(workplace: Workplace, smok
 
 def test_a_checkpoint_of_other_settings_is_not_resumed(workplace: Workplace, smoke: Run) -> None:
     run = workplace.copy(smoke, "other")
-    process = workplace.launch(run, "sft", fresh=True)
-    wait_for(lambda: len(run.attempts("sft")) == 2 and step_of(run, "sft") >= 1, 120, "a step")
+    process = workplace.launch(run, "sft", fresh=True, hold=STEPS["sft"] - 2)
+    wait_for(lambda: len(run.attempts("sft")) == 2 and step_of(run, "sft") >= 1, WAIT_S, "a step")
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
+    process.wait(WAIT_S)
     run.set(["sft.lr=0.5"])
-    assert workplace.launch(run, "sft").wait(timeout=120) == 2
+    assert workplace.launch(run, "sft").wait(WAIT_S) == 2
     assert "start over with --fresh" in run.status("sft").reason
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from picollm.run import event_file, launch
+from picollm.run import event_file
 from picollm.run import events as ev
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
-from tests.stages.conftest import Workplace, step_of, wait_for
+from tests.stages.conftest import WAIT_S, Workplace, step_of, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SETTINGS = ["rl.steps=6", "rl.eval_every=3", "rl.eval_items=24", "rl.pass_items=10", "rl.questions=4"]
 CURVES = ("reward", "reward_std", "solved", "useful", "tokens", "ended", "nll", "entropy", "lr")
@@ -26,7 +26,7 @@ def readings(run: Run) -> list[tuple[str, int, dict[str, float | None], int | No
 def undisturbed(workplace: Workplace, smoke: Run) -> Run:
     run = workplace.copy(smoke, "rl-undisturbed")
     run.set(SETTINGS)
-    assert workplace.launch(run, "rl", fresh=True).wait(timeout=300) == 0
+    assert workplace.launch(run, "rl", fresh=True).wait(WAIT_S) == 0
     return run
 
 
@@ -58,11 +58,10 @@ def test_killed_between_readings_they_are_each_there_once_and_the_same(
 ) -> None:
     run = workplace.copy(smoke, "rl-killed")
     run.set(SETTINGS)
-    process = workplace.launch(run, "rl", fresh=True)
-    wait_for(lambda: len(run.attempts("rl")) == 2 and step_of(run, "rl") >= 4, 200, "step 4")
-    assert launch.kill_stage(run, "rl")
-    process.wait(timeout=30)
-    assert workplace.launch(run, "rl").wait(timeout=300) == 0
+    process = workplace.launch(run, "rl", fresh=True, hold=4)
+    wait_for(lambda: len(run.attempts("rl")) == 2 and step_of(run, "rl") >= 4, WAIT_S, "step 4")
+    workplace.kill(process, run, "rl")
+    assert workplace.launch(run, "rl").wait(WAIT_S) == 0
     assert readings(run) == readings(undisturbed)
     mine, theirs = (StageHistory(one, "rl").read_all() for one in (run, undisturbed))
     for curve in CURVES:
@@ -76,7 +75,7 @@ def test_killed_between_readings_they_are_each_there_once_and_the_same(
 def test_two_ranks_report_what_one_does(workplace: Workplace, smoke: Run, undisturbed: Run) -> None:
     run = workplace.copy(smoke, "rl-ranks")
     run.set([*SETTINGS, "launch.nproc=2", "rl.steps=2"])
-    assert workplace.launch(run, "rl", fresh=True).wait(timeout=300) == 0
+    assert workplace.launch(run, "rl", fresh=True).wait(WAIT_S) == 0
     assert readings(run)[:2] == readings(undisturbed)[:2]
     two, one = (StageHistory(each, "rl").read_all().series for each in (run, undisturbed))
     for curve in CURVES:
@@ -93,6 +92,6 @@ def test_two_ranks_report_what_one_does(workplace: Workplace, smoke: Run, undist
 def test_fewer_questions_than_ranks(workplace: Workplace, smoke: Run) -> None:
     run = workplace.copy(smoke, "rl-few")
     run.set(["rl.questions=1", "launch.nproc=2"])
-    assert workplace.launch(run, "rl", fresh=True).wait(timeout=200) == 2
+    assert workplace.launch(run, "rl", fresh=True).wait(WAIT_S) == 2
     said = [event for event in event_file.tail_events(run.events_file("rl", run.attempts("rl")[-1]))]
     assert any(isinstance(event, ev.Failed) and "fewer than the 2 ranks" in event.error for event in said)
