@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import psutil
 import pytest
 import torch
+
+from tests.run.conftest import until
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 
@@ -67,7 +70,7 @@ def test_what_fails_is_a_row_and_the_table_stands(gpu: ModuleType, capsys: pytes
 
     row = gpu.tried("flash3", broken)
     assert row["note"] == "FAILED RuntimeError: an illegal memory access was encountered"
-    rows = gpu.run_section("machine", options(device="nonsense"), time.time() + 60)
+    rows = gpu.run_section("machine", options(device="nonsense"), time.time() + 600)
     assert rows[-1]["what"] == "section" and "ended with" in rows[-1]["note"] and "nonsense" in rows[-1]["note"]
     gpu.print_table([{"section": "d12", **row}, {"section": "d12", "what": "sdpa", "tok/s": "531,000"}, *rows])
     gpu.print_goals([{"section": "d12", "what": "sdpa", "tok/s": "531,000"}])
@@ -75,24 +78,47 @@ def test_what_fails_is_a_row_and_the_table_stands(gpu: ModuleType, capsys: pytes
     assert "illegal memory access" in text and "best here 531,000" in text and "goal d24: not measured" in text
 
 
+def is_dead(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.mark.slow
 def test_a_section_out_of_time_takes_its_processes_along(gpu: ModuleType, tmp_path: Path, monkeypatch) -> None:
     """A compiler's worker that outlived its section would hold the pipe that the next one waits for."""
-    script = tmp_path / "section.py"
+    script, said = tmp_path / "section.py", tmp_path / "said"
+    asked: list[float] = []
+
+    class Timer:
+        """The time is up as soon as the section has said something, however long that takes."""
+
+        def __init__(self, seconds: float, kill: Callable[..., None], args: tuple[int, int]) -> None:
+            asked.append(seconds)
+            self.thread = threading.Thread(target=lambda: until(said.exists) and kill(*args))
+
+        def start(self) -> None:
+            self.thread.start()
+
+        def cancel(self) -> None:
+            self.thread.join()
+
+    monkeypatch.setattr(gpu, "threading", SimpleNamespace(Thread=threading.Thread, Timer=Timer))
     script.write_text(
         "import json, subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "print('ROW ' + json.dumps({'section': 'machine', 'what': str(child.pid)}), flush=True)\n"
+        f"open({str(said)!r}, 'w').close()\n"
         "time.sleep(600)\n"
     )
     monkeypatch.setattr(gpu, "__file__", str(script))
     child, ended = gpu.run_section("machine", options(), time.time() - 10)
-    assert ended["note"] == "out of time"
-    with contextlib.suppress(psutil.NoSuchProcess):
-        assert psutil.Process(int(child["what"])).status() == psutil.STATUS_ZOMBIE
+    assert ended["note"] == "out of time" and asked == [5.0]
+    until(lambda: is_dead(int(child["what"])))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and "no CUDA GPU here" in done.stdout and not done.stderr

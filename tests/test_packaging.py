@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NO_INDEX = ("No matching distribution found for hatchling", "Temporary failure in name resolution")
+NO_INDEX = ("No matching distribution found for hatchling", "Temporary failure in name resolution", "timed out")
 
 
 @pytest.fixture(scope="module")

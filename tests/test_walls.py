@@ -23,7 +23,7 @@ print(" ".join(sorted(sys.modules)))
 
 
 def loaded(program: str) -> set[str]:
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 

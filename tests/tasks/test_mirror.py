@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import http.server
 import shutil
+import socket
 import threading
 import urllib.request
 from email.message import Message
@@ -91,10 +92,13 @@ def test_out_of_reach_it_is_what_was_there_last(site):
     server.shutdown()
     server.server_close()
     said: list[str] = []
-    assert mirror.local(f"{at}/me.jsonl", said.append) == path
-    assert "cannot reach 127.0.0.1" in said[0] and "fetched earlier" in said[0]
-    text = refused(f"{at}/other.jsonl")
-    assert "cannot reach 127.0.0.1" in text and "refused" in text
+    with socket.socket() as nobody:
+        nobody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        nobody.bind(("127.0.0.1", server.server_port))  # nor does anybody else get the port and answer there
+        assert mirror.local(f"{at}/me.jsonl", said.append) == path
+        assert "cannot reach 127.0.0.1" in said[0] and "fetched earlier" in said[0]
+        text = refused(f"{at}/other.jsonl")
+        assert "cannot reach 127.0.0.1" in text and "refused" in text
     shutil.copy(folder / "me.jsonl", path)
     path.write_text(path.read_text().replace("Bo", "Al"))
     assert "checksum" in refused(f"{at}/me.jsonl")

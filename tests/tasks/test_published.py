@@ -35,7 +35,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
     with LoopbackHub() as found:
         for name, value in {"ENDPOINT": found.url, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(tmp_path / "cache"),
                             "HF_HUB_DISABLE_XET": True, "HUGGINGFACE_CO_URL_TEMPLATE":
-                            found.url + "/{repo_id}/resolve/{revision}/{filename}"}.items():  # fmt: skip
+                            found.url + "/{repo_id}/resolve/{revision}/{filename}",
+                            "HF_HUB_DOWNLOAD_TIMEOUT": 60, "HF_HUB_ETAG_TIMEOUT": 60}.items():  # fmt: skip
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setenv("PICOLLM_HOME", str(tmp_path / "home"))
         monkeypatch.setattr(data_hub, "BACKOFF_S", 0.01)

@@ -52,13 +52,12 @@ def test_long_runs_do_not_overflow(tok: Tokenizer) -> None:
         assert tok.decode(tok.encode(text)) == text
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("unit", ["thequickbrownfox", "=-", "_", "你好"])
 def test_long_runs_do_not_slow_training_down(unit: str) -> None:
     run = unit * (600_000 // len(unit))
-    begun = time.monotonic()
+    begun = time.process_time()
     tok = train_tokenizer([f"before {run} after"], 400)
-    assert time.monotonic() - begun < 20  # uncut it takes minutes
+    assert time.process_time() - begun < 30  # of all threads; uncut it takes minutes
     assert tok.decode(tok.encode(run)) == run
 
 
