@@ -81,12 +81,12 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("PICOLLM_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PICOLLM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    sets = [*EVERY_STEP_SAVED[1::2], "pretrain.steps=80", "machine.compile=off"]
+    sets = [*EVERY_STEP_SAVED[1::2], "pretrain.steps=200", "machine.compile=off"]
     run = Run.create("two", settings.load("smoke", sets=sets, environ={}))
     first = pipeline.NAMES[: pipeline.NAMES.index("pretrain")]
     conductor.ask(run, conductor.plan_request(run, list(first)))
     until(lambda: run.status(first[-1]).state in ("done", "failed"), seconds=300, what="the stages before training")
-    until(lambda: not any(status.state == "running" for status in run.statuses()), seconds=30)
+    until(lambda: not any(status.state == "running" for status in run.statuses()), seconds=60)
     run.set(["launch.nnodes=2", "launch.nproc=1", f"launch.rendezvous={ADDRESSES[0]}:29500", "launch.timeout=0.5"])
     return run
 
@@ -98,7 +98,7 @@ def test_the_cable_is_pulled_and_put_back(hosts: Hosts, prepared: Run) -> None:
     join = [*picollm, "launch", "--join", "--run", run.name, "--node-rank", "1"]
 
     first, second = hosts.start(0, *train), hosts.start(1, *join)
-    until(lambda: step_of(run, "pretrain") >= 5, seconds=120, what="five steps on two hosts")
+    until(lambda: step_of(run, "pretrain") >= 5, seconds=240, what="five steps on two hosts")
     hosts.cable("down")
     said, joined = first.communicate(timeout=200)[0], second.communicate(timeout=200)[0]
     assert first.returncode == 1 and second.returncode == 1, said + joined
@@ -110,7 +110,7 @@ def test_the_cable_is_pulled_and_put_back(hosts: Hosts, prepared: Run) -> None:
 
     hosts.cable("up")
     first, second = hosts.start(0, *train), hosts.start(1, *join)
-    said, joined = first.communicate(timeout=300)[0], second.communicate(timeout=60)[0]
+    said, joined = first.communicate(timeout=300)[0], second.communicate(timeout=120)[0]
     assert first.returncode == 0 and second.returncode == 0, said + joined
     resumed = [
         event for event in event_file.read_events(run.events_file("pretrain", 2)) if isinstance(event, ev.Resumed)
