@@ -18,9 +18,11 @@ from tui.preferences import Preferences
 if TYPE_CHECKING:
     from textual.pilot import Pilot
 
+    from tui.app import PicollmApp
+
 SIZE = (120, 40)
 LARGEST = 1000
-PATIENCE_S = 8.0
+PATIENCE_S = 30.0
 ANSWERS_S = 120.0
 ASKING = "compare:ask"
 QUIET_S = 0.4  # a screen that did not change for so long is complete
@@ -71,7 +73,7 @@ async def _draw(
         look.toured = True
     app = PicollmApp(options, look=look)
     async with app.run_test(size=size) as pilot:
-        await settled(pilot, lambda: app.main.view.known)
+        await settled(pilot, lambda: _read(app))
         if tab == "help":
             app.action_help()
             await settled(pilot)
@@ -85,6 +87,12 @@ async def _draw(
         svg = app.export_screenshot(title=f"picollm-tui · {Path(options.run).name}")
     # A picture must not fetch fonts from somebody's server when it is looked at.
     return re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)
+
+
+def _read(app: PicollmApp) -> bool:
+    """Whether the run was looked at, and the stage that is shown."""
+    detail = app.main.detail
+    return app.main.view.known and detail is not None and detail.stage == app.main.stage
 
 
 async def settled(

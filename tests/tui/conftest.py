@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import textual.app
+import textual.pilot
+from textual._wait import wait_for_idle
+from textual.notifications import Notification
 
 from picollm.run.folder import Run
 from tests.fixtures import make_runs
@@ -16,6 +21,22 @@ from tui import asks
 from tui.app import PicollmApp
 
 WIDE, NARROW = (120, 40), (80, 24)
+TURNS = 100  # of the event loop; far more than a key takes from the terminal to what it does
+
+
+@pytest.fixture(autouse=True)
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the machine stands still: a key that was pressed has been acted on before the next is, which the
+    pilot goes by the clock for, and messages stay on the screen until they are taken away."""
+
+    async def turned(*how: float) -> None:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        await wait_for_idle(*how)
+
+    for module in (textual.app, textual.pilot):
+        monkeypatch.setattr(module, "wait_for_idle", turned)
+    monkeypatch.setattr(Notification, "time_left", 1e6)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from picollm.run import events as ev
 from picollm.run.folder import Run
 from tests.fixtures import make_runs
 from tests.tui import pictures
+from tests.tui.conftest import shown, until
 from tui import asks
 from tui.app import PicollmApp
 from tui.export import settled
@@ -126,16 +127,46 @@ def fixed() -> Iterator[Path]:
     shutil.rmtree(root)
 
 
+async def read(app: Any, pilot: Any) -> None:
+    """Wait until the reader has looked at everything twice and found nothing more, however long it gets no processor:
+    what the open tab shows has then been posted."""
+    reader, calm, real = app.reader, 0, type(app.reader).look
+
+    def look() -> bool:
+        nonlocal calm
+        busy = real(reader)
+        calm = 0 if busy else calm + 1
+        reader._wake.set()
+        return busy
+
+    reader.look = look
+    reader._wake.set()
+    try:
+        await until(pilot, lambda: calm > 2)
+    finally:
+        del reader.look
+
+
 def complete(app: PicollmApp) -> bool:
-    """Whether everything that the open tab waits for has been read."""
-    if not app.main.view.known or app.main.detail is None:
+    """Whether everything that the open tab waits for has been read and drawn."""
+    detail, plain = app.main.detail, app.main.plain
+    if not app.main.view.known or detail is None or detail.stage != app.main.stage:
         return False
+    tried = bool(app.main.view.stage(app.main.stage).attempt)
+    if app.main.tab == "log":
+        return not tried or "this is a fixture" in shown(app)
+    if app.main.tab == "report":
+        return not app.main.report or not app.main.report[0] or "No report yet" not in plain
+    if app.main.tab == "runs":
+        pane: Any = app.main.panes["runs"]
+        return pane.known and all(one.read for one in pane.rows)
     if app.main.tab == "machine":
         return "CPU" in app.main.plain
     if app.main.tab == "doctor":
         return bool(app.main.checks) or not app.main.view.stage("doctor").attempt
     if app.main.tab == "train":
-        return not app.main.view.stage(app.main.stage).attempt or bool(app.main.detail.curves)
+        pane = app.main.panes["train"]
+        return not tried or (bool(pane.charts) and "┴" in plain and not pane._stale())
     return True
 
 
@@ -152,10 +183,11 @@ async def bring_up(app: Any, pilot: Any, shot: Shot) -> None:
     await app.action_show_tab(tab)
     if tab == "machine" and not any(status.attempt for status in app.main.view.stages):
         app.main.panes["machine"].sample()  # nothing ran, so nothing was recorded: the app reads by itself
-    await settled(pilot, lambda: complete(app), quiet=0.15)
+    await read(app, pilot)
+    await settled(pilot, lambda: complete(app), quiet=0.15, patience=60)
     if shot.keys:
         await pilot.press(*shot.keys)
-        await settled(pilot, quiet=0.15)
+        await settled(pilot, quiet=0.15, patience=60)
 
 
 @pytest.mark.parametrize("kind", SESSIONS)
