@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from picollm.run import lease
 from picollm.run.checks import CHECKS
 from tests.tui.conftest import NARROW, WIDE, until
 
@@ -19,16 +20,18 @@ async def test_all_checks_again_and_one_selected(a_run, an_app, tmp_path, monkey
         def new() -> bool:
             return all(name in app.main.plain for name in CHECKS) and "no route to the hub" not in app.main.plain
 
-        await until(pilot, new, 30)  # the doctor's stage found that, before
+        await until(pilot, new)  # the doctor's stage found that, before
         pane = app.main.panes["doctor"]
+        events = run.dir / "jobs" / "doctor" / "events.jsonl"
+        await until(pilot, lambda: b'"finished"' in events.read_bytes() and not pane._found.awaited)
+        await until(pilot, lambda: not lease.is_held(events.parent / "lock"))
         await pilot.press(*["K"] * 20)
         first = pane.selected
         await pilot.press("J")
         assert pane.selected != first and CHECKS[pane.selected].about[:30] in app.main.plain
-        events = run.dir / "jobs" / "doctor" / "events.jsonl"
         size = events.stat().st_size
         await pilot.press("enter")
-        await until(pilot, lambda: events.read_bytes()[size:].count(b'"finished"') == 1, 30)
+        await until(pilot, lambda: events.read_bytes()[size:].count(b'"finished"') == 1)
         assert events.read_bytes()[size:].count(b'"check"') == 1
     assert run.status("doctor").state == "done" and run.attempts("doctor") == [1]
 
@@ -41,7 +44,7 @@ async def test_before_there_is_a_run_this_machine_can_be_checked(
     async with app.run_test(size=NARROW) as pilot:
         await until(pilot, lambda: "a checks this machine now" in " ".join(app.main.plain.split()))
         await pilot.press("a")
-        await until(pilot, lambda: "hub token" in app.main.plain, 30)
+        await until(pilot, lambda: "hub token" in app.main.plain)
     assert list(runs.iterdir()) == []
 
 

@@ -25,7 +25,8 @@ from tests.tui.conftest import WIDE, shown, until
 from tui import asks
 from tui.app import PicollmApp
 
-PATIENCE = 40.0
+PATIENCE = 60.0
+ENDLESS = {"steps": 10_000_000, "sleep": 0.01}
 
 
 def state(app: PicollmApp, name: str) -> str:
@@ -34,7 +35,7 @@ def state(app: PicollmApp, name: str) -> str:
 
 async def test_launch_watch_stop_resume(fake_runs) -> None:  # noqa: F811
     run = Run.create("r", settings.load(environ={}))
-    script(run, pretrain={"steps": 4000, "sleep": 0.01})
+    script(run, pretrain=ENDLESS)
     app = PicollmApp(asks.Options(run="r", go=True))
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: state(app, "pretrain") == "running", PATIENCE)
@@ -52,7 +53,7 @@ async def test_launch_watch_stop_resume(fake_runs) -> None:  # noqa: F811
 
 async def test_closing_the_app_stops_nothing_and_it_reopens_where_things_stand(fake_runs) -> None:  # noqa: F811
     run = Run.create("r", settings.load(environ={}))
-    script(run, doctor={"steps": 3000, "sleep": 0.01})
+    script(run, doctor=ENDLESS)
     app = PicollmApp(asks.Options(run="r"))
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: app.main.view.exists)
@@ -71,7 +72,7 @@ async def test_closing_the_app_stops_nothing_and_it_reopens_where_things_stand(f
 
 async def test_a_second_stop_asks_and_kills(fake_runs, monkeypatch) -> None:  # noqa: F811
     run = Run.create("r", settings.load(environ={}))
-    script(run, doctor={"steps": 10, "sleep": 20})
+    script(run, doctor={"deaf": True})
     app = PicollmApp(asks.Options(run="r"))
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: app.main.view.exists)
@@ -131,7 +132,7 @@ async def test_go_makes_a_new_run_with_its_settings(runs, an_app, monkeypatch) -
 def command(*arguments: str, runs) -> subprocess.CompletedProcess[str]:
     environ = os.environ | {"PYTHONPATH": str(ROOT), "PICOLLM_RUNS": str(runs)}
     return subprocess.run([sys.executable, "-m", "tui.app", *arguments], cwd=runs, capture_output=True, text=True,
-                          env=environ, timeout=60)  # fmt: skip
+                          env=environ, timeout=240)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def on_a_terminal(runs) -> tuple[int, int, bytes]:
         os.chdir(runs)
         environ = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
         os.execve(sys.executable, [sys.executable, "-m", "tui.app", "--run", "finished"], environ)
-    written, end = b"", time.monotonic() + 30
+    written, end = b"", time.monotonic() + PATIENCE
     while b"Doctor" not in written:
         assert time.monotonic() < end, written[-2000:]
         if select.select([terminal], [], [], 0.1)[0]:
@@ -186,7 +187,7 @@ def test_signals_leave_the_terminal_as_it_was(number, a_run, runs) -> None:
     pid, terminal, written = on_a_terminal(runs)
     assert b"\x1b[?1049h" in written
     os.kill(pid, number)
-    process, end = psutil.Process(pid), time.monotonic() + 30
+    process, end = psutil.Process(pid), time.monotonic() + PATIENCE
     while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
         try:
             if select.select([terminal], [], [], 0.1)[0]:
@@ -204,7 +205,7 @@ def test_a_terminal_that_vanishes_ends_the_app(a_run, runs) -> None:
     a_run("finished")
     pid, terminal, _ = on_a_terminal(runs)
     os.close(terminal)
-    end = time.monotonic() + 15
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if os.waitpid(pid, os.WNOHANG)[0]:
             return

@@ -86,7 +86,7 @@ async def test_new_keys_work_and_are_shown(a_run, an_app, as_found) -> None:
     app = an_app("finished")
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: app.main.view.exists)
-        assert "F11 Help" in shown(app).splitlines()[-1]
+        await until(pilot, lambda: "F11 Help" in shown(app).splitlines()[-1])
         await pilot.press("5")
         assert app.main.tab == "stage"
         await pilot.press("f12")

@@ -11,6 +11,7 @@ from picollm.run import event_file, serving
 from picollm.run.errors import UserError
 from picollm.run.folder import Run
 from picollm.run.history import StageHistory
+from tests.run.conftest import until as eventually
 from tests.tui.conftest import WIDE, shown, until
 from tui import asks
 from tui.app import PicollmApp
@@ -81,11 +82,7 @@ def test_hours_in_which_nothing_ran_are_passed_over(a_run, monkeypatch) -> None:
     player.start()
     try:
         player.seek(1)
-        end = 0
-        while player.run.attempts("rl")[-1:] != [2]:
-            end += 1
-            assert end < 500
-            player._closing.wait(0.02)
+        eventually(lambda: player.run.attempts("rl")[-1:] == [2])
     finally:
         player.close()
 
@@ -107,7 +104,7 @@ lock = lease.Lock(folder / "lock"); lock.share()
 me = lease.identify()
 write_atomic(folder / "address.json", msgspec.json.encode(serving.Address(uds="x", pid=me.pid, host=me.host,
              boot_id=me.boot_id, start_ticks=me.start_ticks)).decode())
-print("here", flush=True); time.sleep(60)
+print("here", flush=True); time.sleep(3600)
 """
 
 
@@ -123,7 +120,7 @@ def test_who_was_asked_during_a_replay_leaves_with_it_and_nobody_else(a_run) -> 
         player.seek(-1)
         assert serving.serving(player.run) is not None
         player.close()
-        assert children[1].wait(5) != 0 and children[0].poll() is None
+        assert children[1].wait(60) != 0 and children[0].poll() is None
         assert not player.run.dir.exists() and serving.serving(run) is not None
     finally:
         for child in children:

@@ -3,6 +3,8 @@ conversation. The stages are processes that do next to nothing, the models a sta
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from textual.widgets import Input
 
@@ -15,12 +17,20 @@ from tests.tui.test_talk import ANSWERS, FakeClient
 from tui import asks
 from tui.app import PicollmApp
 
-PATIENCE = 40.0
+PATIENCE = 60.0
 
 
 async def test_from_nothing_to_a_conversation(fake_runs, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr(serving, "ensure_serving", lambda run: serving.Address(uds="nowhere"))
     monkeypatch.setattr(serving, "Client", FakeClient)
+    create = Run.create
+
+    def scripted(name: str, *how: Any) -> Run:
+        run = create(name, *how)
+        script(run, pretrain={"steps": 10_000_000, "sleep": 0.01})  # before anything of it can be launched
+        return run
+
+    monkeypatch.setattr(Run, "create", scripted)
     app = PicollmApp(asks.Options(run="demo"))
     view = lambda stage: app.main.view.stage(stage).state  # noqa: E731
     async with app.run_test(size=WIDE) as pilot:
@@ -36,7 +46,6 @@ async def test_from_nothing_to_a_conversation(fake_runs, monkeypatch: pytest.Mon
         await pilot.press("g")
         await until(pilot, lambda: app.main.view.name == "mine" and app.main.view.exists, PATIENCE)
         run = Run.open("mine")
-        script(run, pretrain={"steps": 4000, "sleep": 0.01})
 
         # Watched while it trains.
         await until(pilot, lambda: view("pretrain") == "running", PATIENCE)
