@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-EVERY_S = 0.5
+EVERY_S, STEP_S = 0.5, 0.1
 GRACE_S = 0.5
 
 
@@ -58,7 +58,8 @@ def give_size(fd: int) -> None:
         return  # no terminal at all is said elsewhere
 
 
-PATIENCE_S = 1.5
+ANSWER_S, END_S = 2.0, 10.0
+"""What the event loop has to answer a signal, and after that to end the process."""
 _NORMAL = (
     "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1015l"  # mouse
     "\x1b[?2004l\x1b[?1004l\x1b[?2048l\x1b[<u"  # bracketed paste, focus and resize reports, key protocol
@@ -67,25 +68,38 @@ _NORMAL = (
 
 
 def leave_on_signals(fd: int, leave: Callable[[], object]) -> None:
-    """On SIGTERM and SIGHUP call `leave` in the event loop; when that has not ended the process soon, whatever keeps
-    the loop busy, put the terminal behind `fd` back as it was found and end it."""
+    """On SIGTERM and SIGHUP call `leave` in the event loop; when the loop does not get to it, whatever keeps it busy,
+    or that does not end the process, put the terminal behind `fd` back as it was found and end it."""
     try:
         found = termios.tcgetattr(fd)
     except (termios.error, OSError):
         return
 
+    answered = threading.Event()
+
+    def wait(seconds: float) -> None:
+        """In steps, since a machine that stood still gave the loop no time either."""
+        for _ in range(round(seconds / STEP_S)):
+            time.sleep(STEP_S)
+
     def force() -> None:
-        time.sleep(PATIENCE_S)
+        wait(ANSWER_S)
+        if answered.is_set():
+            wait(END_S)
         try:
             os.write(fd, _NORMAL.encode())
             termios.tcsetattr(fd, termios.TCSANOW, found)
         finally:  # also when the terminal is gone: then there is nothing to restore
             os._exit(1)
 
+    def answer() -> None:
+        answered.set()
+        leave()
+
     def asked(number: int, frame: FrameType | None) -> None:
         threading.Thread(target=force, name="leave", daemon=True).start()
         try:
-            asyncio.get_running_loop().call_soon_threadsafe(leave)
+            asyncio.get_running_loop().call_soon_threadsafe(answer)
         except RuntimeError:  # before the app, or after it
             os.kill(os.getpid(), signal.SIGINT)
 

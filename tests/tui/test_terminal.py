@@ -11,10 +11,9 @@ import sys
 import termios
 import time
 
-import psutil
 import pytest
 
-from tests.run.conftest import ROOT
+from tests.run.conftest import ROOT, until
 
 PATIENCE_S = 60.0
 LEFT = b"\x1b[?1049l"
@@ -49,13 +48,15 @@ class Session:
 
     def end(self) -> int:
         """The exit code, with everything that was still sent."""
-        code = self.process.wait(PATIENCE_S)
-        while select.select([self.ours], [], [], 0.2)[0]:
-            try:
-                self.seen += os.read(self.ours, 65536)
-            except OSError:
-                break
-        return code
+        end, more = time.monotonic() + PATIENCE_S, True
+        while more or self.process.poll() is None:  # read meanwhile: a terminal that is full holds who writes to it
+            assert time.monotonic() < end, "it does not end"
+            if more := bool(select.select([self.ours], [], [], 0.2)[0]):
+                try:
+                    self.seen += os.read(self.ours, 65536)
+                except OSError:
+                    break
+        return self.process.wait(PATIENCE_S)
 
     def restored(self) -> bool:
         at = self.seen.rfind(LEFT)
@@ -96,20 +97,35 @@ def test_sigterm_restores_the_terminal(session) -> None:
 
 HANG = """
 import time
+from picollm.run.folder import picollm_home
 from tui.widgets.doctor import DoctorPane
-DoctorPane.update_from = lambda self, *rest: time.sleep(600)
+def hang(self, *rest):
+    (picollm_home() / "hangs").touch()
+    time.sleep(600)
+DoctorPane.update_from = hang
 """
 
 
-def test_sigterm_restores_the_terminal_of_an_app_that_hangs(session) -> None:
+def test_sigterm_restores_the_terminal_of_an_app_that_hangs(session, tmp_path) -> None:
     app = session(HANG)
     os.write(app.ours, b"5")
-    process = psutil.Process(app.process.pid)
-    used = -1.0
-    while used != (used := sum(process.cpu_times()[:2])):  # until it hangs
-        time.sleep(0.5)
+    until((tmp_path / "home" / "hangs").exists)
     app.process.send_signal(signal.SIGTERM)
     assert app.end() == 1
+    assert app.restored()
+
+
+SLOW = """
+import time
+from tui.app import PicollmApp
+PicollmApp.on_unmount = lambda self: time.sleep(4)
+"""
+
+
+def test_an_app_that_only_takes_its_time_to_end_is_not_cut_short(session) -> None:
+    app = session(SLOW)
+    app.process.send_signal(signal.SIGTERM)
+    assert app.end() == 0
     assert app.restored()
 
 
