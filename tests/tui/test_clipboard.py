@@ -13,6 +13,7 @@ from tui import clipboard
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("PICOLLM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(clipboard, "WAIT_S", 60.0)
     return tmp_path / "home"
 
 

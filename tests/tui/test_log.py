@@ -256,12 +256,14 @@ async def test_lines_have_the_colours_of_the_theme(a_run, an_app) -> None:
         await until(pilot, lambda: "error: full" in shown(app))
         for theme in ("light", "dark"):
             app.dress(Preferences(theme=theme, toured=True))
-            await pilot.pause(0.1)
-            drawn = {segment.text.strip(): segment.style for strip in app.main.panes["log"].lines._shown
-                     for segment in strip if segment.text.strip()}  # fmt: skip
             moods = {"step 1": "plain", "Warning: slow": "warn", "error: full": "bad"}
-            assert {words: drawn[words].color for words in moods} == {words: tones.tone(mood).color
-                                                                      for words, mood in moods.items()}  # fmt: skip
+            wanted = {words: tones.tone(mood).color for words, mood in moods.items()}
+
+            def drawn() -> dict[str, object]:
+                return {segment.text.strip(): segment.style.color for strip in app.main.panes["log"].lines._shown
+                        for segment in strip if segment.text.strip()}  # fmt: skip
+
+            await until(pilot, lambda drawn=drawn, wanted=wanted: drawn() == wanted)
 
 
 async def test_mark_select_and_copy(a_run, an_app, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +324,7 @@ async def test_a_pager_that_cannot_be_had_is_a_sentence(a_run, an_app, monkeypat
 
 def test_a_million_lines_are_searched(tmp_path: Path) -> None:
     file = log(tmp_path, b"some words of a log line\n" * 999_999 + b"error: the last\n")
-    begun = time.monotonic()
+    begun = time.process_time()
     assert found(file, ERROR) == [999_999] == found(file, re.compile("last"))
     assert nearest(Matches(file, [re.compile("last")]), 1_000_000, -1) == 999_999
-    assert time.monotonic() - begun < 60
+    assert time.process_time() - begun < 60

@@ -49,10 +49,10 @@ def test_clean_drops_escapes_and_keeps_a_progress_bars_last_state() -> None:
 def test_a_million_lines_open_fast(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"some words of a log line\n" * 1_000_000)
-    begun = time.monotonic()
+    begun = time.process_time()
     file = _all(LogFile(path))
     assert file.lines == 1_000_000 and file.window(999_990, 40)[-1] == "some words of a log line"
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
 
 
 @settings(max_examples=60, deadline=None)

@@ -20,6 +20,7 @@ from tui import asks, conversations, export
 from tui.screens.ask import PickScreen
 from tui.screens.voice import VoiceScreen
 from tui.voices import Known, Voice
+from tui.widgets import compare
 from tui.widgets.differ import difference
 
 ANSWERS = {
@@ -35,6 +36,8 @@ class FakeClient:
 
     asked: list[tuple[str, Any, dict[str, Any]]] = []  # noqa: RUF012
     pause = 0.005
+    halt_at, go_on = -1, asyncio.Event()
+    """Before this word it waits until it may go on."""
 
     def __init__(self, address: object) -> None:
         pass
@@ -53,6 +56,8 @@ class FakeClient:
             yield serving.Delta(calls=(ToolCall("27+45", "72"),))
         for number, word in enumerate(words):
             await asyncio.sleep(self.pause)
+            if number == self.halt_at:
+                await self.go_on.wait()
             written = (" " if number else "") + word
             other = Token(written, -0.1, ((written, -0.1), (" otherwise", -2.5)))
             yield serving.Delta(text=written, seen=(Token(" rare", -4.6) if number == 1 else other,))
@@ -64,6 +69,7 @@ class FakeClient:
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeClient]:
     FakeClient.asked, FakeClient.pause = [], 0.005
+    FakeClient.halt_at, FakeClient.go_on = -1, asyncio.Event()
     monkeypatch.setattr(serving, "ensure_serving", lambda run: serving.Address(uds="nowhere"))
     monkeypatch.setattr(serving, "Client", FakeClient)
     return FakeClient
@@ -126,7 +132,7 @@ async def test_either_side_can_be_anybody_and_what_differs_is_told(a_run, an_app
         await until(pilot, lambda: "What they are" not in shown(app))
 
 
-async def test_stepping_and_watching_go_through_the_checkpoints_of_a_run(a_run, an_app, fake) -> None:
+async def test_stepping_and_watching_go_through_the_checkpoints_of_a_run(a_run, an_app, fake, monkeypatch) -> None:
     run = a_run("finished")
     for step in (100, 200, 300):
         checkpoint(run, "base_checkpoints", step)
@@ -135,7 +141,10 @@ async def test_stepping_and_watching_go_through_the_checkpoints_of_a_run(a_run, 
         pane = await opened(pilot, "compare")
         await pilot.press("enter")
         await until(pilot, lambda: pane.a.answer.text == ANSWERS["base"] and not pane.busy)
-        await pilot.press("left_curly_bracket", "left_curly_bracket")
+        monkeypatch.setattr(compare, "PAUSE_S", 3600.0)
+        await pilot.press("left_curly_bracket")
+        monkeypatch.setattr(compare, "PAUSE_S", 0.01)
+        await pilot.press("left_curly_bracket")
         await until(pilot, lambda: pane.a.title == "base@200" and pane.a.answer.text == ANSWERS["base"])
         assert [asked[0] for asked in fake.asked].count("base@300") == 0, "only where it ends is asked"
         fake.asked.clear()
@@ -192,7 +201,7 @@ async def test_one_key_carries_on_into_chat(a_run, an_app, fake) -> None:
 
 async def test_chat_stops_edits_and_begins_anew(a_run, an_app, fake) -> None:
     a_run("finished")
-    fake.pause = 0.2
+    fake.halt_at = 2
     app = an_app("finished", tab="chat")
     async with app.run_test(size=NARROW) as pilot:
         chat = await opened(pilot, "chat")
@@ -293,7 +302,7 @@ async def test_an_endless_answer_does_not_hold_the_app(tab, a_run, an_app, fake,
         pane = await opened(pilot, tab)
         await pilot.press(*("enter",) if tab == "compare" else ("i", *"Hi", "enter"))
         await until(pilot, lambda: "word word word" in shown(app))
-        await until(pilot, lambda: not pane.busy and "30,000 words" in shown(app), seconds=20)
+        await until(pilot, lambda: not pane.busy and "30,000 words" in shown(app))
         drawn = pane.b if tab == "compare" else pane.turns.views[-1].query_one(".words")
         assert "the first 129,999 characters are not drawn" in " ".join(drawn.plain.split())
         await pilot.press("escape", "home")
@@ -303,7 +312,7 @@ async def test_an_endless_answer_does_not_hold_the_app(tab, a_run, an_app, fake,
 async def test_a_conversation_is_on_disk_while_it_is_answered(a_run, an_app, fake, monkeypatch) -> None:
     run = a_run("finished")
     monkeypatch.setattr("tui.widgets.chat.KEEP_S", 0.05)
-    fake.pause = 0.05
+    fake.pause, fake.halt_at = 0.06, 8
     before = {one.id for one in conversations.kept(run.dir / "conversations")}
     app = an_app("finished", tab="chat")
 
@@ -316,7 +325,8 @@ async def test_a_conversation_is_on_disk_while_it_is_answered(a_run, an_app, fak
         await until(pilot, lambda: bool(kept()) and chat.busy)  # as a kill -9 would leave it
         await until(pilot, lambda: len(kept()[0].turns) == 2)
         assert kept()[0].turns[0].content == "What?" and ANSWERS["rl"].startswith(kept()[0].turns[1].content)
-        assert kept()[0].turns[1].finish_reason in ("cut", "stop")
+        assert kept()[0].turns[1].finish_reason == "cut"
+        fake.go_on.set()
         await until(pilot, lambda: not chat.busy and kept()[0].turns[1].finish_reason == "stop")
 
 
@@ -362,7 +372,7 @@ async def test_an_answer_stays_where_no_word_comes_of_another(how, a_run, an_app
     async def silence(self: FakeClient, model: str, prompt: str):
         if how == "refused":
             raise UserError("the inference process is gone")
-        await asyncio.sleep(60)
+        await asyncio.sleep(3600)
         yield serving.Delta()
 
     async with app.run_test(size=WIDE) as pilot:
@@ -425,8 +435,8 @@ async def test_earlier_conversations_open(a_run, an_app) -> None:
 
 async def test_pictures_of_compare_and_chat_show_answers(a_run, fake) -> None:
     a_run("finished")
-    compare = await export._draw(asks.Options(run="finished", tab="compare"), "compare", (160, 40), None, True)
-    assert "ended&#160;properly" in compare and "list&#160;of&#160;the&#160;words" in compare
+    sides = await export._draw(asks.Options(run="finished", tab="compare"), "compare", (160, 40), None, True)
+    assert "ended&#160;properly" in sides and "list&#160;of&#160;the&#160;words" in sides
     chat = await export._draw(asks.Options(run="finished", tab="chat"), "chat", (160, 40), None, False)
     assert "new&#160;conversation" not in chat and "you" in chat
 

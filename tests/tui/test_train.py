@@ -40,7 +40,8 @@ async def test_focus_full_screen_zoom_crosshair_and_back(a_run, an_app) -> None:
         assert pane.look.focused == "loss" and "▸ Loss" in pane.plain and "step 160 of 160" in pane.plain
         await pilot.press("n")
         second = pane.look.focused
-        assert second != "loss" and pane.plain.count("▸") == 1
+        assert second != "loss"
+        await until(pilot, lambda: pane.plain.count("▸") == 1 and drawn(pane))
         await pilot.press("p", "enter")
         await until(pilot, lambda: pane.alone and pane.plain.count("└") == 1 and not app.main.rail.display)
         await pilot.press("plus", "plus")
@@ -49,11 +50,12 @@ async def test_focus_full_screen_zoom_crosshair_and_back(a_run, an_app) -> None:
         await pilot.press("left")
         assert (pane.look.window.low, pane.look.window.high) == (110, 150)
         await pilot.press("c", "left", "left")
-        assert "crosshair at" in pane.plain and 140 < pane.look.cross < 150
+        await until(pilot, lambda: "crosshair at" in pane.plain)
+        assert 140 < pane.look.cross < 150
         for _ in range(3):  # crosshair, full screen, window
             await pilot.press("escape")
         await until(pilot, lambda: pane.look.cross is None and not pane.alone and pane.look.window is None)
-        assert app.main.rail.display
+        await until(pilot, lambda: app.main.rail.display)
 
 
 async def test_a_click_chooses_the_chart_and_puts_the_crosshair_there(a_run, an_app) -> None:
@@ -79,7 +81,7 @@ async def test_units_smoothing_log_scale_and_y_by_hand(a_run, an_app) -> None:
         before = pane.plain
         await pilot.press("m")
         await until(pilot, lambda: "X: time" in pane.plain and drawn(pane))
-        assert "0:00" in pane.plain
+        await until(pilot, lambda: "0:00" in pane.plain)
         await pilot.press("m", "e", "L")
         await until(pilot, lambda: "smoothing 0.98" in pane.plain and "log Y" in pane.plain and drawn(pane))
         await pilot.press("L", "right_square_bracket", "right_square_bracket", "u")
@@ -101,7 +103,7 @@ async def test_a_filter_shows_what_matches_and_says_when_nothing_does(a_run, an_
         await pilot.press("slash", *"^le", "enter")
         await until(pilot, lambda: [one.series for one in pane.charts] == ["lr"] and "filter ^le" in pane.plain)
         await pilot.press("slash", "left_parenthesis", "enter")
-        assert "not a regular expression" in shown(app)
+        await until(pilot, lambda: "not a regular expression" in shown(app))
         await pilot.press("escape", "slash", *"xyz", "enter")
         await until(pilot, lambda: "No chart matches xyz" in pane.plain)
         await pilot.press("escape")
@@ -191,6 +193,7 @@ async def test_a_stage_chosen_by_hand_stays_when_train_had_shown_it_before(a_run
         await on_charts(pilot)
         await until(pilot, lambda: app.main.stage == "pretrain")
         app.reader.close()
+        app.reader.join()  # from here on it is told what there is by nobody else
         view = app.main.view
 
         async def now(active: str, stage: str) -> None:
