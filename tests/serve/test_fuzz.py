@@ -15,6 +15,8 @@ from picollm.infer.engine import Engine
 from picollm.serve.api import ModelHub, create_app
 from tests.infer.fakes import ByteTokenizer, tiny_model
 
+pytestmark = pytest.mark.timeout(900)  # hundreds of requests
+
 PATHS = ("/v1/chat/completions", "/v1/completions")
 LONGEST = 3  # tokens of an answer; fuzzing is about requests
 

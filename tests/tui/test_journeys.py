@@ -25,7 +25,8 @@ from tests.tui.conftest import WIDE, shown, until
 from tui import asks
 from tui.app import PicollmApp
 
-PATIENCE = 60.0
+PATIENCE = 240.0
+pytestmark = pytest.mark.timeout(900)  # dozens of processes, one after another
 ENDLESS = {"steps": 10_000_000, "sleep": 0.01}
 
 

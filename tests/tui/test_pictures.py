@@ -190,6 +190,7 @@ async def bring_up(app: Any, pilot: Any, shot: Shot) -> None:
         await settled(pilot, quiet=0.15, patience=60)
 
 
+@pytest.mark.timeout(900)  # dozens of pictures
 @pytest.mark.parametrize("kind", SESSIONS)
 async def test_screens_look_as_they_did(kind: str, fixed: Path, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PICOLLM_RUNS", str(fixed / kind))

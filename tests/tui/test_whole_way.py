@@ -17,7 +17,9 @@ from tests.tui.test_talk import ANSWERS, FakeClient
 from tui import asks
 from tui.app import PicollmApp
 
-PATIENCE = 60.0
+PATIENCE = 240.0
+
+pytestmark = pytest.mark.timeout(900)  # dozens of processes, one after another
 
 
 async def test_from_nothing_to_a_conversation(fake_runs, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
