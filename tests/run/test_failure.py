@@ -130,7 +130,7 @@ def work(ctx):
     from picollm.train.session import start_ranks
     ranks = start_ranks(ctx)
     ranks.sum(torch.ones(1))
-    if ctx.rank == 1:
+    while ctx.rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     ranks.sum(torch.ones(1))
     return Outcome()
