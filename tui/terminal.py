@@ -58,8 +58,9 @@ def give_size(fd: int) -> None:
         return  # no terminal at all is said elsewhere
 
 
-ANSWER_S, END_S = 2.0, 10.0
-"""What the event loop has to answer a signal, and after that to end the process."""
+WORK_S, ANSWER_S, END_S = 2.0, 10.0, 10.0
+"""What the event loop has to answer a signal, in seconds of the processor and by the clock, and then to end the
+process. By the clock alone, one that gets no processor would be taken for one that hangs."""
 _NORMAL = (
     "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1015l"  # mouse
     "\x1b[?2004l\x1b[?1004l\x1b[?2048l\x1b[<u"  # bracketed paste, focus and resize reports, key protocol
@@ -77,15 +78,14 @@ def leave_on_signals(fd: int, leave: Callable[[], object]) -> None:
 
     answered = threading.Event()
 
-    def wait(seconds: float) -> None:
-        """In steps, since a machine that stood still gave the loop no time either."""
-        for _ in range(round(seconds / STEP_S)):
-            time.sleep(STEP_S)
-
     def force() -> None:
-        wait(ANSWER_S)
+        begun, steps = time.process_time(), 0  # a machine that stands still makes no steps
+        while not answered.is_set() and steps * STEP_S < ANSWER_S and time.process_time() - begun < WORK_S:
+            time.sleep(STEP_S)
+            steps += 1
         if answered.is_set():
-            wait(END_S)
+            for _ in range(round(END_S / STEP_S)):
+                time.sleep(STEP_S)
         try:
             os.write(fd, _NORMAL.encode())
             termios.tcsetattr(fd, termios.TCSANOW, found)

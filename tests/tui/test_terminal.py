@@ -96,12 +96,12 @@ def test_sigterm_restores_the_terminal(session) -> None:
 
 
 HANG = """
-import time
 from picollm.run.folder import picollm_home
 from tui.widgets.doctor import DoctorPane
 def hang(self, *rest):
     (picollm_home() / "hangs").touch()
-    time.sleep(600)
+    while True:
+        pass
 DoctorPane.update_from = hang
 """
 
