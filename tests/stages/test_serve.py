@@ -172,7 +172,7 @@ def test_all_but_loopback_asks_for_a_token(made: Run, tmp_path: Path) -> None:
 def test_what_cannot_be_served_is_one_line_that_says_what_to_run(runs: Path) -> None:
     foreign = make("foreign", "boats and rain")
     train_tokenizer(["something else entirely"], 280).save(foreign.dir / "tokenizer")
-    with Foreground("serve", "--run", "foreign") as server:
+    with Foreground("serve", "--run", "foreign", "--port", "0") as server:
         assert server.process.wait(WAIT_S) == 2
         [_, last] = server.said
     assert last.startswith("error: ") and "another tokenizer" in last
