@@ -191,8 +191,20 @@ class LeanDriver(LinuxDriver):
     """Textual's own driver, with a pen."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
+        self._left = False
         super().__init__(*arguments, **more)
         self._pen = Pen()
+
+    def _sigtstp_application(self, *_: object) -> None:
+        self._left = True
+        super()._sigtstp_application()
+
+    def _sigcont_application(self, *_: object) -> None:
+        """Who was stopped without being asked (SIGSTOP) has never left the terminal, and goes on as if nothing was:
+        entered a second time, it could not be left any more."""
+        if self._left:
+            self._left = False
+            super()._sigcont_application()
 
     def write(self, data: str) -> None:
         lean = self._pen.lean(data)

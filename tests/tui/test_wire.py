@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import tui_ruler
@@ -96,6 +97,19 @@ def test_every_end_restores_the_terminal(number: int, terminal: tui_ruler.Termin
         assert time.monotonic() < end
         time.sleep(0.01)
     until(lambda: terminal.left_on() == [], what="what it wrote last is read")
+    assert terminal.code == 0
+
+
+def test_who_was_stopped_from_outside_goes_on_and_can_be_left(terminal: tui_ruler.Terminal) -> None:
+    os.kill(terminal.pid, signal.SIGSTOP)
+    until(lambda: terminal.process.status() == psutil.STATUS_STOPPED)
+    os.kill(terminal.pid, signal.SIGCONT)
+    rest(terminal)
+    terminal.press("4")
+    until(lambda: "this is a fixture" in terminal.text())
+    terminal.press("q")
+    until(lambda: not terminal.alive())
+    until(lambda: terminal.left_on() == [])
     assert terminal.code == 0
 
 
