@@ -58,9 +58,8 @@ def give_size(fd: int) -> None:
         return  # no terminal at all is said elsewhere
 
 
-WORK_S, ANSWER_S, END_S = 2.0, 10.0, 10.0
-"""What the event loop has to answer a signal, in seconds of the processor and by the clock, and then to end the
-process. By the clock alone, one that gets no processor would be taken for one that hangs."""
+PATIENCE_S = 1.5
+"""What the event loop has to end the process when a signal asks it to; the terminal is to be restored within two."""
 _NORMAL = (
     "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1015l"  # mouse
     "\x1b[?2004l\x1b[?1004l\x1b[?2048l\x1b[<u"  # bracketed paste, focus and resize reports, key protocol
@@ -69,37 +68,26 @@ _NORMAL = (
 
 
 def leave_on_signals(fd: int, leave: Callable[[], object]) -> None:
-    """On SIGTERM and SIGHUP call `leave` in the event loop; when the loop does not get to it, whatever keeps it busy,
-    or that does not end the process, put the terminal behind `fd` back as it was found and end it."""
+    """On SIGTERM and SIGHUP call `leave` in the event loop; when that has not ended the process soon, whatever keeps
+    the loop busy, put the terminal behind `fd` back as it was found and end it."""
     try:
         found = termios.tcgetattr(fd)
     except (termios.error, OSError):
         return
 
-    answered = threading.Event()
-
     def force() -> None:
-        begun, steps = time.process_time(), 0  # a machine that stands still makes no steps
-        while not answered.is_set() and steps * STEP_S < ANSWER_S and time.process_time() - begun < WORK_S:
+        for _ in range(round(PATIENCE_S / STEP_S)):  # in steps: a machine that stood still gave the loop no time either
             time.sleep(STEP_S)
-            steps += 1
-        if answered.is_set():
-            for _ in range(round(END_S / STEP_S)):
-                time.sleep(STEP_S)
         try:
             os.write(fd, _NORMAL.encode())
             termios.tcsetattr(fd, termios.TCSANOW, found)
         finally:  # also when the terminal is gone: then there is nothing to restore
             os._exit(1)
 
-    def answer() -> None:
-        answered.set()
-        leave()
-
     def asked(number: int, frame: FrameType | None) -> None:
         threading.Thread(target=force, name="leave", daemon=True).start()
         try:
-            asyncio.get_running_loop().call_soon_threadsafe(answer)
+            asyncio.get_running_loop().call_soon_threadsafe(leave)
         except RuntimeError:  # before the app, or after it
             os.kill(os.getpid(), signal.SIGINT)
 
