@@ -23,7 +23,7 @@ WORDS_PATIENCE_S = 5.0
 """So long a word may take to arrive: from a rank that is just failing, or over a shared file system."""
 MOST_QUOTED = 160
 ECHO = re.compile(
-    r"gloo|nccl|c10d|TCPStore|process ?group|connection (reset|refused|closed)|broken pipe", re.IGNORECASE
+    r"gloo|nccl|c10d|TCPStore|process ?group|connection (reset|refused|closed)|pair closure|broken pipe", re.IGNORECASE
 )
 SILENCE = re.compile(r"tim(ed|e) ?out", re.IGNORECASE)
 

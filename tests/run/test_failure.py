@@ -18,6 +18,7 @@ from tests.run.conftest import script
 
 CLOSED = "RuntimeError: [../gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4242"
 TIMED_OUT = "RuntimeError: [../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 6000ms for recv operation"
+GIVEN_UP = "RuntimeError: Application timeout caused pair closure"  # gloo, of an operation that came after
 
 
 def word(rank: int, error: str, when: float = 0.0, **more: Any) -> Word:
@@ -52,6 +53,7 @@ def test_when_all_only_lost_each_other_the_silent_ones_are_named() -> None:
 
 
 def test_what_torch_says_of_lost_ranks_is_an_echo() -> None:
+    assert failure.is_echo(RuntimeError(GIVEN_UP)) and "no answer from the others" in said(word(0, GIVEN_UP, echo=True))
     assert failure.is_echo(RuntimeError(CLOSED)) and failure.is_echo(RuntimeError("NCCL communicator was aborted"))
     assert failure.is_echo(type("DistBackendError", (RuntimeError,), {})("x"))
     assert not failure.is_echo(RuntimeError("shape mismatch")) and not failure.is_echo(ValueError("nccl"))
