@@ -154,7 +154,7 @@ def complete(app: PicollmApp) -> bool:
         return False
     tried = bool(app.main.view.stage(app.main.stage).attempt)
     if app.main.tab == "log":
-        return not tried or "this is a fixture" in shown(app)
+        return not tried or any(words in shown(app) for words in ("this is a fixture", "what it printed"))
     if app.main.tab == "report":
         return not app.main.report or not app.main.report[0] or "No report yet" not in plain
     if app.main.tab == "runs":
