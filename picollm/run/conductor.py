@@ -200,10 +200,10 @@ class Conductor:
             elif not active and self.goals:
                 if self._mend(statuses):
                     continue
-                waiting = ", ".join(_title(goal) for goal in self.goals)
+                waiting = ", ".join(pipeline.title(goal) for goal in self.goals)
                 missing = [statuses[o] for o in pipeline.upstream(self.goals[0]) if statuses[o].state != "done"]
                 reasons = ", ".join(
-                    f"{_title(s.name)} ({s.state}{': ' + s.reason if s.reason else ''})" for s in missing
+                    f"{pipeline.title(s.name)} ({s.state}{': ' + s.reason if s.reason else ''})" for s in missing
                 )
                 self._say("failed", f"{waiting}: waiting for {reasons}, which nobody asked for")
                 return 1
@@ -242,7 +242,7 @@ class Conductor:
             return False
         self.mended |= set(lost)
         self.goals = [name for name in pipeline.NAMES if name in self.goals or name in lost]
-        self._say("mending", "; ".join(f"{_title(name)}: {statuses[name].reason}" for name in lost))
+        self._say("mending", "; ".join(f"{pipeline.title(name)}: {statuses[name].reason}" for name in lost))
         return True
 
     def _launch(self, name: str) -> None:
@@ -274,7 +274,7 @@ class Conductor:
             if status.state == "stalled" and (name, status.attempt) not in self.dumped:
                 self.dumped.add((name, status.attempt))
                 launch.dump_stack(self.run, name)
-                self._say("stalled", f"{_title(name)}: {status.reason}; its stack is in its console log")
+                self._say("stalled", f"{pipeline.title(name)}: {status.reason}; its stack is in its console log")
             if name in self.running and status.state not in ACTIVE:
                 child = self.children.get(name)
                 if (child is not None and child.poll() is None) or lease.is_held(self.run.lock_file(name)):
@@ -296,7 +296,7 @@ class Conductor:
         lost = [goal for goal in self.goals if goal == name or goal in _later(name)]
         self.goals = [goal for goal in self.goals if goal not in lost]
         self.failed = True
-        self._say(status.state, f"{_title(name)}: {status.reason}")
+        self._say(status.state, f"{pipeline.title(name)}: {status.reason}")
 
     def _stop_running(self, statuses: dict[str, StageStatus]) -> None:
         """Whoever asked us to stop may not have seen a stage that we were just starting."""
@@ -361,10 +361,6 @@ class Conductor:
 
 def _later(name: str) -> tuple[str, ...]:
     return pipeline.from_stage(name)[1:]
-
-
-def _title(name: str) -> str:
-    return pipeline.stage(name).title
 
 
 def main(folder: Path) -> int:

@@ -186,6 +186,11 @@ def stage(name: str) -> Stage:
     return BY_NAME[name]
 
 
+def title(name: str) -> str:
+    """What people call a stage; the name itself of one that a run remembers and that there is no more."""
+    return BY_NAME[name].title if name in BY_NAME else name
+
+
 def unplanned_s(name: str, minutes: float) -> float | None:
     """Seconds to expect before preflight has planned the run, from its budget; None where the machine's speed decides
     (`run.minutes = 0`) and nobody has measured it."""

@@ -160,9 +160,9 @@ def _inherit(status: StageStatus, own: set[str], needs: list[StageStatus]) -> No
     if status.state == "done" and (unfinished or stale):
         status.state = "stale"
         status.reason = (
-            f"{_title((changed or stale)[-1].name)} is stale"
+            f"{pipeline.title((changed or stale)[-1].name)} is stale"
             if changed or not unfinished
-            else (f"{_title(unfinished[-1].name)} is being made again ({unfinished[-1].state})")
+            else (f"{pipeline.title(unfinished[-1].name)} is being made again ({unfinished[-1].state})")
         )
     awaited = unfinished or any(need.pending for need in stale)
     status.pending = bool(awaited) and not changed and own <= {"made", "lost"}
@@ -170,11 +170,6 @@ def _inherit(status: StageStatus, own: set[str], needs: list[StageStatus]) -> No
         status.lost = ""
     elif stale and not own and not changed and not awaited:
         status.lost = "upstream"
-
-
-def _title(name: str) -> str:
-    row = pipeline.BY_NAME.get(name)  # a run may remember one that there is no more
-    return row.title if row else name
 
 
 def _fold(status: StageStatus, head: list[ev.AnyEvent], tail: list[ev.AnyEvent], now: float, going_on: bool) -> None:
@@ -222,7 +217,7 @@ def _stale_reasons(
         if then.get(key) != now.get(key):
             if ":" in key:
                 maker, _, made = key.partition(":")
-                reasons.append(_Reason("made", f"{_title(maker)} made a new {made}"))
+                reasons.append(_Reason("made", f"{pipeline.title(maker)} made a new {made}"))
             else:
                 reasons.append(_Reason("changed", f"{key} was {then.get(key)!r}, is now {now.get(key)!r}"))
     return reasons
