@@ -231,9 +231,8 @@ def kill_stage(run: Run, name: str) -> bool:
     if not lease.is_held(run.lock_file(name)):
         return False
     killed = any([lease.kill_tree(who) for who in _identities(run, name)])
-    end = time.monotonic() + KILL_AFTER_S
-    while killed and lease.is_held(run.lock_file(name)) and time.monotonic() < end:
-        time.sleep(0.05)
+    if killed:
+        lease.freed(run.lock_file(name), KILL_AFTER_S)
     return killed
 
 

@@ -196,6 +196,16 @@ def is_held(path: Path) -> bool:
         return not _try_flock(fd)
 
 
+def freed(path: Path, within: float) -> bool:
+    """Wait until nobody holds this lock file, for `within` seconds at most; whether nobody does."""
+    end = time.monotonic() + within
+    while is_held(path):
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def _open_to_ask(path: Path) -> int:
     """Writable where possible: NFS grants exclusive locks only to those who may write."""
     try:

@@ -102,12 +102,10 @@ def stop_serving(run: Run) -> bool:
     who = lease.Identity(address.pid, address.host, address.boot_id, address.start_ticks)
     if not lease.signal_process(who, signal.SIGTERM):
         return False
-    for kill in (False, True):
-        end = time.monotonic() + STOP_PATIENCE_S
-        if kill:
-            lease.kill_tree(who)
-        while lease.is_held(serve_folder(run) / "lock") and time.monotonic() < end:
-            time.sleep(0.05)
+    lock = serve_folder(run) / "lock"
+    if not lease.freed(lock, STOP_PATIENCE_S):
+        lease.kill_tree(who)
+        lease.freed(lock, STOP_PATIENCE_S)
     return True
 
 
