@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 from picollm.run import conductor, event_file, lease, serving
@@ -58,7 +59,7 @@ class Follower:
         self.stopping = False
         self.called_off = False
         self.hung_up = False
-        self._conductor_events = event_file.EventReader(run.conductor_events, _size(run))
+        self._conductor_events = event_file.EventReader(run.conductor_events, size_of(run.conductor_events))
         self._next_progress = time.monotonic() + PROGRESS_EVERY_S
 
     def follow(self) -> int:
@@ -191,7 +192,7 @@ class Follower:
         if key not in self.readers:
             file = self.run.events_file(*key)
             seen = status.attempt <= self.before.get(status.name, 0)
-            self.readers[key] = event_file.EventReader(file, file.stat().st_size if seen and file.exists() else 0)
+            self.readers[key] = event_file.EventReader(file, size_of(file) if seen else 0)
         while events := self.readers[key].poll():
             for event in events:
                 if isinstance(event, ev.Metrics):
@@ -228,17 +229,11 @@ class Follower:
                 return STOPPED
             if status.state in ("failed", "crashed") and status.attempt > self.floor[status.name]:
                 self._complain(f"{status.name} {status.state}: {status.reason}")
-                return self._failure_code(status)
+                return failure_code(self.run, status)
         if self.called_off:
             self._complain(f"stopped; go on with: picollm resume --run {self.run.name}")
             return STOPPED
         return self._conductor_gave_up()
-
-    def _failure_code(self, status: StageStatus) -> int:
-        for event in reversed(event_file.tail_events(self.run.events_file(status.name, status.attempt))):
-            if isinstance(event, ev.Failed):
-                return USERS if event.code == 2 else OURS
-        return OURS
 
     def _conductor_gave_up(self) -> int:
         if self.last_word is not None and self.last_word.what not in ("started", "launched", "adopted", "mending"):
@@ -255,9 +250,17 @@ class Follower:
         print(f"error: {text}", file=sys.stderr, flush=True)
 
 
-def _size(run: Run) -> int:
+def failure_code(run: Run, status: StageStatus) -> int:
+    """Whose fault it was that a stage failed, as an exit code: the person's, as its last words say, or ours."""
+    tail = event_file.tail_events(run.events_file(status.name, status.attempt))
+    failed = next((event for event in reversed(tail) if isinstance(event, ev.Failed)), None)
+    return USERS if failed is not None and failed.code == 2 else OURS
+
+
+def size_of(file: Path) -> int:
+    """Its bytes so far; 0 while there is none."""
     try:
-        return run.conductor_events.stat().st_size
+        return file.stat().st_size
     except OSError:
         return 0
 

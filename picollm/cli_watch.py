@@ -10,13 +10,12 @@ import heapq
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from picollm.cli_follow import DONE, OURS, STOPPED, USERS, duration
+from picollm.cli_follow import DONE, OURS, STOPPED, USERS, duration, failure_code, size_of
 from picollm.cli_show import existing
 from picollm.run import event_file, lease, pipeline
 from picollm.run import events as ev
@@ -55,11 +54,11 @@ class Watcher:
         self.said_at: dict[str, float] = {}
         self.states: dict[str, tuple[int, str]] = {}
         self.codes: dict[str, int] = {}
-        self._conductor = event_file.EventReader(run.conductor_events, 0 if begin else _size(run.conductor_events))
+        self._conductor = event_file.EventReader(run.conductor_events, 0 if begin else size_of(run.conductor_events))
         if not begin:
             for name in self.names:
                 for attempt in run.attempts(name):
-                    self._reader(name, attempt).offset = _size(run.events_file(name, attempt))
+                    self._reader(name, attempt).offset = size_of(run.events_file(name, attempt))
 
     def watch(self, wait: bool) -> int:
         """Follow to the end; the exit code."""
@@ -163,18 +162,13 @@ class Watcher:
         elif broken:
             title = pipeline.stage(broken[0].name).title
             text = f"{title} {broken[0].state}; go on with: picollm resume --run {self.run.name}"
-            code = self.codes.get(broken[0].name) or self._failure_code(broken[0])
+            code = self.codes.get(broken[0].name) or failure_code(self.run, broken[0])
         elif not any(status.attempt for status in statuses):
             text, code = f"nothing has run yet; start it with: picollm run --run {self.run.name}", STOPPED
         else:
             text, code = f"nothing runs; go on with: picollm resume --run {self.run.name}", STOPPED
         self.say("end", text, stage="", code=code)
         return code
-
-    def _failure_code(self, status: StageStatus) -> int:
-        tail = event_file.tail_events(self.run.events_file(status.name, status.attempt))
-        failed = next((event for event in reversed(tail) if isinstance(event, ev.Failed)), None)
-        return USERS if failed is not None and failed.code == 2 else OURS
 
 
 def where_it_stands(run: Run, statuses: list[StageStatus]) -> str:
@@ -251,10 +245,3 @@ def figure(value: float | None) -> str:
     if value is None:
         return "not a number"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
