@@ -9,12 +9,13 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from textual.strip import Strip
 
 from tui import chart_export, state
 from tui.axis import Pace, Range, Ways, fitting
 from tui.pyramid import Pyramid
 from tui.widgets import canvas, chart
-from tui.widgets.chart import Mark, Trace, View, Words
+from tui.widgets.chart import Mark, Picture, Trace, View, Words
 from tui.widgets.chart_list import Chart, choose
 from tui.widgets.looks import STRENGTHS, Look
 
@@ -31,8 +32,13 @@ def a_trace(values: list[float], first: int = 1, letter: str = "") -> Trace:
     return Trace(tower.curve(), pace.ways(), letter)
 
 
+def composed(drawn: Picture, traces: list[Trace], view: View, words: Words, cross: float | None) -> list[Strip]:
+    """A whole chart, as the screen shows it."""
+    return [chart.title(drawn, traces, view, words, cross), *chart.body(drawn, traces, view, words, cross)]
+
+
 def rows_of(trace: Trace, view: View, cross: float | None = None, **words) -> list[str]:
-    strips = chart.compose(chart.picture([trace], view), [trace], view, Words("Loss", **words), cross)
+    strips = composed(chart.picture([trace], view), [trace], view, Words("Loss", **words), cross)
     return [strip.text for strip in strips]
 
 
@@ -65,7 +71,7 @@ def test_any_floats_make_a_chart_of_its_size(values, width, height, unit, streng
     by_hand = Range(*sorted(y)) if y and y[0] != y[1] and not log else None
     view = View(width, height, Range(0.0, max(1.0, 3.0 * len(values))), unit, strength, log, by_hand)
     drawn = chart.picture([trace, other], view)
-    strips = chart.compose(drawn, [trace, other], view, Words("Loss", True, (Mark(3, "1", "second"),)), cross)
+    strips = composed(drawn, [trace, other], view, Words("Loss", True, (Mark(3, "1", "second"),)), cross)
     assert len(strips) == view.rows + 3
     assert all(strip.cell_length <= max(width, chart.LABELS + 1) for strip in strips)
 
@@ -164,7 +170,7 @@ def test_of_two_marks_in_one_cell_the_later_is_seen_and_notes_are_cut_at_a_word(
 def test_another_runs_line_ends_in_its_letter() -> None:
     mine, other = a_trace([2.0] * 50), a_trace([3.0] * 50, letter="a")
     view = View(60, 12, Range(0.0, 100.0), strength=0.9)
-    strips = chart.compose(chart.picture([mine, other], view), [mine, other], view, Words("Loss"), 0.4)
+    strips = composed(chart.picture([mine, other], view), [mine, other], view, Words("Loss"), 0.4)
     assert "a 3" in strips[0].text and any("a" in strip.text[8:] for strip in strips[1:-2])
 
 
@@ -214,7 +220,7 @@ def test_a_run_that_ended_before_the_crosshair_has_no_value_there() -> None:
     trace, other = a_trace([float(step) for step in range(100)]), a_trace([7.0] * 10, letter="a")
     view = View(60, 12, Range(0.0, 100.0))
     picture = chart.picture([trace, other], view)
-    there = [chart.compose(picture, [trace, other], view, Words("Loss"), cross)[0].text for cross in (0.05, 0.5)]
+    there = [composed(picture, [trace, other], view, Words("Loss"), cross)[0].text for cross in (0.05, 0.5)]
     assert "a 7" in there[0] and "a –" in there[1]
 
 

@@ -1,7 +1,7 @@
 """One chart as lines of cells: title with the newest values, labelled axes, the curves, and marks on the X axis.
 
 Pure: no screen is touched and no clock is asked. `picture` is the costly half (it draws), and depends only on its
-arguments; `compose` puts title, axes, marks and crosshair around it, and is cheap enough for every key press.
+arguments; `title` and `body` put the rest around it, and are cheap enough for every key press.
 """
 
 from __future__ import annotations
@@ -211,13 +211,9 @@ def figure(unit: str, x: float) -> str:
     return count(round(x) if abs(x) >= 20 else x)
 
 
-def compose(drawn: Picture, traces: Sequence[Trace], view: View, words: Words, cross: float | None) -> list[Strip]:
-    """`view.height` strips and one for each note. `cross`: the crosshair, as a share of the X axis."""
-    return [title(drawn, traces, view, words, cross), *body(drawn, traces, view, words, cross)]
-
-
 def body(drawn: Picture, traces: Sequence[Trace], view: View, words: Words, cross: float | None) -> list[Strip]:
-    """All but the title: of new points that are not drawn yet, nothing but marks of broken ones shows here."""
+    """All but the title: `view.height` - 1 strips and one for each note. `cross`: the crosshair, as a share of the X
+    axis. Of new points that are not drawn yet, nothing but marks of broken ones shows here."""
     strips: list[Strip] = []
     column = None if cross is None else _cell(cross, view.columns)
     labels = _labels(view.rows, drawn.y)
