@@ -101,8 +101,7 @@ class Form:
 
     def shown(self, key: str) -> str:
         """A value as the person would write it."""
-        value = self.value(key)
-        return value if isinstance(value, str) else settings.shown(value)
+        return _written(self.value(key))
 
     def said(self, key: str, before: bool = False) -> str:
         """A value as the form shows it: what preflight will choose is "planned". `before`: that of the profile, or of
@@ -111,7 +110,7 @@ class Form:
         value = self.given[key] if before else self.value(key)
         if knob is not None and knob.auto and value == 0:
             return PLANNED
-        return value if isinstance(value, str) else settings.shown(value)
+        return _written(value)
 
     def changed(self, key: str) -> bool:
         """Whether it differs from the profile, or from the run that it was copied from."""
@@ -169,12 +168,16 @@ class Form:
         return settings.build(self.given | self.changes | {PROFILE: self.profile})
 
 
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else settings.shown(value)
+
+
 @functools.cache
 def field_of(key: str) -> Field:
     """The line of one knob."""
     knob = settings.knobs()[key]
     table, _, name = knob.key.partition(".")
-    title = TITLES.get(table) or (pipeline.BY_NAME[table].title if table in pipeline.BY_NAME else table)
+    title = TITLES.get(table) or pipeline.title(table)
     return Field(knob.key, name.replace("_", " "), title, knob.description, knob.unit, choices(knob), bounds(knob),
                  knob.affects)  # fmt: skip
 
