@@ -21,6 +21,8 @@ from tui import asks
 from tui.app import PicollmApp
 
 WIDE, NARROW = (120, 40), (80, 24)
+PATIENT = "from tui import terminal; terminal.PATIENCE_S = 60"
+"""Said before the app is started in a process of its own: no busy machine is then taken for a loop that hangs."""
 TURNS = 100  # of the event loop; far more than a key takes from the terminal to what it does
 
 

@@ -14,11 +14,11 @@ import time
 import pytest
 
 from tests.run.conftest import ROOT, until
+from tests.tui.conftest import PATIENT
 
 PATIENCE_S = 60.0
 LEFT = b"\x1b[?1049l"
 SHOWN = b"\x1b[?25h"
-PATIENT = "from tui import terminal; terminal.PATIENCE_S = 60"  # no busy machine is taken for a loop that hangs
 
 
 class Session:
