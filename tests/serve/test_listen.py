@@ -75,7 +75,7 @@ def test_two_streams_interleave(server: Running, brake: Brake) -> None:
     with server.client() as client:  # the event loop is free while models work
         assert client.get("/health").status_code == 200
     brake.allow(12)  # two prompts and ten tokens: fewer than one answer has
-    until(lambda: set(got) == {0, 1}, what="neither waits for the end of the other")
+    until(lambda: min(got.count(0), got.count(1)) >= 5, what="neither waits for the end of the other")
     assert all(thread.is_alive() for thread in threads)
     brake.release()
     for thread in threads:
