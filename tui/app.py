@@ -6,6 +6,7 @@ Who calls what: `start` parses and checks; `Reader` (a thread) posts what change
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from picollm.run.folder import Run, runs_folder
 from tui import actions, asks, bridge, state
 from tui.frame_actions import FrameActions
 from tui.guard import GuardedApp
+from tui.in_turn import KeysInTurn
 from tui.palette import ActionCommands
 from tui.preferences import Preferences
 from tui.replay_actions import ReplayActions
@@ -41,7 +43,7 @@ UNREAD_S = 0.05
 OF_A_STAGE = ("stage", "train", "log")  # tabs that show another thing when another stage is chosen
 
 
-class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None], inherit_bindings=False):
+class PicollmApp(GuardedApp, KeysInTurn, StageActions, ReplayActions, FrameActions, App[None], inherit_bindings=False):
     """One run on the screen."""
 
     TITLE = "picollm"
@@ -263,20 +265,22 @@ class PicollmApp(GuardedApp, StageActions, ReplayActions, FrameActions, App[None
     def work(self, job: Callable[[], str | None], then: Callable[[], Any] | None = None) -> None:
         """Run `job` in a thread; say what it returns; a `UserError` is said too, and is nothing worse than that."""
 
+        loop, self.asked = asyncio.get_running_loop(), (done := asyncio.Event())
+
         def run() -> None:
             try:
                 words = job()
+                self.reader.poke()
+                if words:
+                    self.call_from_thread(self.notify, words, timeout=4, markup=False)
+                if then is not None:
+                    self.call_from_thread(then)
             except UserError as error:
                 self.call_from_thread(self.complain, str(error))
-                return
             except OSError as error:
                 self.call_from_thread(self.complain, f"{error.strerror}: {error.filename}")
-                return
-            self.reader.poke()
-            if words:
-                self.call_from_thread(self.notify, words, timeout=4, markup=False)
-            if then is not None:
-                self.call_from_thread(then)
+            finally:
+                loop.call_soon_threadsafe(done.set)
 
         self.run_worker(run, thread=True, group="asks")
 

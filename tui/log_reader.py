@@ -35,7 +35,8 @@ SLOW = "search given up: this expression takes too long; a simpler one may do"
 
 class LogWindow(Message):
     """`lines` are (line number, text) of the rows from `first` on; the view has `rows` rows, the file `total` lines.
-    `found` is a row to jump to; a line number of -1 is not known yet. `given_up`: nothing is searched for any more."""
+    `found` is a row to jump to; a line number of -1 is not known yet. `given_up`: nothing is searched for any more.
+    `answers`: how many times a match was found or missed, this one included, where this says so."""
 
     def __init__(self, path: str, first: int, lines: list[tuple[int, str]], rows: int, total: int, **more: Any) -> None:
         super().__init__()
@@ -43,6 +44,7 @@ class LogWindow(Message):
         self.note: str = more.get("note", "")
         self.busy: str = more.get("busy", "")
         self.found: int = more.get("found", -1)
+        self.answers: int = more.get("answers", 0)
         self.given_up: bool = more.get("given_up", False)
 
 
@@ -72,7 +74,7 @@ class _Wish:
     words: str = ""
     only: bool = False
     anchor: int = -1  # line to stay at when the rows change
-    finds: list[tuple[int, int]] = field(default_factory=list)  # (direction, from line)
+    finds: list[tuple[int, int, int]] = field(default_factory=list)  # (direction, from line, answers seen)
     copies: list[tuple[int, int]] = field(default_factory=list)  # (first row, past the last)
 
 
@@ -92,9 +94,10 @@ class LogReader(threading.Thread):
         self._made: object = None
         self._sent: object = None
         self._sent_at = 0.0
-        self._pending: list[tuple[int, int]] = []
+        self._pending: list[tuple[int, int, int]] = []
         self._seek: tuple[int, int, Iterator[int | None]] | None = None  # (direction, from line, what finds the match)
         self._anchor = self._uncounted = -1
+        self._answers, self._at = 0, -1  # the line of the last match that was found
 
     # asked from the UI thread ---------------------------------------------------------------------------------------
 
@@ -110,10 +113,11 @@ class LogReader(threading.Thread):
         """Which lines are rows: those of a level, and with `only` those that match; stay near line `anchor`."""
         self._change(level=level, words=words, only=only, anchor=anchor)
 
-    def find(self, direction: int, line: int) -> None:
-        """Jump to the next match before (-1) or after (1) a line, or before it, else anywhere (0)."""
+    def find(self, direction: int, line: int, seen: int) -> None:
+        """Jump to the next match before (-1) or after (1) a line, or before it, else anywhere (0). Who has not `seen`
+        the answer to an earlier question asks for the match after that one."""
         with self._lock:
-            self._wish.finds.append((direction, line))
+            self._wish.finds.append((direction, line, seen))
         self._wake.set()
 
     def copy(self, first: int, last: int) -> None:
@@ -288,7 +292,9 @@ class LogReader(threading.Thread):
         if self._hits is None or (searching and self._rows is not None):
             return
         if self._seek is None and self._pending:
-            direction, line = self._pending.pop(0)
+            direction, line, seen = self._pending.pop(0)
+            if direction and seen < self._answers and self._at >= 0:
+                line = self._at
             self._seek = direction, line, self._hits.seek(line, direction or -1)
         end = time.monotonic() + SEARCH_S
         while self._seek is not None and time.monotonic() < end:
@@ -303,16 +309,19 @@ class LogReader(threading.Thread):
     def _arrive(self, file: LogFile, wish: _Wish, direction: int, hit: int, searching: bool) -> None:
         """Jump to the match that was found, or say that there is none (-1)."""
         assert self._hits is not None
+        self._answers += 1
         if hit >= 0:
+            self._at = hit
             row = self._rows.place(hit) if self._rows is not None else hit
             self._uncounted = hit if searching else -1
             note = self._with_doubt("match", file, hit, wish) if searching else self._count(file, hit, wish)
-            self._say(file, wish, found=row, note=note)
+            self._say(file, wish, found=row, note=note, answers=self._answers)
             return
         self._uncounted = -1
         where, number = "above" if direction < 0 else "below", len(self._hits.lines)
         note = f"no match {where}" + ("" if searching else f", {number:,} in all")
-        self._post(LogWindow(str(file.path), 0, [], -1, file.lines, note=self._with_doubt(note, file, -1, wish)))
+        note = self._with_doubt(note, file, -1, wish)
+        self._post(LogWindow(str(file.path), 0, [], -1, file.lines, note=note, answers=self._answers))
 
     def _count(self, file: LogFile, line: int, wish: _Wish) -> str:
         assert self._hits is not None

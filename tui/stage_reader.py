@@ -117,7 +117,6 @@ class StageReader:
             curves=self.curves(),
             ways=self.ways(),
             others=tuple((name, other.ways(), other.curves()) for name, other in (others or {}).items()),
-            console=str(self.run.console_file(self.name, numbers[-1])) if numbers else "",
             reading=self.more,
         )
 

@@ -109,7 +109,6 @@ class Detail:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     ways: Ways = field(default_factory=Ways)
     others: tuple[tuple[str, Ways, Mapping[str, Curve]], ...] = ()
-    console: str = ""
     reading: bool = False
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from textual import events
 
 from picollm.run.folder import Run
 from tests.tui.conftest import NARROW, WIDE, shown, until
@@ -201,3 +202,23 @@ async def test_what_another_run_made_says_so(a_run, an_app) -> None:
     app = an_app("finished", tab="stage", stage="midtrain")
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: "from other" in app.main.plain)
+
+
+def at_once(app, *keys: str) -> None:
+    """Type these as one burst, as a slow line delivers them: nothing waits for what the ones before do."""
+    for key in keys:
+        app._driver.send_message(events.Key(key, key if len(key) == 1 else None))
+
+
+async def test_what_is_typed_ahead_goes_where_the_keys_before_it_lead(a_run, an_app, runs) -> None:
+    a_run("finished")
+    app = an_app("finished")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        at_once(app, "8", "i", *"quit0?", "escape", "0")
+        await until(pilot, lambda: app.main.tab == "runs")
+        assert app.main.panes["chat"].box.text == "quit0?" and app.is_running
+        await until(pilot, lambda: app.main.panes["runs"].run is not None)
+        at_once(app, "m", "ctrl+u", *"quit", "enter", "1")
+        await until(pilot, lambda: app.main.view.exists and app.main.view.name == "quit" and app.main.tab == "stage")
+        assert (runs / "quit").exists() and app.is_running

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from picollm.run.errors import UserError
 from tests.tui.conftest import NARROW, WIDE, shown, until
-from tui import log_sources, matches, outside, search
+from tui import bridge, log_sources, matches, outside, search
+from tui.log_reader import LogReader
 from tui.matches import ERROR, WARN, Matches
 from tui.preferences import Preferences
 from tui.search import Query, TooSlow
@@ -272,7 +274,7 @@ async def test_mark_select_and_copy(a_run, an_app, monkeypatch: pytest.MonkeyPat
     copied: list[tuple[str, str]] = []
     monkeypatch.setattr(app, "copy", lambda text, what: copied.append((text, what)))
     async with app.run_test(size=NARROW) as pilot:
-        await until(pilot, lambda: "warning: this is a fixture" in shown(app))
+        await until(pilot, lambda: "sft: line 120" in shown(app))
         await pilot.press("J", "c")
         await until(pilot, lambda: bool(copied))
         assert copied.pop() == ("warning: this is a fixture", "1 line")
@@ -328,3 +330,39 @@ def test_a_million_lines_are_searched(tmp_path: Path) -> None:
     assert found(file, ERROR) == [999_999] == found(file, re.compile("last"))
     assert nearest(Matches(file, [re.compile("last")]), 1_000_000, -1) == 999_999
     assert time.process_time() - begun < 60
+
+
+async def test_keys_that_come_before_the_log_does(a_run, an_app, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of logs opens when there is one, and every n goes one match further, however long each takes to find."""
+    run = a_run("finished")
+    run.console_file("sft", 1).write_text("".join(f"line {number}\n" for number in range(1000)))
+    ready, look = threading.Event(), LogReader.look
+    monkeypatch.setattr(LogReader, "look", lambda self: ready.wait(60) and look(self))
+    app = an_app("finished", tab="log", stage="sft")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "log" in app.main.panes and app.main.view.known)
+        await pilot.press("m")
+        assert not app._notifications and "Enter opens" not in shown(app)
+        ready.set()
+        await until(pilot, lambda: "Enter opens" in shown(app))
+        await pilot.press("escape")
+        await until(pilot, lambda: "line 999" in shown(app) and "1,000 lines" in shown(app))
+        await pilot.press("slash", *r"9\d$", "enter")
+        await until(pilot, lambda: "match 100 of 100" in shown(app))
+        ready.clear()
+        await pilot.press("n", "n", "n", "N", "n")
+        ready.set()
+        await until(pilot, lambda: "match 97 of 100" in shown(app))
+
+
+async def test_no_other_log_is_shown_before_it_is_known_which_stage_is_looked_at(a_run, an_app, monkeypatch) -> None:
+    a_run("finished")
+    ready, look = threading.Event(), bridge.Reader.look
+    monkeypatch.setattr(bridge.Reader, "look", lambda self: ready.wait(60) and look(self))
+    app = an_app("finished", tab="log", stage="sft")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "log" in app.main.panes and app.main.panes["log"].is_mounted)
+        await pilot.pause(0.5)
+        assert "this is a fixture" not in shown(app)
+        ready.set()
+        await until(pilot, lambda: "sft: line 120" in shown(app))

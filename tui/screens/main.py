@@ -193,8 +193,7 @@ class MainScreen(Guarded, Steady, Screen[None]):
         elif self.tab == "machine":
             result = pane.update_from(self.view, self.readings)
         elif self.tab == "log":
-            known = self.detail if self.detail and self.detail.stage == self.stage else None
-            result = pane.open(known.console if known else "", pipeline.stage(self.stage).title)
+            result = pane.open() if self.view.known else None  # before, nobody knows which stage it opens at
         elif self.tab == "report":
             result = pane.update_from(*self.report)
         else:

@@ -41,10 +41,11 @@ class LogPane(Vertical):
         super().__init__(id=id)
         self._stage = ""
         self._chosen: Path | None = None
-        self._sources: list[Source] = []
+        self._sources: list[Source] | None = None  # nobody has looked yet
+        self._later = ""  # the action that waits for them
         self._shown: Source | None = None
         self._note = self._busy = ""
-        self._total = 0
+        self._total = self._answers = 0
         self._level, self._words, self._only = 0, "", False
 
     def compose(self) -> ComposeResult:
@@ -63,8 +64,8 @@ class LogPane(Vertical):
     def on_unmount(self) -> None:
         self.reader.close()
 
-    def open(self, path: str, stage_title: str) -> None:
-        """Show the selected stage's newest log; where `path` is, the reader finds out."""
+    def open(self) -> None:
+        """Show the selected stage's newest log."""
         stage = self.app.main.stage
         if self.is_mounted and stage != self._stage:
             self._stage, self._chosen = stage, None
@@ -82,6 +83,9 @@ class LogPane(Vertical):
         if message.stage != self._stage:
             return
         before, self._sources, self._shown = self._shown, message.sources, message.shown
+        if self._later and self.app.main.tab == "log":
+            self.app.call_later(self.app.action_press, self._later)
+        self._later = ""
         if (before.path if before else None) != (self._shown.path if self._shown else None):
             self._note, self._busy, self._total = "", "", 0
             self.lines.clear()
@@ -96,6 +100,7 @@ class LogPane(Vertical):
         if message.path and (self._shown is None or message.path != str(self._shown.path)):
             return
         self._total, self._busy = message.total, message.busy
+        self._answers = max(self._answers, message.answers)
         if message.given_up and self._only:
             self._only = False
             self.reader.choose(self._level, self._words, False, -1)
@@ -189,7 +194,7 @@ class LogPane(Vertical):
             self._words, self._only = event.value, self._only and bool(event.value)
             self._choose(other_rows)
         if self._words:
-            self.reader.find(0, line)
+            self.reader.find(0, line, self._answers)
         self.leave_search()
 
     @on(Input.Changed, "#log-search")
@@ -232,7 +237,7 @@ class LogPane(Vertical):
         if not self._words:
             self.do_search()
         else:
-            self.reader.find(direction, self._line())
+            self.reader.find(direction, self._line(), self._answers)
 
     def do_match_up(self) -> None:
         self._step(-1)
@@ -306,29 +311,35 @@ class LogPane(Vertical):
             self._chosen = path
             self._show()
 
-    def _neighbour(self, by: int) -> None:
-        paths = [source.path for source in self._sources]
-        if not paths:
+    def _all(self, action: str) -> list[Source]:
+        """The logs there are; none as long as nobody has looked, and then the action comes again by itself."""
+        if self._sources is None:
+            self._later = actions.find(action, "log").identity
+            return []
+        if not self._sources:
             raise UserError("this run has no logs yet")
-        at = paths.index(self._shown.path) if self._shown and self._shown.path in paths else -by
-        self._open(paths[(at + by) % len(paths)])
+        return self._sources
+
+    def _neighbour(self, by: int, action: str) -> None:
+        if paths := [source.path for source in self._all(action)]:
+            at = paths.index(self._shown.path) if self._shown and self._shown.path in paths else -by
+            self._open(paths[(at + by) % len(paths)])
 
     def do_log_next(self) -> None:
-        self._neighbour(1)
+        self._neighbour(1, "log_next")
 
     def do_log_previous(self) -> None:
-        self._neighbour(-1)
+        self._neighbour(-1, "log_previous")
 
     def do_logs(self) -> None:
         """The list of all logs."""
         from tui.screens.ask import PickScreen
 
-        if not self._sources:
-            raise UserError("this run has no logs yet")
         now = time.time()
         rows = [(str(source.path), source.title, f"{size(source.size)}, {roughly(now - source.changed)} ago")
-                for source in self._sources]  # fmt: skip
-        self.app.push_screen(PickScreen("Logs", rows), lambda path: self._open(Path(path) if path else None))
+                for source in self._all("logs")]  # fmt: skip
+        if rows:
+            self.app.push_screen(PickScreen("Logs", rows), lambda path: self._open(Path(path) if path else None))
 
     def _file(self) -> tuple[Path, int]:
         if self._shown is None:
