@@ -1,4 +1,4 @@
-"""One key after another: what is typed ahead, or comes in one piece over a slow line, acts where the keys before it led.
+"""One key after another: what is typed ahead, or comes in one piece, goes where the keys before it led.
 
 Textual hands a key to the widget that has the focus at the moment the key comes in. "i" followed at once by a question
 would have the question's letters act as commands while "i" is still on its way to the text box.
@@ -29,6 +29,7 @@ class KeysInTurn:
 
     focused: Any
     screen: Any
+    screen_stack: Any
     asked: asyncio.Event | None = None
     """Set when what was asked of a thread last is done."""
 
@@ -40,9 +41,11 @@ class KeysInTurn:
         if not isinstance(message, events.Key | events.Paste):
             return await super()._post_message(message)  # type: ignore[misc, no-any-return]
         async with self._turn:
+            if not self.screen_stack:  # before the first screen, after the last
+                return False
             before, written = self.asked, self._is_written(message)
             posted: bool = await super()._post_message(message)  # type: ignore[misc]
-            with contextlib.suppress(TimeoutError, ScreenStackError):  # no screen: the app is ending
+            with contextlib.suppress(TimeoutError, ScreenStackError):  # it may have ended the app
                 if not written:
                     await asyncio.wait_for(self._acted_on(), HELD_S)
                 if self.asked is not None and self.asked is not before:
@@ -51,11 +54,8 @@ class KeysInTurn:
             return posted
 
     def _is_written(self, event: events.Key | events.Paste) -> bool:
-        """Whether it is a letter for the text box that has the focus: that leads nowhere, and none has to wait for it."""
-        try:
-            box = self.focused
-        except ScreenStackError:
-            return False
+        """Whether it is a letter for the text box that has the focus: no other key has to wait for it."""
+        box = self.focused
         return isinstance(event, events.Key) and box is not None and box.check_consume_key(event.key, event.character)
 
     async def _acted_on(self) -> None:

@@ -101,7 +101,6 @@ class StageReader:
     def detail(self, others: Mapping[str, StageReader] | None = None) -> state.Detail:
         """What the screens show; `others`: the same stage of other runs, by the names of the runs."""
         history = self.history
-        numbers = self.run.attempts(self.name)
         return state.Detail(
             stage=self.name,
             attempts=self._attempts.lines(history),

@@ -187,6 +187,7 @@ async def bring_up(app: Any, pilot: Any, shot: Shot) -> None:
     await settled(pilot, lambda: complete(app), quiet=0.15, patience=60)
     if shot.keys:
         await pilot.press(*shot.keys)
+        await until(pilot, lambda: all(one.is_finished for one in app.workers))
         await settled(pilot, quiet=0.15, patience=60)
 
 

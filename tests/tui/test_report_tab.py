@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 
 from picollm.run import failures, votes
 from picollm.run.folder import Run, write_atomic
 from tests.tui.conftest import NARROW, WIDE, shown, until
+from tui.report_text import Section
 from tui.widgets import report
 
 REPORT = """# r
@@ -142,3 +145,29 @@ async def test_a_manifest_that_is_none_is_said(a_run, an_app) -> None:
         await until(pilot, lambda: "[What each step added]" in shown(app) or "‹" in shown(app))
         await pilot.press("h")
         await until(pilot, lambda: "run_manifest.json is not readable" in shown(app))
+
+
+async def test_a_report_that_comes_while_the_empty_one_is_still_read_stays(a_run, an_app, monkeypatch) -> None:
+    a_run("finished")
+    waiting, released, read = threading.Event(), threading.Event(), report.sections
+
+    def slow(text: str) -> list[Section]:
+        if not text:
+            waiting.set()
+            released.wait(60)
+        return read(text)
+
+    monkeypatch.setattr(report, "sections", slow)
+    app = an_app("finished")
+    async with app.run_test(size=NARROW) as pilot:
+        await until(pilot, lambda: app.main.report[0])
+        await pilot.press("6")
+        await until(pilot, lambda: "[Report]" not in shown(app) and "›" in shown(app))
+        pane = app.main.panes["report"]
+        old = asyncio.create_task(pane.update_from("", ""))
+        await until(pilot, waiting.is_set)
+        new = asyncio.create_task(pane.update_from(*app.main.report))
+        await pilot.pause(0.3)
+        released.set()
+        await asyncio.gather(old, new)
+        assert len(pane.parts) > 10

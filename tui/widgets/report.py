@@ -60,6 +60,7 @@ class ReportPane(Vertical):
         self.parts: list[Part] = [_NoReport(), *self.beside, self.manifest]
         self.at = 0
         self._read_at: dict[int, float] = {}
+        self._reading = asyncio.Lock()  # of two readings at once the older one could be the last to end
         self._kept: dict[object, tuple[list[RenderableType], list[Strip]]] = {}
         self._kept_width = -1
         self._later: Timer | None = None  # lays out what is below the screen
@@ -81,16 +82,17 @@ class ReportPane(Vertical):
         return self.parts[self.at]
 
     async def update_from(self, report: str, manifest: str) -> None:
-        if report != self._report:
-            self._report = report
-            self._kept = {}
-            found = await asyncio.to_thread(sections, report)
-            self._written = [ReportPart(section) for section in found]
-        if manifest != self._manifest:
-            self._manifest = manifest
-            opened, at = self.manifest.open, self.manifest.at
-            self.manifest = await asyncio.to_thread(ManifestPart, manifest)
-            self.manifest.open, self.manifest.at = opened, at
+        async with self._reading:
+            if report != self._report:
+                self._report = report
+                self._kept = {}
+                found = await asyncio.to_thread(sections, report)
+                self._written = [ReportPart(section) for section in found]
+            if manifest != self._manifest:
+                self._manifest = manifest
+                opened, at = self.manifest.open, self.manifest.at
+                self.manifest = await asyncio.to_thread(ManifestPart, manifest)
+                self.manifest.open, self.manifest.at = opened, at
         title = self.part.title
         self.parts = [*(self._written or [_NoReport()]), *self.beside, self.manifest]
         self.at = next((n for n, part in enumerate(self.parts) if part.title == title), 0)
@@ -101,7 +103,8 @@ class ReportPane(Vertical):
         part = self.part
         if part in self.beside and (now or time.monotonic() - self._read_at.get(id(part), -AGAIN_S) >= AGAIN_S):
             self._read_at[id(part)] = time.monotonic()
-            problem = await asyncio.to_thread(load, part, self.app.talker().run)
+            async with self._reading:
+                problem = await asyncio.to_thread(load, part, self.app.talker().run)
             if problem:
                 self.app.complain(problem)
         self._draw()
