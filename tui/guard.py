@@ -75,6 +75,11 @@ class GuardedApp(Guarded):
             self.note_failure(error)
             self.complain(f"a bug in the app: {summary(error)}; it goes on without that. Details: {crash_file()}")
 
+    async def _shutdown(self) -> None:
+        this: Any = self
+        this._exit = True  # whatever ends it, not only who asked for it
+        await super()._shutdown()  # type: ignore[misc]
+
     def note_failure(self, error: Exception) -> None:
         """Keep an error that is survived, and its traceback on disk."""
         self.failures = [*self.failures[-19:], error]

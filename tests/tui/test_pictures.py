@@ -186,8 +186,10 @@ async def bring_up(app: Any, pilot: Any, shot: Shot) -> None:
     await read(app, pilot)
     await settled(pilot, lambda: complete(app), quiet=0.15, patience=60)
     if shot.keys:
-        await pilot.press(*shot.keys)
-        await until(pilot, lambda: all(one.is_finished for one in app.workers))
+        for key in shot.keys:
+            await pilot.press(key)
+            await until(pilot, lambda: all(one.is_finished for one in app.workers))
+            await read(app, pilot)
         await settled(pilot, quiet=0.15, patience=60)
 
 

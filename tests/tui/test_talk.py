@@ -302,7 +302,7 @@ async def test_an_endless_answer_does_not_hold_the_app(tab, a_run, an_app, fake,
         pane = await opened(pilot, tab)
         await pilot.press(*("enter",) if tab == "compare" else ("i", *"Hi", "enter"))
         await until(pilot, lambda: "word word word" in shown(app))
-        await until(pilot, lambda: not pane.busy and "30,000 words" in shown(app))
+        await until(pilot, lambda: not pane.busy and "30,000 words" in shown(app), 240)
         drawn = pane.b if tab == "compare" else pane.turns.views[-1].query_one(".words")
         assert "the first 129,999 characters are not drawn" in " ".join(drawn.plain.split())
         await pilot.press("escape", "home")
