@@ -14,6 +14,7 @@ import textual.app
 import textual.pilot
 from textual._wait import wait_for_idle
 from textual.notifications import Notification
+from textual.widgets import Input, TextArea
 
 from picollm.run.folder import Run
 from tests.fixtures import make_runs
@@ -29,7 +30,7 @@ TURNS = 100  # of the event loop; far more than a key takes from the terminal to
 @pytest.fixture(autouse=True)
 def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the machine stands still: a key that was pressed has been acted on before the next is, which the
-    pilot goes by the clock for, and messages stay on the screen until they are taken away."""
+    pilot goes by the clock for, messages stay on the screen until they are taken away, and no cursor blinks."""
 
     async def turned(*how: float) -> None:
         for _ in range(TURNS):
@@ -38,6 +39,8 @@ def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (textual.app, textual.pilot):
         monkeypatch.setattr(module, "wait_for_idle", turned)
+    monkeypatch.setattr(Input, "_toggle_cursor", lambda box: None)
+    monkeypatch.setattr(TextArea, "_toggle_cursor_blink_visible", lambda box: None)
     monkeypatch.setattr(Notification, "time_left", 1e6)
 
 

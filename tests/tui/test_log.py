@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from picollm.run.errors import UserError
 from tests.tui.conftest import NARROW, WIDE, shown, until
 from tui import bridge, log_sources, matches, outside, search
-from tui.log_reader import LogReader
+from tui.log_reader import LogReader, LogWindow
 from tui.matches import ERROR, WARN, Matches
 from tui.preferences import Preferences
 from tui.search import Query, TooSlow
@@ -366,3 +366,18 @@ async def test_no_other_log_is_shown_before_it_is_known_which_stage_is_looked_at
         assert "this is a fixture" not in shown(app)
         ready.set()
         await until(pilot, lambda: "sft: line 120" in shown(app))
+
+
+async def test_lines_that_were_asked_for_before_a_jump_come_too_late(a_run, an_app) -> None:
+    run = a_run("finished")
+    run.console_file("sft", 1).write_text("".join(f"line {number}\n" for number in range(1000)))
+    app = an_app("finished", tab="log", stage="sft")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: "line 999" in shown(app) and "1,000 lines" in shown(app))
+        pane = app.main.panes["log"]
+        late = LogWindow(str(run.console_file("sft", 1)), 800, pane.lines.lines, 1000, 1000)
+        await pilot.press("slash", *"line 500$", "enter")
+        await until(pilot, lambda: "match 1 of 1" in shown(app) and "line 500" in shown(app))
+        pane.post_message(late)
+        await pilot.pause()
+        assert "line 500" in shown(app) and pane.lines.text_of(pane.lines.cursor) == (500, "line 500")

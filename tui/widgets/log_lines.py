@@ -62,11 +62,18 @@ class LogLines(ScrollView, can_focus=True):
         """New lines from the reader."""
         if self.following and self.rows and window.first + len(window.lines) < window.rows:
             return  # asked for before following began
-        self.first, self.lines, self.rows = window.first, window.lines, window.rows
+        self.rows = window.rows
+        if self.following or self._in_sight(window.first, window.lines) or not self._in_sight(self.first, self.lines):
+            self.first, self.lines = window.first, window.lines  # others were asked for before a jump
         self._resize(self.rows)
         if self.following:
             self.call_after_refresh(self.to_end)
         self.repaint()
+
+    def _in_sight(self, first: int, lines: list[tuple[int, str]]) -> bool:
+        """Whether every row on the screen is among these."""
+        top = round(self.scroll_offset.y)
+        return first <= top and min(self.rows, top + self.size.height) <= first + len(lines)
 
     def jump(self, window: LogWindow) -> None:
         """Bring a found row into the middle of the screen, with the cursor on it."""
