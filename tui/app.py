@@ -265,7 +265,7 @@ class PicollmApp(GuardedApp, KeysInTurn, StageActions, ReplayActions, FrameActio
     def work(self, job: Callable[[], str | None], then: Callable[[], Any] | None = None) -> None:
         """Run `job` in a thread; say what it returns; a `UserError` is said too, and is nothing worse than that."""
 
-        loop, self.asked = asyncio.get_running_loop(), (done := asyncio.Event())
+        loop, done = asyncio.get_running_loop(), self.begin()
 
         def run() -> None:
             try:
@@ -286,6 +286,7 @@ class PicollmApp(GuardedApp, KeysInTurn, StageActions, ReplayActions, FrameActio
 
     def complain(self, words: str) -> None:
         """Say what went wrong; not twice while it stands there."""
+        self.forget_typed_ahead()
         if any(one.message == clean(words) for one in self._notifications):
             return
         self.notify(words, severity="error", timeout=10, markup=False)

@@ -20,8 +20,8 @@ PASSES = 3
 it acts. Each comes up the tree once more."""
 HELD_S = 10.0
 """No key waits longer for the one before it, whatever hangs."""
-ASKED_S = 1.0
-"""Nor this long for what that one asked of a thread: mostly files are looked at before a dialog opens."""
+ASKED_S = 2.0
+"""Nor this long for what that one asked of a thread: files are looked at before a dialog opens or a tab has lines."""
 
 
 class KeysInTurn:
@@ -36,20 +36,33 @@ class KeysInTurn:
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._turn = asyncio.Lock()
+        self._came = self._void = 0
+
+    def begin(self) -> asyncio.Event:
+        """What is begun now ends when the event that this gives is set; keys wait for it."""
+        self.asked = asyncio.Event()
+        return self.asked
+
+    def forget_typed_ahead(self) -> None:
+        """A key could not do what it is for: what was typed behind it was meant for what it would have led to."""
+        self._void = self._came
 
     async def _post_message(self, message: Message) -> bool:
         if not isinstance(message, events.Key | events.Paste):
             return await super()._post_message(message)  # type: ignore[misc, no-any-return]
+        self._came += 1
+        number = self._came
         async with self._turn:
-            if not self.screen_stack:  # before the first screen, after the last
+            if number <= self._void or not self.screen_stack:  # before the first screen, after the last
                 return False
             before, written = self.asked, self._is_written(message)
             posted: bool = await super()._post_message(message)  # type: ignore[misc]
             with contextlib.suppress(TimeoutError, ScreenStackError):  # it may have ended the app
                 if not written:
                     await asyncio.wait_for(self._acted_on(), HELD_S)
-                if self.asked is not None and self.asked is not before:
-                    await asyncio.wait_for(self.asked.wait(), ASKED_S)
+                while self.asked is not None and self.asked is not before:
+                    before = self.asked
+                    await asyncio.wait_for(before.wait(), ASKED_S)
                     await asyncio.wait_for(self._acted_on(), HELD_S)
             return posted
 

@@ -218,7 +218,23 @@ async def test_what_is_typed_ahead_goes_where_the_keys_before_it_lead(a_run, an_
         at_once(app, "8", "i", *"quit0?", "escape", "0")
         await until(pilot, lambda: app.main.tab == "runs")
         assert app.main.panes["chat"].box.text == "quit0?" and app.is_running
-        await until(pilot, lambda: app.main.panes["runs"].run is not None)
         at_once(app, "m", "ctrl+u", *"quit", "enter", "1")
         await until(pilot, lambda: app.main.view.exists and app.main.view.name == "quit" and app.main.tab == "stage")
         assert (runs / "quit").exists() and app.is_running
+
+
+async def test_what_is_typed_behind_a_key_that_failed_is_forgotten(a_run, an_app) -> None:
+    """It was meant for what that key would have led to."""
+    run = a_run("finished")
+    shutil.rmtree(run.dir / "stages")
+    app = an_app("finished", readonly=True)
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.view.exists)
+        at_once(app, "0", "m", "ctrl+u", *"quit", "enter")
+        await until(pilot, lambda: any("read-only" in one.message for one in app._notifications))
+        await pilot.pause(0.2)
+        assert app.is_running and app.main.tab == "runs"
+        at_once(app, "4", "m", "q")
+        await until(pilot, lambda: any("no logs yet" in one.message for one in app._notifications))
+        await pilot.press("1")
+        assert app.is_running and app.main.tab == "stage"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +138,17 @@ class MainScreen(Guarded, Steady, Screen[None]):
             self.app.watch_runs()
         self.tab_bar.show(tab)
         self.show_footer()
-        self.call_after_refresh(self.update_pane)
+        self.call_after_refresh(self._fill, self.app.begin())
+
+    async def _fill(self, done: asyncio.Event) -> None:
+        """Let the pane that was just opened show what there is; only then do keys reach it."""
+        try:
+            await self.update_pane()
+            runs = self.list_of_runs()
+            if runs is not None and not runs.known:
+                self.app.asked = runs.read
+        finally:
+            done.set()
 
     async def show_failure(self, tab: str, error: Exception) -> None:
         """Put the error in the place of the pane that it came from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ class RunsPane(Vertical):
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self.summaries: tuple[Summary, ...] = ()
-        self.known = False
+        self.read = asyncio.Event()  # once the reader has seen what runs there are
         self.order, self.words = "activity", ""
         self.archived = False
         self.rows: list[Summary] = []
@@ -109,9 +110,14 @@ class RunsPane(Vertical):
         self._overview.archived = self.archived
         return self._overview
 
+    @property
+    def known(self) -> bool:
+        return self.read.is_set()
+
     def take(self, summaries: tuple[Summary, ...]) -> None:
         """What the reader saw."""
-        self.summaries, self.known = summaries, True
+        self.summaries = summaries
+        self.read.set()
         self.draw()
 
     def renamed(self, one: Summary, name: str) -> None:
