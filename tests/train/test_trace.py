@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from picollm.train import trace
 from picollm.train.device import Ranks
 from picollm.train.loop import loop
 from picollm.train.optim import OptimizerSettings, build_optimizer
@@ -53,7 +54,9 @@ def test_the_phases_are_those_of_a_step_and_make_up_its_time(traced: StepTrace) 
     assert phases["forward"].calls == phases["backward"].calls == phases["sync"].calls == 1
 
 
-def test_operators_are_sorted_by_their_own_time(traced: StepTrace) -> None:
+def test_operators_are_sorted_by_their_own_time(traced: StepTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(traced.operators()) == trace.TOP
+    monkeypatch.setattr(trace, "TOP", 10_000)  # on a busy machine anything may have taken longest
     rows = traced.operators()
     assert [row.host_ms for row in rows] == sorted((row.host_ms for row in rows), reverse=True)
     assert any(row.name in ("aten::mm", "aten::bmm") for row in rows)
