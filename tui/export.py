@@ -26,6 +26,7 @@ PATIENCE_S = 30.0
 ANSWERS_S = 120.0
 ASKING = "compare:ask"
 QUIET_S = 0.4  # a screen that did not change for so long is complete
+LOOK_S = 0.03
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -98,16 +99,14 @@ def _read(app: PicollmApp) -> bool:
 async def settled(
     pilot: Pilot[Any], ready: Callable[[], bool] = lambda: True, quiet: float = QUIET_S, patience: float = PATIENCE_S
 ) -> None:
-    """Wait until `ready()` and nothing has changed on the screen for `quiet` seconds; for `patience` at most."""
-    began = since = time.monotonic()
+    """Wait until `ready()` and nothing has changed on the screen for `quiet` seconds; for `patience` at most. They are
+    counted in looks, between each of which the app had its turn: time passes on a machine that stands still, too."""
+    end = time.monotonic() + patience
+    app: Any = pilot.app
     before: object = None
-    while time.monotonic() - began < patience:
-        await pilot.pause(0.03)
-        if not ready():
-            since = time.monotonic()
-            continue
-        now = [hash(tuple(strip)) for strip in pilot.app.screen._compositor.render_strips()]
-        if now != before:
-            before, since = now, time.monotonic()
-        elif time.monotonic() - since >= quiet:
-            return
+    calm = 0
+    while time.monotonic() < end and calm * LOOK_S < quiet:
+        await pilot.pause(LOOK_S)
+        now = [hash(tuple(strip)) for strip in app.screen._compositor.render_strips()]
+        calm = calm + 1 if app.at_rest and ready() and now == before else 0
+        before = now

@@ -38,6 +38,11 @@ class KeysInTurn:
         self._turn = asyncio.Lock()
         self._came = self._void = 0
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is under way that a thread was asked for."""
+        return self.asked is None or self.asked.is_set()
+
     def begin(self) -> asyncio.Event:
         """What is begun now ends when the event that this gives is set; keys wait for it."""
         self.asked = asyncio.Event()
