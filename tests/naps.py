@@ -46,7 +46,7 @@ def _resting(owner: Any, name: str, before: float, after: float = 0.0) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     _resting(threading.Thread, "run", 0.5)
-    _resting(threading.Event, "wait", 0, 0.2)  # what most loops of threads stand in
+    _resting(threading.Event, "wait", 0, 0.5)  # what most loops of threads stand in
     _resting(pool._WorkItem, "run", 0.5, 0.2)
     _resting(asyncio.BaseEventLoop, "_run_once", 0.01)
 
