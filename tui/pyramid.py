@@ -217,6 +217,8 @@ class Pyramid:
 
     def _bundle(self, steps: Sequence[float], values: Sequence[float]) -> None:
         """One point at a time, `stride` of them to a bundle; when the floor is full its bundles become twice as big."""
+        if len(self._steps) >= LIMIT:  # filled to the brim by points that came one by one
+            self._halve()
         for point in zip(steps, values, strict=True):
             self._tail.append(point)
             if len(self._tail) >= self._stride:

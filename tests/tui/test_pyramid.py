@@ -81,6 +81,19 @@ def test_cut_and_go_on_is_as_if_the_rest_had_never_been(first, then, step) -> No
     assert all(column.low in finite and column.high in finite for column in tower.curve().columns(even(0, 4000, 9)))
 
 
+def test_points_that_come_one_by_one_are_as_if_they_had_come_at_once(limit: int) -> None:
+    """Also those that fill it to the brim."""
+    xs = [float(x) for x in range(limit + 7)]
+    tower, whole = Pyramid(), Pyramid()
+    tower.extend(xs[: limit - 3], xs[: limit - 3])
+    for x in xs[limit - 3 :]:
+        tower.extend([x], [x])
+    whole.extend(xs, xs)
+    edges = even(0, limit, 40)
+    assert tower.curve().columns(edges) == whole.curve().columns(edges)
+    assert tower.curve().count == whole.curve().count == limit + 7
+
+
 def test_a_spike_survives_any_length_and_any_window() -> None:
     tower = Pyramid()
     n = 200_000 if pyramid.LIMIT > 64 else 3_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ class LogPane(Vertical):
         self._stage = ""
         self._chosen: Path | None = None
         self._sources: list[Source] | None = None  # nobody has looked yet
-        self._later = ""  # the action that waits for them
+        self._later: tuple[str, asyncio.Event] | None = None  # the action that waits for them
         self._shown: Source | None = None
         self._note = self._busy = ""
         self._total = self._answers = 0
@@ -83,9 +84,9 @@ class LogPane(Vertical):
         if message.stage != self._stage:
             return
         before, self._sources, self._shown = self._shown, message.sources, message.shown
-        if self._later and self.app.main.tab == "log":
-            self.app.call_later(self.app.action_press, self._later)
-        self._later = ""
+        if self._later is not None:
+            self.app.call_later(self._again, *self._later)
+            self._later = None
         if (before.path if before else None) != (self._shown.path if self._shown else None):
             self._note, self._busy, self._total = "", "", 0
             self.lines.clear()
@@ -311,10 +312,15 @@ class LogPane(Vertical):
             self._chosen = path
             self._show()
 
+    async def _again(self, action: str, done: asyncio.Event) -> None:
+        if self.app.main.tab == "log":
+            await self.app.action_press(action)
+        done.set()
+
     def _all(self, action: str) -> list[Source]:
         """The logs there are; none as long as nobody has looked, and then the action comes again by itself."""
         if self._sources is None:
-            self._later = actions.find(action, "log").identity
+            self._later = actions.find(action, "log").identity, self.app.begin()
             return []
         if not self._sources:
             raise UserError("this run has no logs yet")
