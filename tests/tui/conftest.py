@@ -18,7 +18,7 @@ from textual.widgets import Input, TextArea
 
 from picollm.run.folder import Run
 from tests.fixtures import make_runs
-from tui import asks
+from tui import asks, in_turn
 from tui.app import PicollmApp
 
 WIDE, NARROW = (120, 40), (80, 24)
@@ -29,8 +29,8 @@ TURNS = 100  # of the event loop; far more than a key takes from the terminal to
 
 @pytest.fixture(autouse=True)
 def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the machine stands still: a key that was pressed has been acted on before the next is, which the
-    pilot goes by the clock for, messages stay on the screen until they are taken away, and no cursor blinks."""
+    """However long the machine stands still: a key that was pressed has been acted on before the next is, for which the
+    pilot and the app go by the clock; messages stay on the screen until they are taken away, and no cursor blinks."""
 
     async def turned(*how: float) -> None:
         for _ in range(TURNS):
@@ -39,6 +39,8 @@ def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (textual.app, textual.pilot):
         monkeypatch.setattr(module, "wait_for_idle", turned)
+    for name in ("ASKED_S", "HELD_S"):
+        monkeypatch.setattr(in_turn, name, 60.0)
     monkeypatch.setattr(Input, "_toggle_cursor", lambda box: None)
     monkeypatch.setattr(TextArea, "_toggle_cursor_blink_visible", lambda box: None)
     monkeypatch.setattr(Notification, "time_left", 1e6)
