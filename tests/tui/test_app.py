@@ -6,11 +6,15 @@ import json
 import shutil
 
 import pytest
+import textual.app
 from textual import events
+from textual._wait import wait_for_idle
 
 from picollm.run.folder import Run
 from tests.tui.conftest import NARROW, WIDE, shown, until
-from tui import actions
+from tui import actions, asks
+from tui.app import PicollmApp
+from tui.preferences import Preferences
 
 
 @pytest.mark.parametrize("kind", ["crashed", "failed", "torn", "stale"])
@@ -238,3 +242,14 @@ async def test_what_is_typed_behind_a_key_that_failed_is_forgotten(a_run, an_app
         await until(pilot, lambda: any("no logs yet" in one.message for one in app._notifications))
         await pilot.press("1")
         assert app.is_running and app.main.tab == "stage"
+
+
+async def test_what_is_typed_ahead_through_the_tour_keeps_its_order(a_run, monkeypatch) -> None:
+    a_run("finished")
+    monkeypatch.setattr(textual.app, "wait_for_idle", wait_for_idle)  # the app alone keeps the order
+    app = PicollmApp(asks.Options(run="finished"), look=Preferences(theme="dark", toured=False))
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.main.view.exists and "1 of 4" in shown(app))
+        at_once(app, "8", "i", *"quit0?", "escape", "0")
+        await until(pilot, lambda: app.main.tab == "runs")
+        assert app.main.panes["chat"].box.text == "quit0?" and app.is_running

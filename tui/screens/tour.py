@@ -85,7 +85,7 @@ class TourScreen(Dialog[None]):
         if event.key not in known:
             event.stop()
             self.action_back()
-            self.app.call_after_refresh(self.app.simulate_key, event.key)
+            self.app.call_later(self.app._check_bindings, event.key)
 
     def action_confirm(self) -> None:
         if self.step == len(self._steps) - 1:
